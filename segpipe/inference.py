@@ -1,0 +1,98 @@
+"""A trained model with everything it needs to segment a raw volume: what evaluation measures and serving answers with."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
+from segpipe import models
+from segpipe.config import ModelConfig, PreprocessConfig, Section
+from segpipe.data import transform
+from segpipe.errors import InputError
+
+FORMAT = 1
+SPEC, WEIGHTS = "spec.json", "weights.safetensors"
+SLICES_PER_FORWARD = 16
+
+
+class ModelSpec(Section):
+    """How to build the network, what to feed it and how to read its answer."""
+
+    format: int = FORMAT
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    reader: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    threshold: float
+
+
+class Segmentation(NamedTuple):
+    """Labels D,H,W uint8 and foreground probabilities D,H,W float32, on the volume's own grid."""
+
+    mask: NDArray[np.uint8]
+    foreground: NDArray[np.float32]
+
+
+class Predictor:
+    """Segments raw volumes. Holds no state between calls: safe to use from several threads."""
+
+    def __init__(self, spec: ModelSpec, model: models.SegmentationModel, device: torch.device | str = "cpu") -> None:
+        self.spec, self.device = spec, torch.device(device)
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def save(self, folder: Path) -> None:
+        """Write spec.json and weights.safetensors into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.contiguous().cpu() for name, value in self.model.state_dict().items()}
+        safetensors.torch.save_file(state, folder / WEIGHTS)
+        (folder / SPEC).write_text(json.dumps(self.spec.model_dump(mode="json"), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
+        """Read what `save` wrote; nothing is unpickled or downloaded.
+
+        Raises InputError where it is missing, damaged or of another format.
+        """
+        try:
+            values = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+            if values.get("format") != FORMAT:
+                raise InputError(f"{folder / SPEC}: format {values.get('format')}, this version reads {FORMAT}")
+            spec = ModelSpec.model_validate(values)
+            model = models.build(spec.model, len(spec.channels), len(spec.classes), seed=0, pretrained=False)
+            model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+        except (OSError, json.JSONDecodeError, ValidationError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{folder}: not a whole segpipe model ({reason})") from None
+        return cls(spec, model, device)
+
+    @torch.inference_mode()
+    def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A raw image C,D,H,W to the foreground classes' probabilities K,D,H,W on its own grid."""
+        fit = transform.Fit(*image.shape[2:], self.spec.preprocess)
+        slices = fit.image(transform.normalise(image, self.spec.preprocess))
+        parts = []
+        for first in range(0, len(slices), SLICES_PER_FORWARD):
+            batch = torch.from_numpy(slices[first : first + SLICES_PER_FORWARD]).to(self.device)
+            logits = self.model(batch.contiguous(memory_format=torch.channels_last)).float()
+            several = logits.shape[1] > 1
+            parts.append((logits.softmax(dim=1)[:, 1:] if several else logits.sigmoid()).cpu().numpy())
+        return fit.back(np.concatenate(parts))
+
+    def segment(self, image: NDArray[np.float32], threshold: float) -> Segmentation:
+        """Label a raw image C,D,H,W: foreground where its classes' probabilities reach `threshold` together, and there
+        the most probable class. Raises InputError where the number of channels differs or voxels are not finite."""
+        if len(image) != len(self.spec.channels):
+            raise InputError(f"{len(image)} channels, the model takes {len(self.spec.channels)}: {self.spec.channels}")
+        if not np.isfinite(image).all():
+            raise InputError("NaN or infinite voxels")
+        probabilities = self.probabilities(image)
+        foreground = probabilities.sum(axis=0)
+        labels = probabilities.argmax(axis=0).astype(np.uint8) + np.uint8(1)
+        return Segmentation(np.where(foreground >= threshold, labels, np.uint8(0)), foreground)

@@ -1,0 +1,57 @@
+"""Which of the project's own files a module can import, and a digest over them.
+
+The same closure decides whether a step's code changed, what ships inside a model, and what the import contract checks.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("segpipe", "steps")
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a project module such as `segpipe.data.cache`; None where there is no such module."""
+    base = PROJECT.joinpath(*name.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file imports, at the top or inside a function, by full name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def closure(modules: Iterable[str]) -> list[Path]:
+    """The project files reachable from `modules` through imports, packages' `__init__` included, sorted."""
+    waiting, seen = list(modules), set()
+    while waiting:
+        name = waiting.pop()
+        path = module_file(name)
+        if path is None or path in seen:
+            continue
+        seen.add(path)
+        parts = name.split(".")
+        waiting.extend(".".join(parts[:n]) for n in range(1, len(parts)))
+        waiting.extend(found for found in imports(path) if found.split(".")[0] in PACKAGES)
+    return sorted(seen)
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """SHA-256 (64 hex digits) over the paths (relative to the project) and bytes of files."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        total.update(path.relative_to(PROJECT).as_posix().encode() + b"\0")
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
