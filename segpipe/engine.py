@@ -112,7 +112,7 @@ def train_one_epoch(
     Raises InputError, naming the batch, before a step is taken on a loss that is not finite.
     """
     model.train()
-    tally = Tally(len(batches.cases), len(config.data.class_names), run.device)
+    tally = Tally(len(batches.cases), len(batches.classes), run.device)
     for index, batch in enumerate(batches.shuffled(config.seed, epoch, config.augment)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.train, epoch * len(batches) + index, len(batches))
@@ -132,7 +132,7 @@ def train_one_epoch(
 def validate(model: models.SegmentationModel, batches: Batches, config: Config, run: Runtime) -> tuple[float, float]:
     """Mean loss over slices and mean Dice over whole cases of the validation set."""
     model.eval()
-    tally = Tally(len(batches.cases), len(config.data.class_names), run.device)
+    tally = Tally(len(batches.cases), len(batches.classes), run.device)
     for batch in batches.in_order():
         loss, logits = _forward(model, batch, config, run)
         tally.add(loss, logits, batch)

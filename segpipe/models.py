@@ -112,7 +112,8 @@ def build(config: ModelConfig, channels: int, classes: int, seed: int, pretraine
             if weights and isinstance(error, OSError):
                 reason = "ImageNet weights can't be downloaded (offline?); set model.encoder_weights=none"
             raise InputError(f"model.arch={config.arch} model.encoder={config.encoder}: {reason}") from None
-    model = SegmentationModel(network, row.stride, row.smallest)
+    stride = row.stride if row.depth == "fixed" else 2**config.encoder_depth
+    model = SegmentationModel(network, stride, row.smallest)
     _drop_unused(model, channels)
     return model
 

@@ -1,0 +1,105 @@
+"""The whole chain: preprocess, train, evaluate, register, as nested runs of one parent."""
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from segpipe.config import Config
+from segpipe.errors import InputError
+from steps import cli
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from steps import chain
+
+HELP = """Take a folder of images and masks to a promoted model: preprocess, train, evaluate, register.
+
+Each step is a process of its own, started through MLflow Projects and nested under one parent run. A step whose config,
+code, requirements, inputs and raw data are those of a finished run is not run again.
+"""
+
+
+def callback(recipe: str, env_manager: str, **values: str | None) -> None:
+    """Resolve the config, run the chain, print what came of it."""
+    try:
+        config = cli.resolve(recipe, values)
+    except InputError as error:
+        raise cli.Refused(str(error)) from None
+    from segpipe import tracking
+
+    tracking.connect()
+    with tracking.run("pipeline", config):
+        _chain(config, env_manager)
+
+
+def _chain(config: Config, env_manager: str) -> None:
+    from segpipe import registry, tracking
+    from steps import chain
+
+    name = config.registry.model_name
+
+    def still_champion(run: "Run") -> bool:
+        holder = registry.holder(name)
+        return run.data.tags.get("segpipe.champion", "") == (str(holder.version) if holder else "")
+
+    began, results, runs = time.perf_counter(), {}, {}
+    for step in chain.STEPS.values():
+        valid = still_champion if step.name == "register" else chain.always
+        inputs = {i: runs[i] for i in step.inputs}
+        result = chain.obtain(step.name, config, inputs, env_manager, valid)
+        results[step.name], runs[step.name] = result, result.run
+        verb = "reused" if result.reused else "ran"
+        because = "" if result.reused else f": because {result.because}"
+        click.echo(f"{step.name}: {verb} {result.run.info.run_id}{because}", err=True)
+    tracking.tag(**{f"run.{step}": run.info.run_id for step, run in runs.items()})
+    _table(results, time.perf_counter() - began)
+    _champion(name)
+
+
+def _table(results: "dict[str, chain.Result]", seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from segpipe import tracking
+
+    table = Table("step", "run", "took", "key figure", caption=f"{seconds:.0f} s in all")
+    for step, result in results.items():
+        took = "reused" if result.reused else f"{result.seconds:.1f} s"
+        table.add_row(step, result.run.info.run_id, took, result.run.data.tags.get(tracking.FIGURE, ""))
+    console = Console()
+    console.print(table, width=max(console.width, 132) if not console.is_terminal else None)
+
+
+def _champion(name: str) -> None:
+    from segpipe import registry, tracking
+
+    holder = registry.holder(name)
+    if holder is None:
+        click.echo(f"No champion of '{name}' yet: no model has passed the gate.")
+        return
+    tags = holder.tags
+    click.echo(
+        f"Champion: {name} version {holder.version}, test Dice {float(tags['test_dice']):.3f} "
+        f"[{float(tags['test_dice_ci_low']):.3f}, {float(tags['test_dice_ci_high']):.3f}]\n\n"
+        f"Serve it:\n  MLFLOW_TRACKING_URI='{tracking.mask(tracking.uri())}' \\\n"
+        f"  mlflow models serve -m 'models:/{name}@champion' --env-manager local -p 5001\n"
+        f"Ask it:\n{tracking.request(tags['preprocess_run'])}"
+    )
+
+
+def command() -> click.Command:
+    """The command line of the chain: the steps' knobs and the environment manager handed on to every step."""
+    manager = click.Option(
+        ["--env-manager"],
+        type=click.Choice(["local", "uv", "virtualenv", "conda"]),
+        default="local",
+        show_default=True,
+        help="environment that MLflow Projects runs each step in",
+    )
+    return cli.Command("pipeline", callback=callback, params=[manager, *cli.options()], help=HELP)
+
+
+if __name__ == "__main__":
+    command().main()

@@ -1,0 +1,138 @@
+"""Promotion: what a model must show to become champion, and the aliases that say who is."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from segpipe import tracking
+from segpipe.config import GateConfig
+from segpipe.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int, str], None]
+
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One demand of the gate: the value shown, the value asked for, and whether it was met."""
+
+    name: str
+    value: float
+    required: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the challenger becomes champion, why, and every number behind it."""
+
+    promote: bool
+    reasons: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = ()
+
+    def to_json(self, **more: object) -> str:
+        """The decision as JSON, with what else is to be remembered about it."""
+        return json.dumps({**asdict(self), **more}, indent=1)
+
+
+def decide(challenger: pd.DataFrame, champion: pd.DataFrame | None, gate: GateConfig) -> Decision:
+    """Promote where the floor holds and the mean Dice over the same test cases is better than the champion's.
+
+    Both tables have columns case and dice, NaN where both masks are empty. Raises InputError where the cases differ.
+    """
+    value = _mean_dice(challenger)
+    floor = Comparison("mean test Dice", value, gate.min_dice, value >= gate.min_dice)
+    if not floor.passed:
+        return Decision(False, (f"mean test Dice {value:.4f} is below gate.min_dice {gate.min_dice}",), (floor,))
+    if champion is None:
+        return Decision(True, (f"first model; mean test Dice {value:.4f}",), (floor,))
+    if sorted(challenger["case"]) != sorted(champion["case"]):
+        raise InputError("challenger and champion were measured on different cases; evaluate both on one dataset")
+    gain = value - _mean_dice(champion)
+    better = Comparison("gain in mean Dice", gain, gate.min_improvement, gain > 0 and gain >= gate.min_improvement)
+    verdict = "better than" if better.passed else "not better than"
+    reason = f"mean Dice {value:.4f}, {gain:+.4f} against the champion: {verdict} the gate asks"
+    if better.passed:
+        reason = f"mean Dice {value:.4f}, {gain:+.4f} against the champion"
+    return Decision(better.passed, (reason,), (floor, better))
+
+
+def _mean_dice(cases: pd.DataFrame) -> float:
+    values = cases["dice"].dropna()
+    return float(values.mean()) if len(values) else float(np.float64(0))
+
+
+def version_of(name: str, model_id: str, tags: dict[str, str]) -> ModelVersion:
+    """The registered version of a logged model, created if there is none yet; safe to repeat."""
+    client = MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for known in client.search_model_versions(f"name = '{name}'"):
+        if known.source == f"models:/{model_id}" or getattr(known, "model_id", None) == model_id:
+            return known
+    model = client.get_logged_model(model_id)
+    return client.create_model_version(
+        name, f"models:/{model_id}", run_id=model.source_run_id, tags=tags, model_id=model_id
+    )
+
+
+def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
+    """The version that has an alias; None where the model or the alias does not exist."""
+    try:
+        return MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def cases_of(champion: ModelVersion, preprocess: str, device: "torch.device", progress: Progress) -> pd.DataFrame:
+    """The champion's per-case results on a dataset's test set: those of its own evaluation where that was the same test
+    set, otherwise measured now."""
+    if champion.tags.get("test_digest") == tracking.tag_of(preprocess, "segpipe.test_digest"):
+        return pd.read_csv(tracking.local(f"runs:/{champion.tags['evaluate_run']}/evaluation/cases.csv"))
+    from segpipe import evaluation
+    from segpipe.inference import Predictor
+    from segpipe.manifest import Manifest
+
+    folder = tracking.local(f"runs:/{preprocess}/dataset")
+    predictor = Predictor.load(tracking.model_folder(f"models:/{champion.name}/{champion.version}"), device)
+    return evaluation.evaluate(predictor, Manifest.load(folder), folder, predictor.spec.threshold, progress)
+
+
+def apply(name: str, version: str, decision: Decision) -> None:
+    """Move the aliases; repeating it changes nothing, and whenever it stops there is one champion.
+
+    Promoted: `previous` keeps the old champion, then `champion` moves. Refused: `challenger` names the version.
+    """
+    client = MlflowClient()
+    champion = holder(name)
+    if not decision.promote:
+        if champion is None or str(champion.version) != version:
+            client.set_registered_model_alias(name, CHALLENGER, version)
+        return
+    if champion is not None and str(champion.version) != version:
+        client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
+    client.set_registered_model_alias(name, CHAMPION, version)
+    challenger = holder(name, CHALLENGER)
+    if challenger is not None and str(challenger.version) == version:
+        client.delete_registered_model_alias(name, CHALLENGER)
+
+
+def describe(version: ModelVersion) -> dict[str, Any]:
+    """Name, version and the figures its tags carry."""
+    return {"name": version.name, "version": str(version.version), **version.tags}

@@ -1,0 +1,1 @@
+"""One file per entry point: parse, call the library once, log."""

@@ -1,0 +1,196 @@
+"""The chain as a table, the key that decides whether a step has to run, and how one is started."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segpipe import config as settings
+from segpipe import sources, tracking
+from segpipe.config import Config
+from segpipe.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row: its name is its entry point and its module; `sections` are the config it reads, `output` the artifact
+    that shows it is whole."""
+
+    name: str
+    sections: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: str
+
+
+STEPS = {
+    step.name: step
+    for step in (
+        Step("preprocess", ("data", "preprocess", "split", "seed"), (), "dataset/manifest.json"),
+        Step("train", ("model", "loss", "augment", "train", "seed"), ("preprocess",), "training/history.json"),
+        Step("evaluate", ("evaluate", "seed"), ("preprocess", "train"), "evaluation/summary.json"),
+        Step("register", ("gate", "registry"), ("preprocess", "evaluate"), "register/decision.json"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a step's result depends on, part by part."""
+
+    parts: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        return settings.digest(self.parts)
+
+    def text(self) -> str:
+        return json.dumps(self.parts)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a step: its run, whether it was reused, why it ran, and the seconds it took here."""
+
+    run: "Run"
+    reused: bool
+    because: str
+    seconds: float
+
+
+def key(name: str, config: Config, inputs: dict[str, "Run"]) -> Key:
+    """The key of a step for a config and the finished runs of its inputs.
+
+    Raises InputError where raw data is missing, for the step that reads it.
+    """
+    step = STEPS[name]
+    values = config.model_dump(mode="json", include=set(step.sections), exclude={"data": {"root"}})
+    parts = {f"config {section}": settings.digest(values[section])[:16] for section in step.sections}
+    parts["code"] = sources.digest(sources.closure([f"steps.{name}"]))[:16]
+    requirements = (sources.PROJECT / "requirements.txt").read_bytes()
+    parts["requirements"] = hashlib.sha256(requirements + platform.python_version().encode()).hexdigest()[:16]
+    for upstream, run in inputs.items():
+        parts[f"result of {upstream}"] = run.data.tags.get(tracking.KEY, run.info.run_id)[:16]
+    if "data" in step.sections:
+        parts["raw data"] = raw_digest(config)
+    return Key(parts)
+
+
+def raw_digest(config: Config) -> str:
+    """Digest of every raw file's relative path and bytes; the phantom's is empty, its config and code say it all."""
+    from segpipe.data.readers import check_root
+
+    if config.data.format == "phantom":
+        return ""
+    check_root(config.data.root)
+    root, total = Path(config.data.root), hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def inputs(name: str, config: Config, given: dict[str, str]) -> dict[str, "Run"]:
+    """The finished runs a step builds on: the given ones, checked; those they were built on; the others found by key or
+    run first, as children of the active run."""
+    runs: dict[str, Run] = {}
+    for upstream in STEPS[name].inputs:
+        run_id = given.get(upstream) or _implied(upstream, given)
+        if run_id:
+            runs[upstream] = tracking.upstream(run_id, upstream)
+        else:
+            runs[upstream] = obtain(upstream, config, inputs(upstream, config, {})).run
+    return runs
+
+
+def _implied(name: str, given: dict[str, str]) -> str | None:
+    """The run of `name` that a given run further down was built on."""
+    for other, run_id in given.items():
+        if run_id and name in STEPS[other].inputs:
+            return tracking.upstream(run_id, other).data.tags.get(f"{tracking.INPUT}{name}")
+    return None
+
+
+def always(run: "Run") -> bool:
+    """A finished run with the right key stays valid."""
+    return True
+
+
+def obtain(
+    name: str,
+    config: Config,
+    runs: dict[str, "Run"],
+    env_manager: str = "local",
+    valid: Callable[["Run"], bool] = always,
+) -> Result:
+    """Reuse a finished, whole and still valid run of a step with the right key, or run the step."""
+    began = time.perf_counter()
+    wanted = key(name, config, runs)
+    known = tracking.finished(name, wanted.digest)
+    for run in known:
+        if tracking.has_artifact(run.info.run_id, STEPS[name].output) and valid(run):
+            return Result(run, True, "", time.perf_counter() - began)
+    because = f"what run {known[0].info.run_id} left is gone or overtaken" if known else reason(name, config, wanted)
+    run = launch(name, {f"{i}_run": run.info.run_id for i, run in runs.items()}, env_manager, because)
+    return Result(run, False, because, time.perf_counter() - began)
+
+
+def reason(name: str, config: Config, wanted: Key) -> str:
+    """What differs from the newest finished run of the step, in words."""
+    earlier = tracking.finished(name)
+    if not earlier:
+        return "it has not run before"
+    tags, params = earlier[0].data.tags, earlier[0].data.params
+    known = json.loads(tags.get(tracking.PARTS, "{}"))
+    changed = [part for part in wanted.parts if known.get(part) != wanted.parts[part]]
+    now = settings.flat(config)
+    said = []
+    for part in changed:
+        section = part.removeprefix("config ")
+        knobs = [k for k in now if k.split(".")[0] == section and k != "data.root"] if section != part else []
+        differing = [k for k in knobs if params.get(f"cfg.{k}") != now[k]]
+        said += [f"{k} {params.get(f'cfg.{k}')} -> {now[k]}" for k in differing] or [f"{part} changed"]
+    return ", ".join(said) or "it was asked for"
+
+
+def launch(name: str, parameters: dict[str, str], env_manager: str, because: str) -> "Run":
+    """Run a step as an MLflow Projects process nested under the active run, and wait for it.
+
+    It gets the active run's resolved config and its inputs' run IDs, no local path. Raises InputError with the step's
+    own reason where it fails.
+    """
+    import mlflow
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    active, client = mlflow.active_run(), mlflow.MlflowClient()
+    assert active is not None
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    tags = {MLFLOW_PARENT_RUN_ID: active.info.run_id, tracking.STEP: name, tracking.BECAUSE: because}
+    run_id = client.create_run(active.info.experiment_id, tags=tags, run_name=name).info.run_id
+    why = "it was interrupted"
+    try:
+        mlflow.projects.run(
+            str(sources.PROJECT),
+            entry_point=name,
+            parameters={"config": f"runs:/{active.info.run_id}/{tracking.CONFIG}", **parameters},
+            experiment_id=active.info.experiment_id,
+            run_id=run_id,
+            env_manager=env_manager,
+        )
+    except mlflow.exceptions.MlflowException as error:
+        why = tracking.one_line(error)
+    run = client.get_run(run_id)
+    if run.info.status == "RUNNING":
+        client.set_terminated(run_id, "FAILED")
+    if run.info.status != "FINISHED":
+        raise InputError(f"{name} failed (run {run_id}): {run.data.tags.get(tracking.REASON, why)}")
+    return run

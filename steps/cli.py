@@ -1,0 +1,180 @@
+"""The command line that all entry points share: every knob, one line for an error, one MLflow run."""
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segpipe import config as settings
+from segpipe.config import Config
+from segpipe.errors import InputError
+
+if TYPE_CHECKING:
+    from segpipe.engine import EpochReport
+
+DEFAULT_RECIPE = "configs/phantom.yaml"
+BAD_USAGE, FAILED, INTERRUPTED = 2, 1, 130
+Body = Callable[..., str]
+
+
+def options() -> list[click.Parameter]:
+    """`--config` and one option for every knob."""
+    recipe = click.Option(
+        ["--config", "recipe"],
+        metavar="FILE",
+        default="",
+        help=f"YAML recipe: what differs from the defaults; a path or an artifact URI.  [default: {DEFAULT_RECIPE}]",
+    )
+    knobs: list[click.Parameter] = [
+        click.Option(
+            [f"--{knob.name}", knob.name.replace(".", "__")],
+            metavar=f"[{knob.allowed}]",
+            default=None,
+            help=f"{knob.description}  [default: {knob.default or 'empty'}]",
+        )
+        for knob in settings.knobs().values()
+    ]
+    return [recipe, *knobs]
+
+
+def overrides(values: dict[str, Any]) -> dict[str, str]:
+    """The knobs given on the command line, by dotted name."""
+    return {name.replace("__", "."): value for name, value in values.items() if value is not None}
+
+
+def resolve(recipe: str, values: dict[str, Any]) -> Config:
+    """The Config of a command line. Raises InputError."""
+    from segpipe import sources
+
+    if recipe.startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
+        from segpipe import tracking
+
+        tracking.connect()
+        recipe = str(tracking.local(recipe))
+    return settings.load(recipe or sources.PROJECT / DEFAULT_RECIPE, overrides(values))
+
+
+def step(name: str, inputs: tuple[str, ...] = ()) -> Callable[[Body], click.Command]:
+    """Make `body(config, **run IDs of its inputs) -> key figure` an entry point.
+
+    An input that is not given on the command line is found by its key, or run first.
+    """
+
+    def decorate(body: Body) -> click.Command:
+        upstream: list[click.Parameter] = [
+            click.Option(
+                [f"--{i}-run", f"{i}_run"], default="", metavar="RUN_ID", help=f"run ID of {i}; empty: find or run it"
+            )
+            for i in inputs
+        ]
+
+        def callback(recipe: str, **values: Any) -> None:
+            given = {i: values.pop(f"{i}_run") for i in inputs}
+            _run(name, recipe, values, given, body)
+
+        return Command(name, callback=callback, params=[*upstream, *options()], help=body.__doc__)
+
+    return decorate
+
+
+def _run(name: str, recipe: str, values: dict[str, Any], given: dict[str, str], body: Body) -> None:
+    try:
+        config = resolve(recipe, values)
+    except InputError as error:
+        raise Refused(str(error)) from None
+    from segpipe import tracking
+    from steps import chain
+
+    tracking.connect()
+    with tracking.run(name, config):
+        runs = chain.inputs(name, config, given)
+        key = chain.key(name, config, runs)
+        tracking.tag(key=key.digest, parts=key.text(), **{f"input.{i}": run.info.run_id for i, run in runs.items()})
+        tracking.tag(figure=body(config, **{i: run.info.run_id for i, run in runs.items()}))
+
+
+class Refused(click.UsageError):
+    """A knob or recipe is wrong: nothing has run, exit code 2."""
+
+
+class Command(click.Command):
+    """A command whose every failure is one line on stderr and a non-zero exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        signal.signal(signal.SIGTERM, _interrupt)
+        kwargs["standalone_mode"] = False
+        try:
+            super().main(*args, **kwargs)
+        except click.UsageError as error:
+            reason = error.format_message()
+            _note(reason)
+            _leave(self.name, reason, BAD_USAGE)
+        except InputError as error:
+            _leave(self.name, str(error), FAILED)
+        except (KeyboardInterrupt, click.Abort):
+            _leave(self.name, "interrupted", INTERRUPTED)
+        except Exception as error:
+            _leave(self.name, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", FAILED)
+
+
+def _note(reason: str) -> None:
+    from segpipe import tracking
+
+    try:
+        tracking.fail_given_run(reason)
+    except InputError as error:
+        click.echo(f"(could not be noted on the run: {error})", err=True)
+
+
+def _leave(name: str | None, reason: str, code: int) -> None:
+    click.echo(f"segpipe {name}: {reason}", err=True)
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def progress(label: str) -> Callable[[int, int, str], None]:
+    """A callback progress(done, total, item): a bar on a terminal, otherwise a line at each tenth."""
+    from rich.progress import Progress
+
+    if not sys.stderr.isatty():
+
+        def line(done: int, total: int, item: str) -> None:
+            if done == total or done * 10 // total > (done - 1) * 10 // total:
+                click.echo(f"{label}: {done}/{total} {item}", err=True)
+
+        return line
+    bar = Progress(transient=True)
+    task = bar.add_task(label)
+    bar.start()
+
+    def advance(done: int, total: int, item: str) -> None:
+        bar.update(task, completed=done, total=total, description=f"{label} {item}")
+        if done == total:
+            bar.stop()
+
+    return advance
+
+
+def reporter(epochs: int) -> "Callable[[EpochReport], None]":
+    """A callback for `engine.fit`: logs the epoch's metrics and shows them, under a bar on a terminal."""
+    from segpipe import tracking
+
+    advance = progress("train") if sys.stderr.isatty() else None
+
+    def report(epoch: "EpochReport") -> None:
+        tracking.log_epoch(epoch)
+        text = (
+            f"epoch {epoch.epoch + 1}/{epochs}  loss {epoch.train_loss:.4f} val {epoch.val_loss:.4f}  "
+            f"Dice {epoch.train_dice:.4f} val {epoch.val_dice:.4f}  {epoch.epoch_time_seconds:.1f} s"
+        )
+        if advance:
+            advance(epoch.epoch + 1, epochs, text)
+        else:
+            click.echo(text, err=True)
+
+    return report

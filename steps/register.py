@@ -1,0 +1,36 @@
+"""`python -m steps.register`"""
+
+import pandas as pd
+
+from segpipe import engine, registry, tracking
+from segpipe.config import Config
+from steps import cli
+
+
+@cli.step("register", inputs=("preprocess", "evaluate"))
+def main(config: Config, preprocess: str, evaluate: str) -> str:
+    """Register the evaluated model and promote it if it passes the gate."""
+    name = config.registry.model_name
+    cases = pd.read_csv(tracking.local(f"runs:/{evaluate}/evaluation/cases.csv"))
+    tags, model_id = tracking.version_tags(preprocess, evaluate), tracking.tag_of(evaluate, tracking.MODEL)
+    version = registry.version_of(name, model_id, tags)
+    champion = registry.holder(name)
+
+    if champion is not None and champion.version == version.version:
+        decision = registry.Decision(False, (f"version {version.version} is the champion already",))
+    else:
+        device = engine.runtime(config.train).device
+        rival = None if champion is None else registry.cases_of(champion, preprocess, device, cli.progress("champion"))
+        decision = registry.decide(cases, rival, config.gate)
+
+    with tracking.artifact_folder("register") as folder:
+        content = decision.to_json(version=registry.describe(version), champion=champion and registry.describe(champion))
+        (folder / "decision.json").write_text(content, encoding="utf-8")
+        registry.apply(name, str(version.version), decision)
+    holder = registry.holder(name)
+    tracking.tag(champion=str(holder.version) if holder else "")
+    return f"{'promoted' if decision.promote else 'kept'}: {'; '.join(decision.reasons)}"
+
+
+if __name__ == "__main__":
+    main()
