@@ -1,5 +1,6 @@
 """The whole chain: preprocess, train, evaluate, register, as nested runs of one parent."""
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,9 @@ def _chain(config: Config, env_manager: str) -> None:
         holder = registry.holder(name)
         return run.data.tags.get("segpipe.champion", "") == (str(holder.version) if holder else "")
 
-    began, results, runs = time.perf_counter(), {}, {}
+    began = time.perf_counter()
+    results: dict[str, chain.Result] = {}
+    runs: dict[str, Run] = {}
     for step in chain.STEPS.values():
         valid = still_champion if step.name == "register" else chain.always
         inputs = {i: runs[i] for i in step.inputs}
@@ -64,12 +67,13 @@ def _table(results: "dict[str, chain.Result]", seconds: float) -> None:
 
     from segpipe import tracking
 
-    table = Table("step", "run", "took", "key figure", caption=f"{seconds:.0f} s in all")
+    table = Table(caption=f"{seconds:.0f} s in all")
+    for column in ("step", "run", "took", "key figure"):
+        table.add_column(column, no_wrap=column != "key figure")
     for step, result in results.items():
         took = "reused" if result.reused else f"{result.seconds:.1f} s"
         table.add_row(step, result.run.info.run_id, took, result.run.data.tags.get(tracking.FIGURE, ""))
-    console = Console()
-    console.print(table, width=max(console.width, 132) if not console.is_terminal else None)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _champion(name: str) -> None:

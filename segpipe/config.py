@@ -158,6 +158,7 @@ class TrainConfig(Section):
 
     epochs: int = Field(14, ge=1, le=100_000, description="passes over the training set")
     batch_size: int = Field(16, ge=1, le=4096, description="slices or images a step")
+    empty_share: Fraction = Field(1.0, description="share of the slices without foreground drawn anew for each epoch")
     lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate of AdamW")
     weight_decay: float = Field(1e-2, ge=0, le=10, description="decoupled weight decay of AdamW")
     warmup_epochs: float = Field(1.0, ge=0, description="linear warm-up, then a cosine to zero")
@@ -196,17 +197,17 @@ class TrackingConfig(Section):
 class Config(Section):
     """All sections."""
 
-    data: DataConfig = DataConfig()  # type: ignore[call-arg]  # pydantic fills the defaults of Field(x, ...)
-    preprocess: PreprocessConfig = PreprocessConfig()  # type: ignore[call-arg]
-    split: SplitConfig = SplitConfig()  # type: ignore[call-arg]
-    model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
-    loss: LossConfig = LossConfig()  # type: ignore[call-arg]
-    augment: AugmentConfig = AugmentConfig()  # type: ignore[call-arg]
-    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
-    evaluate: EvaluateConfig = EvaluateConfig()  # type: ignore[call-arg]
-    gate: GateConfig = GateConfig()  # type: ignore[call-arg]
-    registry: RegistryConfig = RegistryConfig()  # type: ignore[call-arg]
-    tracking: TrackingConfig = TrackingConfig()  # type: ignore[call-arg]
+    data: DataConfig = DataConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    split: SplitConfig = SplitConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+    registry: RegistryConfig = RegistryConfig()
+    tracking: TrackingConfig = TrackingConfig()
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw")
 
 
@@ -266,7 +267,9 @@ def _one_line(error: ValidationError) -> str:
     knob = knobs().get(name)
     if knob is None:
         return str(first["msg"]).removeprefix("Value error, ")
-    return f"{name}={_text(first['input'])}: {first['msg']} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
+    return (
+        f"{name}={_text(first['input'])}: {first['msg']} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
+    )
 
 
 def build(values: Mapping[str, Any]) -> Config:
@@ -291,7 +294,7 @@ def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
             raise InputError(f"unknown knob '{name}'{nearest(name, list(knobs()))}")
         section, _, key = name.partition(".")
         if key:
-            values[section] = {**(values.get(section) or {}), key: value}
+            values[section] = {**values.get(section, {}), key: value}
         else:
             values[section] = value
     config = build(values)
@@ -312,7 +315,10 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"config {path}: expected sections such as 'train:', found {type(values).__name__}")
-    return values
+    for section, content in values.items():
+        if section != "seed" and not isinstance(content, dict | None):
+            raise InputError(f"config {path}: section '{section}' holds {content!r}, expected knobs and values")
+    return {section: content for section, content in values.items() if content is not None}
 
 
 def dump(config: Config) -> str:

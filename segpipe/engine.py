@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segpipe import losses, metrics, models
-from segpipe.config import AugmentConfig, Config, TrainConfig
+from segpipe.config import Config, TrainConfig
 from segpipe.data.batches import Batch, Batches
 from segpipe.errors import InputError
 
@@ -158,9 +158,8 @@ def fit(
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.autocast is torch.float16)
-    best: EpochReport | None = None
     weights: dict[str, Tensor] = {}
-    history = []
+    history: list[EpochReport] = []
     for epoch in range(config.train.epochs):
         began = time.perf_counter()
         train_loss, train_dice = train_one_epoch(model, optimizer, scaler, train, epoch, config, run)
@@ -175,10 +174,8 @@ def fit(
             epoch_time_seconds=time.perf_counter() - began,
             overfitting_gap=train_dice - val_dice,
         )
-        history.append(report)
-        if best is None or report.val_dice > best.val_dice:
-            best = report
+        if not history or report.val_dice > max(earlier.val_dice for earlier in history):
             weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        history.append(report)
         on_epoch(report)
-    assert best is not None
-    return FitResult(best, weights, history)
+    return FitResult(max(history, key=lambda r: r.val_dice), weights, history)

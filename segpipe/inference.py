@@ -1,4 +1,4 @@
-"""A trained model with everything it needs to segment a raw volume: what evaluation measures and serving answers with."""
+"""A trained model with all it needs to segment a raw volume: what evaluation measures and serving answers with."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ class Predictor:
     @torch.inference_mode()
     def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """A raw image C,D,H,W to the foreground classes' probabilities K,D,H,W on its own grid."""
-        fit = transform.Fit(*image.shape[2:], self.spec.preprocess)
+        fit = transform.Fit(image.shape[2:], self.spec.preprocess)
         slices = fit.image(transform.normalise(image, self.spec.preprocess))
         parts = []
         for first in range(0, len(slices), SLICES_PER_FORWARD):
@@ -87,7 +87,8 @@ class Predictor:
 
     def segment(self, image: NDArray[np.float32], threshold: float) -> Segmentation:
         """Label a raw image C,D,H,W: foreground where its classes' probabilities reach `threshold` together, and there
-        the most probable class. Raises InputError where the number of channels differs or voxels are not finite."""
+        the most probable class. Raises InputError where the number of channels differs or voxels are not finite.
+        """
         if len(image) != len(self.spec.channels):
             raise InputError(f"{len(image)} channels, the model takes {len(self.spec.channels)}: {self.spec.channels}")
         if not np.isfinite(image).all():

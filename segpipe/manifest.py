@@ -1,4 +1,4 @@
-"""The hand-off from preprocess: what is in the dataset, who is in which split, and where each case lies in the arrays."""
+"""The hand-off from preprocess: what is in the dataset, who is in which split, where each case lies in the arrays."""
 
 import json
 import os
@@ -113,7 +113,7 @@ class Manifest(Section):
         record = self.arrays[name]
         path = folder / record.file
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: missing or cut short ({error}); run preprocess again") from None
         if array.shape != record.shape or array.dtype.str != record.dtype:

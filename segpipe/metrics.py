@@ -26,27 +26,20 @@ class Counts(NamedTuple):
     reference: ArrayLike
 
 
-class Overlap(NamedTuple):
-    """One row: numerator and denominator as functions of (both, predicted, reference)."""
-
-    above: Callable[[Values, Values, Values], Values]
-    below: Callable[[Values, Values, Values], Values]
-
-
-OVERLAPS = {
-    "dice": Overlap(lambda b, p, r: 2 * b, lambda b, p, r: p + r),
-    "iou": Overlap(lambda b, p, r: b, lambda b, p, r: p + r - b),
-    "precision": Overlap(lambda b, p, r: b, lambda b, p, r: p),
-    "recall": Overlap(lambda b, p, r: b, lambda b, p, r: r),
+# Numerator and denominator from the voxels in (both, predicted, reference).
+OVERLAPS: dict[str, Callable[[Values, Values, Values], tuple[Values, Values]]] = {
+    "dice": lambda b, p, r: (2 * b, p + r),
+    "iou": lambda b, p, r: (b, p + r - b),
+    "precision": lambda b, p, r: (b, p),
+    "recall": lambda b, p, r: (b, r),
 }
 
 
 def overlap(name: str, counts: Counts) -> Values:
     """One of dice, iou, precision, recall; in 0..1, or NaN where both masks are empty."""
     both, predicted, reference = (np.asarray(c, dtype=np.float64) for c in counts)
-    row = OVERLAPS[name]
-    below = row.below(both, predicted, reference)
-    value = np.divide(row.above(both, predicted, reference), below, out=np.zeros_like(below), where=below > 0)
+    above, below = OVERLAPS[name](both, predicted, reference)
+    value = np.divide(above, below, out=np.zeros_like(below), where=below > 0)
     return np.where(predicted + reference > 0, value, np.nan)
 
 

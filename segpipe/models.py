@@ -15,7 +15,8 @@ DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
 class Architecture(NamedTuple):
     """One row: the smp class, the stride its input is padded to, its smallest input, and how far it follows
-    `model.encoder_depth` (`decoder`: yes, and it takes decoder channels; `plain`: yes; `fixed`: no)."""
+    `model.encoder_depth` (`decoder`: yes, and it takes decoder channels; `plain`: yes; `fixed`: no).
+    """
 
     smp_class: str
     stride: int = 32
@@ -65,7 +66,9 @@ class SegmentationModel(nn.Module):
 def architecture(name: str) -> Architecture:
     """A row of the table. Raises InputError naming the nearest known architecture."""
     if name not in ARCHITECTURES:
-        raise InputError(f"model.arch={name}: unknown{nearest(name, list(ARCHITECTURES))}; known: {', '.join(ARCHITECTURES)}")
+        raise InputError(
+            f"model.arch={name}: unknown{nearest(name, list(ARCHITECTURES))}; known: {', '.join(ARCHITECTURES)}"
+        )
     return ARCHITECTURES[name]
 
 
@@ -76,7 +79,9 @@ def check(config: ModelConfig) -> None:
 
     known = smp.encoders.get_encoder_names()
     if config.encoder not in known and not config.encoder.startswith("tu-"):
-        raise InputError(f"model.encoder={config.encoder}: unknown{nearest(config.encoder, known)}; or 'tu-' and a timm name")
+        raise InputError(
+            f"model.encoder={config.encoder}: unknown{nearest(config.encoder, known)}; or 'tu-' and a timm name"
+        )
 
 
 def build(config: ModelConfig, channels: int, classes: int, seed: int, pretrained: bool = True) -> SegmentationModel:
@@ -120,7 +125,8 @@ def build(config: ModelConfig, channels: int, classes: int, seed: int, pretraine
 
 def _drop_unused(model: SegmentationModel, channels: int) -> None:
     """Replace the modules that take no part in a forward pass, such as encoder stages beyond the depth in use, which
-    would otherwise be stored, counted and break DistributedDataParallel."""
+    would otherwise be stored, counted and break DistributedDataParallel.
+    """
     model.eval()
     side = max(64, model.smallest)
     model(torch.zeros(1, channels, side, side)).sum().backward()

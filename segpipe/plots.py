@@ -11,8 +11,8 @@ from segpipe.inference import Predictor
 from segpipe.manifest import Manifest
 
 matplotlib.use("agg")
-from matplotlib.colors import to_rgb  # noqa: E402  # the backend must be chosen before anything else of matplotlib
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.colors import to_rgb  # the backend must be chosen before anything else of matplotlib
+from matplotlib.figure import Figure
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.uint8]

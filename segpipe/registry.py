@@ -102,7 +102,8 @@ def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
 
 def cases_of(champion: ModelVersion, preprocess: str, device: "torch.device", progress: Progress) -> pd.DataFrame:
     """The champion's per-case results on a dataset's test set: those of its own evaluation where that was the same test
-    set, otherwise measured now."""
+    set, otherwise measured now.
+    """
     if champion.tags.get("test_digest") == tracking.tag_of(preprocess, "segpipe.test_digest"):
         return pd.read_csv(tracking.local(f"runs:/{champion.tags['evaluate_run']}/evaluation/cases.csv"))
     from segpipe import evaluation

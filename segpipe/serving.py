@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.pyfunc import PythonModel, PythonModelContext
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from numpy.typing import NDArray
 
 from segpipe.data import codecs
 from segpipe.data.volume import volume_ml
@@ -23,9 +24,9 @@ COLUMN = "image"
 
 def signature(spec: ModelSpec) -> ModelSignature:
     """Column `image`, or one column per channel for models of several files; `threshold` as a parameter."""
-    columns = [ColSpec(DataType.string, COLUMN, required=not _columns(spec))]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, COLUMN, required=not _columns(spec))]
     columns += [ColSpec(DataType.string, name, required=False) for name in _columns(spec)]
-    outputs = [
+    outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "mask"),
         ColSpec(DataType.long, "foreground_voxels"),
         ColSpec(DataType.double, "foreground_ml", required=False),
@@ -63,8 +64,8 @@ class ServedModel(PythonModel):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.predictor = Predictor.load(Path(context.artifacts[ARTIFACT]), device)
 
-    def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    def predict(  # type: ignore[override]  # MLflow leaves out a context that the signature does not name
+        self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """One row for each row of the request.
 
@@ -74,6 +75,11 @@ class ServedModel(PythonModel):
         threshold = float((params or {}).get("threshold", self.predictor.spec.threshold))
         if not 0 < threshold < 1:
             raise MlflowException.invalid_parameter_value(f"threshold {threshold} is not between 0 and 1")
+        if model_input.empty:
+            wanted = " or ".join(
+                [COLUMN, "+".join(_columns(self.predictor.spec))][: 1 + bool(_columns(self.predictor.spec))]
+            )
+            raise MlflowException.invalid_parameter_value(f"no row with a column {wanted}")
         rows = []
         for number, row in enumerate(model_input.to_dict(orient="records")):
             try:
@@ -93,7 +99,7 @@ class ServedModel(PythonModel):
             "max_probability": float(segmentation.foreground.max()),
         }
 
-    def _image(self, row: dict[str, Any]) -> tuple[codecs.Decoded, np.ndarray]:  # type: ignore[type-arg]
+    def _image(self, row: dict[str, Any]) -> tuple[codecs.Decoded, NDArray[np.float32]]:
         """The file that gives the geometry, and the image C,D,H,W."""
         spec = self.predictor.spec
         given = [name for name in _columns(spec) if isinstance(row.get(name), str)]

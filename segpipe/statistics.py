@@ -28,8 +28,8 @@ def bootstrap_mean(values: ArrayLike, patients: ArrayLike, samples: int, seed: i
     if not n_valid:
         return Interval(float("nan"), float("nan"), float("nan"), n, 0)
     _, owner = np.unique(np.asarray(patients)[valid], return_inverse=True)
-    sums = np.bincount(owner, weights=known[valid])
-    counts = np.bincount(owner).astype(np.float64)
+    sums = np.asarray(np.bincount(owner, weights=known[valid]), dtype=np.float64)
+    counts = np.asarray(np.bincount(owner), dtype=np.float64)
     mean = float(sums.sum() / counts.sum())
     means = _resampled(sums, counts, samples, np.random.default_rng([seed, 0xB007]))
     low, high = np.quantile(means, [0.025, 0.975])

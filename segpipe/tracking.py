@@ -18,17 +18,19 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
-import mlflow  # noqa: E402  # reads the variables above when imported
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Param, Run, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+import mlflow  # reads the variables above when imported
+from mlflow import MlflowClient
+from mlflow.entities import Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
-from segpipe import config as settings  # noqa: E402
-from segpipe import sources  # noqa: E402
-from segpipe.config import Config  # noqa: E402
-from segpipe.errors import InputError  # noqa: E402
+from segpipe import config as settings
+from segpipe import sources
+from segpipe.config import Config
+from segpipe.errors import InputError
 
 if TYPE_CHECKING:
+    from mlflow.data.dataset import Dataset
+
     from segpipe.engine import EpochReport, FitResult
     from segpipe.inference import Predictor
     from segpipe.manifest import Manifest
@@ -43,8 +45,11 @@ INPUT = "segpipe.input."
 
 
 def connect() -> None:
-    """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder; relative paths become absolute, for
-    this process and those it starts. Raises InputError where the store does not answer."""
+    """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder.
+
+    A relative path becomes absolute, for this process and those it starts. Raises InputError where the store does not
+    answer.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{sources.PROJECT / 'mlflow.db'}"
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///")).resolve()
@@ -96,7 +101,7 @@ def _experiment(name: str) -> str:
 
 
 @contextmanager
-def run(step: str, config: Config, run_name: str | None = None) -> Iterator[Run]:
+def run(step: str, config: Config) -> Iterator[Run]:
     """The MLflow run that stands for one step, or for the whole chain: the one MLflow Projects has opened for this
     process, or a new one. The resolved config is logged at once.
 
@@ -105,13 +110,13 @@ def run(step: str, config: Config, run_name: str | None = None) -> Iterator[Run]
     given = os.environ.pop("MLFLOW_RUN_ID", None)
     if not given and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
         os.environ["MLFLOW_EXPERIMENT_ID"] = _experiment(config.tracking.experiment)
-    active = mlflow.start_run(run_id=given, run_name=None if given else run_name or step)
-    run_id, client = active.info.run_id, MlflowClient()
+    started = mlflow.start_run(run_id=given, run_name=None if given else step)
+    run_id, client = started.info.run_id, MlflowClient()
     try:
         params = [Param(f"cfg.{name}", value[:6000]) for name, value in settings.flat(config).items()]
         client.log_batch(run_id, params=params, tags=[RunTag(STEP, step)])
         mlflow.log_text(settings.dump(config), CONFIG)
-        yield active
+        yield started
         mlflow.end_run("FINISHED")
     except (KeyboardInterrupt, SystemExit):
         client.set_tag(run_id, REASON, "interrupted")
@@ -151,7 +156,8 @@ def finished(step: str, key: str | None = None) -> list[Run]:
 
 def upstream(run_id: str, step: str) -> Run:
     """A finished run of `step`. Raises InputError where there is none of that ID, it is not finished or of another
-    step."""
+    step.
+    """
     try:
         found = MlflowClient().get_run(run_id)
     except MlflowException as error:
@@ -187,9 +193,7 @@ def artifact_folder(name: str) -> Iterator[Path]:
 
     In a store on this machine it is written where it stays, so nothing is stored twice.
     """
-    active = mlflow.active_run()
-    assert active is not None
-    root = _local_root(active.info.artifact_uri)
+    root = _local_root(active().info.artifact_uri)
     if root is not None:
         partial = root / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -217,12 +221,14 @@ def log_dataset(name: str, uri: str, digest: str, context: str) -> None:
     mlflow.log_input(dataset(name, uri, digest), context=context)
 
 
-def dataset(name: str, uri: str, digest: str) -> "mlflow.data.Dataset":
+def dataset(name: str, uri: str, digest: str) -> "Dataset":
     """An MLflow dataset that stands for a dataset artifact."""
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    return MetaDataset(CodeDatasetSource(tags={"artifact": uri}), name=name, digest=digest)
+    return MetaDataset(  # type: ignore[abstract]  # MLflow's own class, complete at run time
+        CodeDatasetSource(tags={"artifact": uri}), name=name, digest=digest
+    )
 
 
 REQUIREMENTS = (
@@ -266,11 +272,12 @@ def model_folder(model_uri: str) -> Path:
     return local(model_uri) / "artifacts" / ARTIFACT
 
 
-def active_id() -> str:
-    """The active run's ID."""
-    active = mlflow.active_run()
-    assert active is not None
-    return str(active.info.run_id)
+def active() -> Run:
+    """The run this process works for. Raises RuntimeError outside of `run`."""
+    found = mlflow.active_run()
+    if found is None:
+        raise RuntimeError("no MLflow run is active")
+    return found
 
 
 def tag_of(run_id: str, name: str) -> str:
@@ -310,7 +317,7 @@ def with_threshold(predictor: "Predictor", model_id: str, threshold: float) -> s
 
 def log_evaluation(summary: Summary, model_id: str, manifest: "Manifest", uri: str) -> None:
     """The test metrics with their intervals, on the active run and tied to the model and the dataset."""
-    values = {}
+    values: dict[str, float] = {}
     for name, interval in summary["metrics"].items():
         values |= {f"test_{name}": interval["mean"], f"test_{name}_n": interval["n_valid"]}
         values |= {f"test_{name}_ci_low": interval["low"], f"test_{name}_ci_high": interval["high"]}

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Step:
     """One row: its name is its entry point and its module; `sections` are the config it reads, `output` the artifact
-    that shows it is whole."""
+    that shows it is whole.
+    """
 
     name: str
     sections: tuple[str, ...]
@@ -101,7 +102,8 @@ def raw_digest(config: Config) -> str:
 
 def inputs(name: str, config: Config, given: dict[str, str]) -> dict[str, "Run"]:
     """The finished runs a step builds on: the given ones, checked; those they were built on; the others found by key or
-    run first, as children of the active run."""
+    run first, as children of the active run.
+    """
     runs: dict[str, Run] = {}
     for upstream in STEPS[name].inputs:
         run_id = given.get(upstream) or _implied(upstream, given)
@@ -120,7 +122,7 @@ def _implied(name: str, given: dict[str, str]) -> str | None:
     return None
 
 
-def always(run: "Run") -> bool:
+def always(_run: "Run") -> bool:
     """A finished run with the right key stays valid."""
     return True
 
@@ -171,8 +173,7 @@ def launch(name: str, parameters: dict[str, str], env_manager: str, because: str
     import mlflow
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    active, client = mlflow.active_run(), mlflow.MlflowClient()
-    assert active is not None
+    active, client = tracking.active(), mlflow.MlflowClient()
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     tags = {MLFLOW_PARENT_RUN_ID: active.info.run_id, tracking.STEP: name, tracking.BECAUSE: because}
     run_id = client.create_run(active.info.experiment_id, tags=tags, run_name=name).info.run_id

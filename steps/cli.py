@@ -133,12 +133,12 @@ def _leave(name: str | None, reason: str, code: int) -> None:
     sys.exit(code)
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
 def progress(label: str) -> Callable[[int, int, str], None]:
-    """A callback progress(done, total, item): a bar on a terminal, otherwise a line at each tenth."""
+    """A callback taking (done, total, item): a bar on a terminal, otherwise a line at each tenth."""
     from rich.progress import Progress
 
     if not sys.stderr.isatty():

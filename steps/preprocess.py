@@ -16,7 +16,7 @@ def main(config: Config) -> str:
     with tracking.artifact_folder("dataset") as folder:
         manifest = cache.build(config, reader, folder, cli.progress("preprocess"))
         plots.dataset(manifest, folder, folder / "samples.png")
-    run_id = tracking.active_id()
+    run_id = tracking.active().info.run_id
     for split in ("train", "val", "test"):
         tracking.log_dataset(manifest.reader, f"runs:/{run_id}/dataset", manifest.digest, split)
     tracking.tag(dataset_digest=manifest.digest, test_digest=manifest.test_digest)

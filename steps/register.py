@@ -24,7 +24,9 @@ def main(config: Config, preprocess: str, evaluate: str) -> str:
         decision = registry.decide(cases, rival, config.gate)
 
     with tracking.artifact_folder("register") as folder:
-        content = decision.to_json(version=registry.describe(version), champion=champion and registry.describe(champion))
+        content = decision.to_json(
+            version=registry.describe(version), champion=champion and registry.describe(champion)
+        )
         (folder / "decision.json").write_text(content, encoding="utf-8")
         registry.apply(name, str(version.version), decision)
     holder = registry.holder(name)

@@ -15,7 +15,9 @@ def main(config: Config, preprocess: str) -> str:
     folder = tracking.local(f"runs:/{preprocess}/dataset")
     manifest = Manifest.load(folder)
     tracking.log_dataset(manifest.reader, f"runs:/{preprocess}/dataset", manifest.digest, "train")
-    train, val = (Batches(manifest, folder, s, config.train.batch_size, runtime.device) for s in ("train", "val"))
+    size, device = config.train.batch_size, runtime.device
+    train = Batches(manifest, folder, "train", size, device, config.train.empty_share)
+    val = Batches(manifest, folder, "val", size, device)
     model = models.build(config.model, len(manifest.channels), len(manifest.classes), config.seed)
     tracking.tag(device=str(runtime.device), parameters=str(models.parameter_count(model)))
 

@@ -1,0 +1,128 @@
+"""Small real data sets, a sandboxed tracking store, and the commands as a user types them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+from segpipe.sources import PROJECT
+
+settings.register_profile("segpipe", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("segpipe")
+
+TINY = (
+    "--model.encoder=tu-test_resnet",
+    "--model.encoder_depth=3",
+    "--train.epochs=2",
+    "--train.batch_size=4",
+    "--preprocess.size=32,32",
+    "--evaluate.bootstrap_samples=100",
+)
+
+
+def disc(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy picture H,W uint8 with a bright disc, and the disc as 0/255."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    radius = rng.integers(5, 9)
+    inside = (y - rng.integers(10, height - 10)) ** 2 + (x - rng.integers(10, width - 10)) ** 2 < radius**2
+    picture = np.clip(rng.normal(70, 15, (height, width)) + 110 * inside, 0, 255)
+    return picture.astype(np.uint8), (inside * 255).astype(np.uint8)
+
+
+def write_folder(root: Path, cases: int = 8, height: int = 40, width: int = 36) -> Path:
+    """A data set of the format `folder`."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for index in range(cases):
+        picture, mask = disc(height, width, index)
+        Image.fromarray(picture).save(root / "images" / f"case{index}.png")
+        Image.fromarray(mask).save(root / "masks" / f"case{index}.png")
+    return root
+
+
+def write_volume(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
+    """A NIfTI file of X,Y,Z."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, affine), path)
+
+
+def write_nifti(root: Path, cases: int = 4, slices: int = 3) -> Path:
+    """A data set in the ISLES'22 layout: DWI and ADC, masks under derivatives/, participants.tsv."""
+    affine = np.array([[-2.0, 0, 0, 50], [0, 2.0, 0, -40], [0, 0, 5.0, 10], [0, 0, 0, 1]])
+    rows = ["participant_id\tpatient\tsite"]
+    for index in range(cases):
+        planes = [disc(40, 36, 100 * index + z) for z in range(slices)]
+        image = np.stack([p for p, _ in planes]).transpose(2, 1, 0).astype(np.float32)
+        mask = np.stack([m > 0 for _, m in planes]).transpose(2, 1, 0).astype(np.uint8)
+        name, session = f"sub-case{index}", Path(f"sub-case{index}") / "ses-0001"
+        stem = f"{name}_ses-0001"
+        write_volume(root / session / "dwi" / f"{stem}_dwi.nii.gz", image, affine)
+        write_volume(root / session / "dwi" / f"{stem}_adc.nii.gz", 255 - image, affine)
+        write_volume(root / "derivatives" / session / f"{stem}_msk.nii.gz", mask, affine)
+        rows.append(f"{name}\tpatient{index}\tsite{index % 2}")
+    (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eight pictures with masks."""
+    return write_folder(tmp_path / "folder")
+
+
+@pytest.fixture
+def nifti(tmp_path: Path) -> Path:
+    """Four volumes with masks."""
+    return write_nifti(tmp_path / "nifti")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A sandboxed sqlite store for this process and those it starts; its folder has a space in its name."""
+    home = tmp_path_factory.mktemp("tracking store")
+    saved = dict(os.environ)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    yield home
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+@pytest.fixture
+def command(store: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command of the project in a process of its own, against the sandboxed store."""
+
+    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, *arguments]
+        return subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture
+def step(store: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run an entry point in this process and return its exit code and what it wrote to stderr."""
+
+    def run(name: str, *arguments: str) -> tuple[int, str]:
+        import importlib
+
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+        main = importlib.import_module(f"steps.{name}").main
+        capfd.readouterr()
+        try:
+            main.main(list(arguments))
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, capfd.readouterr().err
+
+    return run

@@ -1,0 +1,168 @@
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import write_volume
+from PIL import Image
+
+from segpipe import config as settings
+from segpipe.data.readers import open_reader
+from segpipe.errors import InputError
+from segpipe.sources import PROJECT
+
+
+def reader(kind, root, **knobs):
+    return open_reader(settings.load(None, {"data.format": kind, "data.root": str(root), **knobs}))
+
+
+def load_all(kind, root, **knobs):
+    found = reader(kind, root, **knobs)
+    return [found.load(case) for case in found.cases()]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [((0, 255), (0, 1)), ((0, 1), (0, 1)), ((7, 9), (0, 1)), ((3, 255), (0, 1))]
+)
+def test_a_binary_mask_may_have_any_two_values(folder, values, expected):
+    path = folder / "masks" / "case0.png"
+    mask = np.asarray(Image.open(path)) > 0
+    Image.fromarray(np.where(mask, values[1], values[0]).astype(np.uint8)).save(path)
+    assert set(np.unique(load_all("folder", folder)[0].mask)) == set(expected)
+
+
+def test_declared_classes_are_kept_apart(folder):
+    path = folder / "masks" / "case0.png"
+    mask = (np.asarray(Image.open(path)) > 0).astype(np.uint8)
+    mask[0, 0] = 2
+    for each in (folder / "masks").iterdir():
+        Image.fromarray(mask).save(each)
+    assert set(np.unique(load_all("folder", folder, **{"data.classes": "vessel,stenosis"})[0].mask)) == {0, 1, 2}
+
+
+def test_colour_images_give_three_channels_where_asked_for(folder):
+    volume = load_all("folder", folder, **{"data.channels": "red,green,blue"})[0]
+    assert volume.image.shape == (3, 1, 40, 36)
+
+
+def test_a_table_names_patients_sites_and_splits(folder):
+    rows = ["case,patient,site,split", *(f"case{i},p{i // 2},s{i % 2},train" for i in range(8))]
+    (folder / "cases.csv").write_text("\n".join(rows), encoding="utf-8")
+    case = reader("folder", folder).cases()[3]
+    assert (case.name, case.patient, case.site, case.split) == ("case3", "p1", "s1", "train")
+
+
+def test_a_volume_has_spacing_in_millimetres_and_lies_foot_to_head(nifti):
+    volume = load_all("nifti", nifti)[0]
+    assert volume.image.shape == (2, 3, 40, 36)
+    assert volume.spacing == (5.0, 2.0, 2.0)
+
+
+def test_a_channel_on_another_grid_is_resampled(nifti):
+    path = nifti / "sub-case0/ses-0001/dwi/sub-case0_ses-0001_adc.nii.gz"
+    write_volume(
+        path,
+        np.full((20, 22, 8), 5, np.float32),
+        np.diag([4.0, 4.0, 4.0, 1.0]) + np.array([[0, 0, 0, -30]] * 3 + [[0, 0, 0, 0]]),
+    )
+    volume = load_all("nifti", nifti)[0]
+    assert volume.image.shape == (2, 3, 40, 36)
+    assert set(np.unique(volume.image[1].round(3))) <= {0, 5}
+
+
+def test_the_real_stroke_case_has_the_lesion_its_experts_drew():
+    root = PROJECT.parent / "shared" / "data" / "isles22"
+    if not root.is_dir():
+        pytest.skip("the real ISLES'22 case is not on this machine")
+    volume = load_all("nifti", root, **{"data.channels": "dwi,adc,flair"})[0]
+    assert volume.image.shape == (3, 73, 112, 112)
+    assert volume.mask.sum() == 523
+    assert volume.spacing == pytest.approx((2, 2, 2), abs=1e-3)
+
+
+def drop(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def paint(path, value):
+    mask = np.asarray(Image.open(path)).copy()
+    mask[0, 0] = value
+    Image.fromarray(mask).save(path)
+
+
+def shift(path):
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[0, 3] += 1
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+
+
+def poison(path):
+    image = nib.load(path)
+    values = np.asarray(image.dataobj).copy()
+    values[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+
+
+CASE = "sub-case1/ses-0001"
+BROKEN = {
+    "folder: image without mask": ("folder", lambda r: drop(r / "masks/case3.png"), "case3.png: no mask"),
+    "folder: mask without image": ("folder", lambda r: drop(r / "images/case3.png"), "case3.png: no image"),
+    "folder: no masks": ("folder", lambda r: drop(r / "masks"), "no such folder"),
+    "folder: sizes differ": ("folder", lambda r: Image.new("L", (9, 9)).save(r / "masks/case3.png"), "9x9 pixels"),
+    "folder: truncated image": ("folder", lambda r: cut(r / "images/case3.png"), "case3.png: .*cut short"),
+    "folder: a text file": ("folder", lambda r: (r / "images/notes.txt").write_text("x"), "notes.txt: not a picture"),
+    "folder: text named png": (
+        "folder",
+        lambda r: (r / "images/case3.png").write_text("hello"),
+        "case3.png: not a PNG",
+    ),
+    "folder: third value": ("folder", lambda r: paint(r / "masks/case3.png", 9), "case3.png: label values 0, 9, 255"),
+    "folder: doubled stem": ("folder", lambda r: Image.new("L", (9, 9)).save(r / "images/case3.bmp"), "same name"),
+    "folder: case not listed": ("folder", lambda r: (r / "cases.csv").write_text("case\ncase1"), "is not listed"),
+    "folder: table without key": ("folder", lambda r: (r / "cases.csv").write_text("name\nx"), "no column 'case'"),
+    "folder: unknown split": ("folder", lambda r: (r / "cases.csv").write_text("case,split\na,dev"), "split 'dev'"),
+    "nifti: no mask": ("nifti", lambda r: drop(r / "derivatives" / CASE), "no file"),
+    "nifti: no image": ("nifti", lambda r: drop(r / "sub-case1"), "a mask without its image"),
+    "nifti: no channel": ("nifti", lambda r: drop(r / CASE / "dwi/sub-case1_ses-0001_adc.nii.gz"), "_adc"),
+    "nifti: affines disagree": (
+        "nifti",
+        lambda r: shift(r / "derivatives" / CASE / "sub-case1_ses-0001_msk.nii.gz"),
+        "affine disagrees",
+    ),
+    "nifti: truncated": ("nifti", lambda r: cut(r / CASE / "dwi/sub-case1_ses-0001_dwi.nii.gz"), "not a whole NIfTI"),
+    "nifti: NaN": ("nifti", lambda r: poison(r / CASE / "dwi/sub-case1_ses-0001_dwi.nii.gz"), "1 NaN"),
+    "nifti: nobody listed": ("nifti", lambda r: (r / "participants.tsv").write_text("participant_id\nx"), "not listed"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_data_is_named_in_one_line(name, folder, nifti):
+    kind, damage, told = BROKEN[name]
+    root = {"folder": folder, "nifti": nifti}[kind]
+    damage(root)
+    with pytest.raises(InputError, match=told) as caught:
+        load_all(kind, root)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "told"), [("", "not given"), ("/no/such/place", "no such folder"), (__file__, "a file")]
+)
+def test_a_wrong_root_is_named(root, told):
+    with pytest.raises(InputError, match=told):
+        reader("folder", root)
+
+
+def test_an_empty_root_is_named(tmp_path):
+    with pytest.raises(InputError, match="empty folder"):
+        reader("nifti", tmp_path)
+
+
+def test_an_unknown_label_is_named(folder):
+    with pytest.raises(InputError, match=r"unknown label value 255; data\.classes declares 1\.\.1"):
+        load_all("folder", folder, **{"data.classes": "vessel"})
