@@ -46,10 +46,12 @@ def test_a_palette_mask_gives_its_indices_and_an_image_its_colours():
 
 
 AFFINES = {
-    "LAS oblique": np.array([[-1.997, -0.116, 0.003, 118], [-0.114, 1.953, -0.417, -79], [-0.021, 0.417, 1.956, -57], [0, 0, 0, 1]]),
+    "LAS oblique": np.array(
+        [[-1.997, -0.116, 0.003, 118], [-0.114, 1.953, -0.417, -79], [-0.021, 0.417, 1.956, -57], [0, 0, 0, 1]]
+    ),
     "permuted": np.array([[0, 0, 3.0, 0], [-2.0, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 0, 1]]),
     "RAS": np.diag([1.0, 2.0, 3.0, 1.0]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", AFFINES)

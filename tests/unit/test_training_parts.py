@@ -1,5 +1,7 @@
 """Augmentation, batches, models, losses and the training loop."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -123,7 +125,7 @@ def test_empty_slices_are_drawn_anew_and_filled_ones_always_shown(dataset):
 
 
 def test_a_split_without_foreground_is_refused(dataset):
-    config, manifest, folder = dataset
+    _config, manifest, folder = dataset
     cases = tuple(c.model_copy(update={"voxels": {"foreground": 0}}) for c in manifest.cases)
     with pytest.raises(InputError, match="val split has no foreground"):
         Batches(manifest.model_copy(update={"cases": cases}), folder, "val", 4, torch.device("cpu"))
@@ -236,7 +238,7 @@ def test_same_seed_same_weights_and_same_history(dataset):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(dataset):
-    config, manifest, _ = dataset
+    config, _manifest, _ = dataset
     model = models.build(config.model, 1, 1, 0)
     train = batches(dataset, "train")
     train.images = np.full_like(train.images, np.nan)
@@ -252,7 +254,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == 1
     assert rates[-1] < 0.01
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
 
 
 @pytest.mark.parametrize(("knobs", "told"), [({"device": "cuda"}, "no GPU"), ({"precision": "fp16"}, "needs a GPU")])

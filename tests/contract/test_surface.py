@@ -1,0 +1,70 @@
+"""What others script against: knob names, entry points, requirements."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from segpipe import config as settings
+from segpipe.sources import PROJECT
+from steps import chain
+
+FIXED = {
+    *("seed", "data.format", "data.root", "model.arch", "model.encoder", "model.encoder_weights"),
+    *("train.epochs", "train.lr", "train.batch_size", "augment.enabled", "evaluate.threshold", "registry.model_name"),
+}
+
+
+def test_fixed_knob_names_exist():
+    assert set(settings.knobs()) >= FIXED
+
+
+def test_entry_points_are_the_chains_steps():
+    project = yaml.safe_load((PROJECT / "MLproject").read_text(encoding="utf-8"))
+    assert set(project["entry_points"]) == {"main", *chain.STEPS}
+    assert project["conda_env"] == "conda.yaml"
+    for name, step in chain.STEPS.items():
+        entry = project["entry_points"][name]
+        assert list(entry["parameters"]) == ["config", *(f"{i}_run" for i in step.inputs)]
+        assert entry["command"].startswith(f"python -m steps.{name} ")
+
+
+def test_every_section_belongs_to_a_step():
+    read = {section for step in chain.STEPS.values() for section in step.sections}
+    assert read | {"tracking"} == set(settings.Config.model_fields)
+
+
+def test_conda_has_one_list_of_requirements():
+    environment = yaml.safe_load((PROJECT / "conda.yaml").read_text(encoding="utf-8"))
+    assert environment["dependencies"][-1] == {"pip": ["-r requirements.txt"]}
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_requirements_are_exact_and_name_no_registry(name):
+    lines = (PROJECT / name).read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith((" ", "#"))]
+    assert all(re.match(r"^[A-Za-z0-9._\[\]-]+==[^ ]+( ;.*)?$", pin) for pin in pins)
+    assert not any("://" in line or line.startswith("-") for line in lines)
+
+
+def test_every_dependency_is_pinned_and_explained():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    pins = (PROJECT / "requirements.txt").read_text(encoding="utf-8") + (PROJECT / "requirements-dev.txt").read_text(
+        encoding="utf-8"
+    )
+    reasons = (PROJECT / "docs" / "explanation" / "dependencies.md").read_text(encoding="utf-8")
+    for dependency in (*project["project"]["dependencies"], *project["dependency-groups"]["dev"]):
+        name = dependency.split("==")[0]
+        assert re.search(rf"^{re.escape(name)}==", pins, re.MULTILINE | re.IGNORECASE), name
+        assert f"`{name}`" in reasons, name
+
+
+def test_the_version_is_the_changelogs():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    import segpipe
+
+    changelog = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+)", changelog, re.MULTILINE)
+    assert newest is not None
+    assert project["project"]["version"] == segpipe.__version__ == newest.group(1)

@@ -1,0 +1,199 @@
+"""What a user gets wrong: one line, a non-zero exit code, the run FAILED with the reason, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import TINY, write_folder, write_nifti
+from PIL import Image
+
+from segpipe.sources import PROJECT
+
+
+def spoil(root):
+    (root / "images" / "case3.png").write_bytes(b"not a picture")
+
+
+def empty_masks(root):
+    for path in (root / "masks").iterdir():
+        Image.new("L", (36, 40)).save(path)
+
+
+def only_two(root):
+    for index in range(2, 8):
+        (root / "images" / f"case{index}.png").unlink()
+        (root / "masks" / f"case{index}.png").unlink()
+
+
+def torn_patient(root):
+    rows = [f"case{i},p{i // 2},s,{'train' if i < 3 else 'test'}" for i in range(8)]
+    (root / "cases.csv").write_text("\n".join(["case,patient,site,split", *rows]))
+
+
+DATA = {
+    "no such root": (lambda r: r.rename(r.parent / "gone"), "no such folder"),
+    "mask missing": (lambda r: (r / "masks" / "case1.png").unlink(), "case1.png: no mask"),
+    "not a picture": (spoil, "case3.png: not a PNG"),
+    "all masks empty": (empty_masks, "all 8 masks are empty"),
+    "two patients": (only_two, "2 patient(s): at least 3"),
+    "patient on two sides": (torn_patient, "patient 'p1' is in both train and test"),
+}
+
+
+def newest(step):
+    from segpipe import tracking
+
+    client = tracking.MlflowClient()
+    found = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()],
+        f"tags.`segpipe.step` = '{step}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return found[0]
+
+
+def one_line(text):
+    lines = [line for line in text.splitlines() if line.startswith("segpipe ")]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_bad_data_fails_the_run_with_its_reason_and_leaves_no_dataset(name, folder, step, store):
+    damage, told = DATA[name]
+    damage(folder)
+    code, shown = step("preprocess", "--data.format=folder", f"--data.root={folder}", *TINY)
+    assert code == 1
+    assert told in one_line(shown)
+    run = newest("preprocess")
+    assert run.info.status == "FAILED"
+    assert told in run.data.tags["segpipe.reason"]
+    assert list(store.rglob(f"{run.info.run_id}/artifacts/*dataset*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--train.epoch=3"], "--train.epochs"),
+        (["--train.epochs=0"], "train.epochs=0: "),
+        (["--augment.enabled=maybe"], "true|false"),
+        (["--config=nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["--config", "--train.lr"], "lr"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_wrong_command_line_runs_nothing_and_exits_with_2(arguments, told, step):
+    code, shown = step("train", *arguments)
+    assert code == 2
+    assert told in one_line(shown)
+
+
+@pytest.fixture(scope="module")
+def preprocessed(store, tmp_path_factory):
+    """The data root of a finished preprocess run."""
+    root = write_folder(tmp_path_factory.mktemp("data") / "raw")
+    program = [sys.executable, "-m", "steps.preprocess", "--data.format=folder", f"--data.root={root}", *TINY]
+    subprocess.run(program, cwd=PROJECT, check=True, capture_output=True, timeout=120)
+    return root
+
+
+def test_an_upstream_run_is_checked_before_anything_is_computed(preprocessed, step, store):
+    finished = newest("preprocess").info.run_id
+    arguments = ["--data.format=folder", f"--data.root={preprocessed}", *TINY]
+    cases = {
+        "0123456789abcdef0123456789abcdef": "not found",
+        finished: "belongs to 'preprocess', not to 'train'",
+    }
+    for run_id, told in cases.items():
+        code, shown = step("evaluate", f"--train-run={run_id}", *arguments)
+        assert code == 1
+        assert told in one_line(shown)
+    code, _ = step("preprocess", "--data.format=folder", "--data.root=/no/such/folder", *TINY)
+    assert code == 1
+    code, shown = step("train", f"--preprocess-run={newest('preprocess').info.run_id}", *arguments)
+    assert (code, "is FAILED, not FINISHED" in one_line(shown)) == (1, True)
+
+
+def test_a_missing_artifact_is_not_taken_for_whole(preprocessed, step, store):
+    run_id = newest("preprocess").info.run_id
+    from segpipe import tracking
+
+    good = tracking.finished("preprocess")[0].info.run_id
+    (manifest,) = store.rglob(f"{good}/artifacts/dataset/manifest.json")
+    hidden = manifest.rename(manifest.with_suffix(".hidden"))
+    try:
+        code, shown = step("train", f"--preprocess-run={good}", "--data.format=folder", *TINY)
+    finally:
+        hidden.rename(manifest)
+    assert run_id
+    assert code == 1
+    assert "never finished" in one_line(shown)
+
+
+def test_a_wrong_knob_under_mlflow_run_marks_the_run_failed_with_the_reason(store):
+    program = ["mlflow", "run", ".", "-e", "train", "--env-manager", "local", "-P", "train.epochs=zero"]
+    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "train.epochs=zero" in one_line(done.stderr)
+    from segpipe import tracking
+
+    client = tracking.MlflowClient()
+    run = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)[0]
+    assert run.info.status == "FAILED"
+    assert "train.epochs=zero" in run.data.tags["segpipe.reason"]
+
+
+def test_a_failing_step_stops_the_chain_and_both_runs_say_why(store, tmp_path):
+    root = write_nifti(tmp_path / "raw")
+    (root / "sub-case2/ses-0001/dwi/sub-case2_ses-0001_adc.nii.gz").write_bytes(b"\x1f\x8b broken")
+    program = [sys.executable, "pipeline.py", "--data.format=nifti", f"--data.root={root}", *TINY]
+    done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "segpipe pipeline: preprocess failed (run " in done.stderr
+    for step in ("preprocess", "pipeline"):
+        run = newest(step)
+        assert run.info.status == "FAILED"
+        assert "sub-case2_ses-0001_adc.nii.gz: not a whole NIfTI" in run.data.tags["segpipe.reason"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://user:secret@127.0.0.1:9", "does not answer"),
+        ("sqlite:////no/such/folder/mlflow.db", "no such folder"),
+    ],
+)
+def test_a_store_that_cannot_be_reached_is_named_without_its_password(uri, told, store):
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    program = [sys.executable, "-m", "steps.preprocess", *TINY]
+    done = subprocess.run(
+        program, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert told in one_line(done.stderr)
+    assert "secret" not in done.stderr
+
+
+def test_an_interrupt_ends_the_run_as_killed(store, tmp_path):
+    root = write_folder(tmp_path / "raw", cases=20)
+    arguments = ["--data.format=folder", f"--data.root={root}", *TINY, "--train.epochs=10000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "steps.train", *arguments], cwd=PROJECT, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    rest = process.stderr.read()
+    assert process.wait(30) == 130
+    assert time.monotonic() - began < 10
+    assert "segpipe train: interrupted" in rest
+    assert newest("train").info.status == "KILLED"
