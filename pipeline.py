@@ -87,7 +87,7 @@ def _champion(name: str) -> None:
     click.echo(
         f"Champion: {name} version {holder.version}, test Dice {float(tags['test_dice']):.3f} "
         f"[{float(tags['test_dice_ci_low']):.3f}, {float(tags['test_dice_ci_high']):.3f}]\n\n"
-        f"Serve it:\n  MLFLOW_TRACKING_URI='{tracking.mask(tracking.uri())}' \\\n"
+        f"Serve it:\n  MLFLOW_TRACKING_URI='{tracking.redact(tracking.uri())}' \\\n"
         f"  mlflow models serve -m 'models:/{name}@champion' --env-manager local -p 5001\n"
         f"Ask it:\n{tracking.request(tags['preprocess_run'])}"
     )

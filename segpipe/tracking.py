@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import traceback
@@ -63,7 +64,7 @@ def connect() -> None:
     try:
         MlflowClient().search_experiments(max_results=1)
     except Exception as error:
-        raise InputError(f"tracking store {mask(uri)} does not answer: {one_line(error)}") from None
+        raise InputError(f"tracking store {redact(uri)} does not answer: {one_line(error)}") from None
 
 
 def uri() -> str:
@@ -71,15 +72,14 @@ def uri() -> str:
     return str(mlflow.get_tracking_uri())
 
 
-def mask(uri: str) -> str:
-    """A URI without the password it may hold."""
-    parts = urlparse(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+def redact(text: str) -> str:
+    """A text whose URIs hold no user and password any more."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one short line, without a traceback."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An exception as one short line, without a traceback or a password."""
+    text = redact(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 

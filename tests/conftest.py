@@ -84,7 +84,7 @@ def nifti(tmp_path: Path) -> Path:
     return write_nifti(tmp_path / "nifti")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A sandboxed sqlite store for this process and those it starts; its folder has a space in its name."""
     home = tmp_path_factory.mktemp("tracking store")

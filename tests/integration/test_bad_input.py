@@ -44,12 +44,14 @@ DATA = {
 
 
 def newest(step):
+    """The run started last, of one step or of any."""
     from segpipe import tracking
 
+    tracking.connect()
     client = tracking.MlflowClient()
     found = client.search_runs(
         [e.experiment_id for e in client.search_experiments()],
-        f"tags.`segpipe.step` = '{step}'",
+        f"tags.`segpipe.step` = '{step}'" if step else "",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
@@ -140,10 +142,7 @@ def test_a_wrong_knob_under_mlflow_run_marks_the_run_failed_with_the_reason(stor
     done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0
     assert "train.epochs=zero" in one_line(done.stderr)
-    from segpipe import tracking
-
-    client = tracking.MlflowClient()
-    run = client.search_runs(["0"], order_by=["attributes.start_time DESC"], max_results=1)[0]
+    run = newest(None)
     assert run.info.status == "FAILED"
     assert "train.epochs=zero" in run.data.tags["segpipe.reason"]
 
@@ -183,17 +182,16 @@ def test_a_store_that_cannot_be_reached_is_named_without_its_password(uri, told,
 def test_an_interrupt_ends_the_run_as_killed(store, tmp_path):
     root = write_folder(tmp_path / "raw", cases=20)
     arguments = ["--data.format=folder", f"--data.root={root}", *TINY, "--train.epochs=10000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "steps.train", *arguments], cwd=PROJECT, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 2/"):
-            break
-    process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    rest = process.stderr.read()
-    assert process.wait(30) == 130
-    assert time.monotonic() - began < 10
+    program = [sys.executable, "-m", "steps.train", *arguments]
+    with subprocess.Popen(program, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 2/"):
+                break
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        rest = process.stderr.read()
+        assert process.wait(30) == 130
+        assert time.monotonic() - began < 10
     assert "segpipe train: interrupted" in rest
     assert newest("train").info.status == "KILLED"
