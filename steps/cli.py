@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,7 @@ def _run(name: str, recipe: str, values: dict[str, Any], given: dict[str, str], 
         runs = chain.inputs(name, config, given)
         key = chain.key(name, config, runs)
         tracking.tag(key=key.digest, parts=key.text(), **{f"input.{i}": run.info.run_id for i, run in runs.items()})
+        tracking.tag(work_began=str(round(time.time() * 1000)))
         tracking.tag(figure=body(config, **{i: run.info.run_id for i, run in runs.items()}))
 
 
