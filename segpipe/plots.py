@@ -65,7 +65,7 @@ def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Pa
     _outline(panels[1], truth, MISSED)
     _outline(panels[2], guess, FALSE)
     panels[3].imshow(_agreement(truth > 0, guess > 0), interpolation="nearest")
-    panels[3].set_title("agreement: green both, blue missed, red false", fontsize=9)
+    panels[3].set_title("green agreed, blue missed, red false", fontsize=9)
     figure.suptitle(f"{title}, slice {z + 1} of {len(reference)}" if volume else title, fontsize=10)
     figure.savefig(path, dpi=110)
 

@@ -1,0 +1,1 @@
+"""From raw files to the arrays that training gathers its batches from."""

@@ -1,0 +1,64 @@
+"""What every reader demands of a case's arrays and of its table of patients."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.errors import InputError
+
+
+def finite(image: NDArray[np.float32], where: str) -> None:
+    """Raise InputError where voxels are NaN or infinite."""
+    bad = int(np.size(image) - np.count_nonzero(np.isfinite(image)))
+    if bad:
+        raise InputError(f"{where}: {bad} NaN or infinite voxels; repair or remove the case")
+
+
+def labels(mask: NDArray[np.float32], classes: Sequence[str], where: str) -> NDArray[np.uint8]:
+    """A mask's values as uint8 labels: 0 background, 1..K the classes.
+
+    Without declared classes a mask is binary: of two values the higher is foreground; of one value, 0 is background and
+    255 foreground. Raises InputError for other values.
+    """
+    values = np.unique(mask)
+    shown = ", ".join(f"{v:g}" for v in values[:8]) + (", ..." if len(values) > 8 else "")
+    if classes:
+        unknown = [v for v in values if v not in range(len(classes) + 1)]
+        if unknown:
+            raise InputError(f"{where}: unknown label value {unknown[0]:g}; data.classes declares 1..{len(classes)}")
+        return mask.astype(np.uint8)
+    if len(values) > 2:
+        raise InputError(
+            f"{where}: label values {shown}; a binary mask has two: declare data.classes, or save masks losslessly"
+        )
+    if len(values) == 2:
+        return np.asarray(mask == values[1], dtype=np.uint8)
+    if values[0] not in (0, 255):
+        raise InputError(f"{where}: a single value ({shown}), foreground or background? use 0/255 or data.classes")
+    return np.asarray(mask == 255, dtype=np.uint8)
+
+
+def table(path: Path, key: str, delimiter: str) -> dict[str, dict[str, str]]:
+    """Rows of a CSV or TSV by their `key` column; an absent file has none.
+
+    Raises InputError for a missing key column, a doubled key or an unknown split.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
+        if key not in (reader.fieldnames or ()):
+            raise InputError(f"{path}: no column '{key}'")
+        rows: dict[str, dict[str, str]] = {}
+        for row in reader:
+            name = row[key]
+            if name in rows:
+                raise InputError(f"{path}: '{name}' stands twice")
+            rows[name] = {k: (v or "").strip() for k, v in row.items() if k}
+    for name, row in rows.items():
+        if row.get("split", "") not in ("", "train", "val", "test"):
+            raise InputError(f"{path}: '{name}' has split '{row['split']}'; allowed: train, val, test")
+    return rows

@@ -1,0 +1,72 @@
+"""`images/` and `masks/` with equal stems, and optionally `cases.csv` (case, patient, site, split)."""
+
+import hashlib
+from pathlib import Path
+
+from segpipe.config import Config
+from segpipe.data import codecs
+from segpipe.data.readers import checks
+from segpipe.data.volume import Case, Volume
+from segpipe.errors import InputError
+
+
+class FolderReader:
+    """PNG, JPEG, TIFF or BMP pictures; grey, RGB or 16-bit. Without `cases.csv` every image is its own patient."""
+
+    def __init__(self, config: Config) -> None:
+        self.root = Path(config.data.root)
+        self.channels = config.data.channel_names
+        self.classes = config.data.classes
+
+    def cases(self) -> list[Case]:
+        images, masks = self._stems("images"), self._stems("masks")
+        for stem in sorted(images.keys() - masks.keys()):
+            raise InputError(f"{images[stem]}: no mask of the same name in {self.root / 'masks'}")
+        for stem in sorted(masks.keys() - images.keys()):
+            raise InputError(f"{masks[stem]}: no image of the same name in {self.root / 'images'}")
+        listed = self.root / "cases.csv"
+        rows = checks.table(listed, "case", ",")
+        if rows:
+            for stem in sorted(images.keys() ^ rows.keys()):
+                raise InputError(f"{listed}: case '{stem}' " + ("has no image" if stem in rows else "is not listed"))
+        return [self._case(stem, images[stem], masks[stem], rows.get(stem, {})) for stem in sorted(images)]
+
+    def _case(self, stem: str, image: Path, mask: Path, row: dict[str, str]) -> Case:
+        return Case(
+            stem, row.get("patient") or stem, row.get("site") or "site", row.get("split") or None, (image,), mask
+        )
+
+    def _stems(self, name: str) -> dict[str, Path]:
+        folder = self.root / name
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; expected images/ and masks/ under data.root")
+        stems: dict[str, Path] = {}
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.suffix.lower() not in codecs.PICTURES:
+                raise InputError(f"{path}: not a picture; allowed here: {', '.join(codecs.PICTURES)}")
+            if path.stem in stems:
+                raise InputError(f"{path}: same name as {stems[path.stem].name}; stems must be unique")
+            stems[path.stem] = path
+        if not stems:
+            raise InputError(f"{folder}: empty folder")
+        return stems
+
+    def load(self, case: Case) -> Volume:
+        total = hashlib.sha256()
+        decoded = []
+        for path, raw_labels in ((case.images[0], False), (case.mask, True)):
+            data = path.read_bytes()
+            total.update(data)
+            decoded.append(codecs.decode(data, str(path), raw_labels))
+        image, mask = decoded[0].array, decoded[1].array
+        if image.shape[1:] != mask.shape[1:]:
+            raise InputError(
+                f"{case.mask}: {mask.shape[2]}x{mask.shape[3]} pixels, its image {image.shape[2]}x{image.shape[3]}"
+            )
+        if len(mask) > 1 and not (mask == mask[:1]).all():
+            raise InputError(f"{case.mask}: a colour picture; a mask has one grey value per class")
+        checks.finite(image, str(case.images[0]))
+        labels = checks.labels(mask[0], self.classes, str(case.mask))
+        return Volume(codecs.as_channels(image, len(self.channels), str(case.images[0])), labels, None, total.hexdigest())

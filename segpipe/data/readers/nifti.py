@@ -1,0 +1,86 @@
+"""NIfTI volumes in the ISLES'22 BIDS layout."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from segpipe.config import Config
+from segpipe.data import codecs
+from segpipe.data.readers import checks
+from segpipe.data.volume import Case, Volume
+from segpipe.errors import InputError
+
+
+class NiftiReader:
+    """`sub-*/[ses-*/]*/*_CHANNEL.nii[.gz]`, masks under `derivatives/`, patient, site, split in `participants.tsv`.
+
+    The first channel's grid is the case's grid; other channels are resampled onto it, the mask must share it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.root = Path(config.data.root)
+        self.channels = config.data.channel_names
+        self.classes = config.data.classes
+        self.mask_suffix = config.data.mask_suffix
+
+    def cases(self) -> list[Case]:
+        rows = checks.table(self.root / "participants.tsv", "participant_id", "\t")
+        sessions = _sessions(self.root)
+        if not sessions:
+            raise InputError(f"data.root {self.root}: no sub-*/ folder; expected the ISLES'22 BIDS layout")
+        derivatives = self.root / "derivatives"
+        for session in _sessions(derivatives):
+            if session not in sessions and self._files(derivatives / session, self.mask_suffix):
+                raise InputError(f"{derivatives / session}: a mask without its image in {self.root / session}")
+        return [self._case(session, rows) for session in sessions]
+
+    def _case(self, session: Path, rows: dict[str, dict[str, str]]) -> Case:
+        subject = session.parts[0]
+        if rows and subject not in rows:
+            raise InputError(f"{self.root / 'participants.tsv'}: case '{subject}' is not listed")
+        row = rows.get(subject, {})
+        images = tuple(self._only(self.root / session, channel) for channel in self.channels)
+        mask = self._only(self.root / "derivatives" / session, self.mask_suffix)
+        patient, site, split = (row.get(key) for key in ("patient", "site", "split"))
+        return Case("_".join(session.parts), patient or subject, site or "site", split or None, images, mask)
+
+    def _files(self, folder: Path, suffix: str) -> list[Path]:
+        return sorted(p for end in (".nii.gz", ".nii") for p in folder.rglob(f"*_{suffix}{end}"))
+
+    def _only(self, folder: Path, suffix: str) -> Path:
+        found = self._files(folder, suffix)
+        if len(found) != 1:
+            what = "no file" if not found else f"{len(found)} files"
+            raise InputError(f"{folder}: {what} *_{suffix}.nii.gz; a case has exactly one")
+        return found[0]
+
+    def load(self, case: Case) -> Volume:
+        total = hashlib.sha256()
+
+        def read(path: Path) -> codecs.Decoded:
+            data = path.read_bytes()
+            total.update(data)
+            decoded = codecs.decode(data, str(path))
+            if len(decoded.array) != 1:
+                raise InputError(f"{path}: {len(decoded.array)} volumes in one file, expected one per channel")
+            checks.finite(decoded.array, str(path))
+            return decoded
+
+        first, *others = [read(path) for path in case.images]
+        mask = read(case.mask)
+        if not codecs.same_grid(first, mask):
+            raise InputError(f"{case.mask}: shape or affine disagrees with {case.images[0].name}; resample the mask")
+        onto = [other if codecs.same_grid(first, other) else codecs.resample(other, first) for other in others]
+        image = np.concatenate([first.array, *(other.array for other in onto)])
+        labels = checks.labels(mask.array[0], self.classes, str(case.mask))
+        return Volume(image, labels, first.spacing, total.hexdigest())
+
+
+def _sessions(root: Path) -> list[Path]:
+    """`sub-X/ses-Y`, or `sub-X` where there are no sessions, relative to `root`, sorted."""
+    found: list[Path] = []
+    for subject in sorted(root.glob("sub-*/")):
+        sessions = sorted(subject.glob("ses-*/")) or [subject]
+        found.extend(session.relative_to(root) for session in sessions)
+    return found

@@ -1,0 +1,96 @@
+"""From a raw volume to what the network sees, and from its probabilities back to the volume's own grid."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segpipe.config import PreprocessConfig
+
+Array = NDArray[np.float32]
+
+
+def normalise(image: Array, config: PreprocessConfig) -> Array:
+    """Clip each channel of C,D,H,W at its percentiles and scale it; a constant channel becomes 0.
+
+    Percentiles, mean and deviation are those of the voxels that are not 0 in every channel, so that the share of empty
+    background (a skull-stripped brain, a collimated X-ray) does not shift the scale.
+    """
+    inside = image.any(axis=0)
+    result = np.empty_like(image, dtype=np.float32)
+    for channel, values in enumerate(image):
+        known = values[inside] if inside.any() else values.ravel()
+        low, high = np.percentile(known, [config.clip_low, config.clip_high]).astype(np.float32)
+        clipped = np.clip(values, low, high)
+        if config.clahe:
+            clipped = _equalised(clipped, float(low), float(high))
+        known = clipped[inside] if inside.any() else clipped.ravel()
+        offset, scale = (
+            (known.mean(), known.std()) if config.normalise == "zscore" else (known.min(), np.ptp(known))
+        )
+        result[channel] = (clipped - offset) / (scale if scale > 1e-6 else 1)
+    return result
+
+
+def _equalised(values: Array, low: float, high: float) -> Array:
+    from skimage.exposure import equalize_adapthist
+
+    unit = (values - low) / (high - low or 1)
+    return np.stack([equalize_adapthist(plane) for plane in unit]).astype(np.float32)
+
+
+class Fit:
+    """Where a plane of H,W lies in the network's plane of `config.size`: the way there and back.
+
+    `resize` scales by one factor for both axes and pads what is left; `crop` keeps the scale and cuts or pads around
+    the centre.
+    """
+
+    def __init__(self, native: tuple[int, ...], config: PreprocessConfig) -> None:
+        height, width = native
+        self.native = (height, width)
+        self.size = config.size
+        scale = min(self.size[0] / height, self.size[1] / width) if config.fit == "resize" else 1.0
+        self.scaled = tuple(
+            min(round(n * scale), limit) if config.fit == "resize" else n
+            for n, limit in zip(self.native, self.size, strict=True)
+        )
+        self.source, self.target = [], []
+        for n, limit in zip(self.scaled, self.size, strict=True):
+            keep = min(n, limit)
+            self.source.append(slice((n - keep) // 2, (n - keep) // 2 + keep))
+            self.target.append(slice((limit - keep) // 2, (limit - keep) // 2 + keep))
+
+    def image(self, image: Array) -> Array:
+        """C,D,H,W to slices D,C,h,w; the padding has each channel's smallest value."""
+        result = np.empty((image.shape[1], image.shape[0], *self.size), dtype=np.float32)
+        for channel, volume in enumerate(image):
+            result[:, channel] = volume.min()
+            for plane, values in enumerate(volume):
+                scaled = _resized(values, self.scaled, Image.Resampling.BILINEAR)
+                result[plane, channel, self.target[0], self.target[1]] = scaled[self.source[0], self.source[1]]
+        return result
+
+    def mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Labels D,H,W to slices D,h,w, by nearest neighbour; the padding is background."""
+        result = np.zeros((len(mask), *self.size), dtype=np.uint8)
+        for plane, values in enumerate(mask):
+            scaled = _resized(values, self.scaled, Image.Resampling.NEAREST)
+            result[plane, self.target[0], self.target[1]] = scaled[self.source[0], self.source[1]]
+        return result
+
+    def back(self, probabilities: Array) -> Array:
+        """Slices D,K,h,w to K,D,H,W on the native grid; what the network did not see is 0."""
+        slices, classes = probabilities.shape[:2]
+        result = np.zeros((classes, slices, *self.native), dtype=np.float32)
+        seen = np.zeros(self.scaled, dtype=np.float32)
+        for plane in range(slices):
+            for k in range(classes):
+                seen[self.source[0], self.source[1]] = probabilities[plane, k, self.target[0], self.target[1]]
+                result[k, plane] = _resized(seen, self.native, Image.Resampling.BILINEAR)
+        return result
+
+
+def _resized(plane: NDArray, size: tuple[int, ...], method: Image.Resampling) -> NDArray:  # type: ignore[type-arg]
+    if plane.shape == size:
+        return plane
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((size[1], size[0]), method))

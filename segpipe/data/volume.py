@@ -1,0 +1,43 @@
+"""The two types every reader speaks: a Case (where) and a Volume (what)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where one case lies and whom it belongs to.
+
+    `images` has one file per channel, or a single file that holds all channels. `split` is given by the data or None.
+    """
+
+    name: str
+    patient: str
+    site: str
+    split: str | None
+    images: tuple[Path, ...]
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One case in memory; a 2-D image has D = 1.
+
+    `image` is C,D,H,W float32, `mask` D,H,W uint8 with 0 for background and 1..K for the classes, `spacing` mm along
+    D,H,W or None, `sha256` of the files' bytes.
+    """
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    spacing: Spacing | None
+    sha256: str
+
+
+def volume_ml(voxels: int, spacing: Spacing | None) -> float | None:
+    """Volume of that many voxels in millilitres (1 ml = 1000 mm3), or None without a spacing."""
+    return None if spacing is None else voxels * spacing[0] * spacing[1] * spacing[2] / 1000
