@@ -1,13 +1,16 @@
 """The whole chain: preprocess, train, evaluate, register, as nested runs of one parent."""
 
+import os
+import shlex
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from segpipe.config import Config
-from segpipe.errors import InputError
+from segpipe.errors import InputError, redact
 from steps import cli
 
 if TYPE_CHECKING:
@@ -77,19 +80,39 @@ def _table(results: "dict[str, chain.Result]", seconds: float) -> None:
 
 
 def _champion(name: str) -> None:
-    from segpipe import registry, tracking
+    from segpipe import registry
 
     holder = registry.holder(name)
     if holder is None:
         click.echo(f"No champion of '{name}' yet: no model has passed the gate.")
         return
-    tags = holder.tags
+    dice, low, high = (holder.tags.get(f"test_dice{end}", "?") for end in ("", "_ci_low", "_ci_high"))
     click.echo(
-        f"Champion: {name} version {holder.version}, test Dice {float(tags['test_dice']):.3f} "
-        f"[{float(tags['test_dice_ci_low']):.3f}, {float(tags['test_dice_ci_high']):.3f}]\n\n"
-        f"Serve it:\n  MLFLOW_TRACKING_URI='{tracking.redact(tracking.uri())}' \\\n"
-        f"  mlflow models serve -m 'models:/{name}@champion' --env-manager local -p 5001\n"
-        f"Ask it:\n{tracking.request(tags['preprocess_run'])}"
+        f"Champion: {name} version {holder.version}, test Dice {dice:.5} [{low:.5}, {high:.5}]\n\n"
+        f"Serve it:\n  MLFLOW_TRACKING_URI={shlex.quote(redact(os.environ['MLFLOW_TRACKING_URI']))} \\\n"
+        f"  mlflow models serve -m {shlex.quote(f'models:/{name}@champion')} --env-manager local -p 5001\n"
+        f"Ask it:\n{_request(holder.tags.get('preprocess_run', ''))}"
+    )
+
+
+def _request(preprocess: str) -> str:
+    """Shell lines that send a test case's own files to the server, with nothing but base64 and curl."""
+    from segpipe import tracking
+    from segpipe.manifest import FILE, Manifest
+
+    if not tracking.has_artifact(preprocess, f"dataset/{FILE}"):
+        return "  (the dataset it was measured on is no longer in the store)"
+    manifest = Manifest.read(tracking.local(f"runs:/{preprocess}/dataset/{FILE}"))
+    case = max(manifest.of("test"), key=lambda c: (sum(c.voxels.values()), c.case))
+    paths = [Path(manifest.root) / name for name in case.files]
+    if not all(path.is_file() for path in paths):
+        return f"  (the raw files of test case {case.case} are not on this machine: {manifest.root})"
+    columns = manifest.channels if len(paths) > 1 else ("image",)
+    record = ",".join(f'"{name}":"%s"' for name in columns)
+    files = " \\\n    ".join(f'"$(base64 -w0 {shlex.quote(str(path))})"' for path in paths)
+    return (
+        f"  printf '{{\"dataframe_records\":[{{{record}}}]}}' \\\n    {files} \\\n"
+        "  | curl -s -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations"
     )
 
 

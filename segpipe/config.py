@@ -34,6 +34,10 @@ def _square(value: object) -> object:
     return parts
 
 
+Architecture = Literal[
+    "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet",
+    "segformer",
+]  # fmt: skip
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Side = Annotated[int, Field(ge=16, le=4096)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
@@ -43,7 +47,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """A frozen group of knobs; an unknown name is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -109,7 +113,7 @@ class SplitConfig(Section):
 class ModelConfig(Section):
     """The network."""
 
-    arch: str = Field("unet", description="architecture, by name (see segpipe/models.py)")
+    arch: Architecture = Field("unet", description="architecture; 'unet++' and 'deeplabv3+' mean the same as ...plus")
     encoder: str = Field("resnet18", min_length=1, description="encoder, any name segmentation-models-pytorch knows")
     encoder_depth: int = Field(5, ge=3, le=5, description="encoder stages, where the architecture allows a choice")
     encoder_weights: Literal["none", "imagenet"] = Field(
@@ -284,7 +288,9 @@ def build(values: Mapping[str, Any]) -> Config:
 
 
 def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
-    """Defaults, then the YAML file `recipe`, then dotted `overrides`; an empty data.root becomes $SEGPIPE_DATA.
+    """Defaults, then the YAML file `recipe`, then dotted `overrides`.
+
+    For real data an empty data.root becomes $SEGPIPE_DATA.
 
     Raises InputError for a missing or malformed recipe, an unknown knob or a value out of range.
     """
@@ -298,7 +304,7 @@ def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
         else:
             values[section] = value
     config = build(values)
-    root = config.data.root or os.environ.get("SEGPIPE_DATA", "")
+    root = config.data.root or (os.environ.get("SEGPIPE_DATA", "") if config.data.format != "phantom" else "")
     absolute = str(Path(root).expanduser().resolve()) if root else ""
     return config.model_copy(update={"data": config.data.model_copy(update={"root": absolute})})
 

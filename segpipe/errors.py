@@ -1,5 +1,20 @@
-"""The one exception type whose message is written for the user."""
+"""The one exception type whose message is written for the user, and how any exception is told in a line."""
+
+import re
+
+LONGEST = 300
 
 
 class InputError(Exception):
     """Something the user gave is wrong. The message is one line: what is wrong, where, and how to mend it."""
+
+
+def redact(text: str) -> str:
+    """A text whose URIs hold no user and password any more."""
+    return re.sub(r"://\S+@", "://***@", text)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one short line, without a traceback or a password."""
+    text = redact(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,17 +11,20 @@ import pandas as pd
 from segpipe import metrics, statistics
 from segpipe.data.volume import volume_ml
 from segpipe.errors import InputError
-from segpipe.inference import Predictor
 from segpipe.manifest import CaseRecord, Manifest
+
+if TYPE_CHECKING:
+    from segpipe.inference import Predictor
 
 Progress = Callable[[int, int, str], None]
 Summary = dict[str, Any]
 HEADLINE = ("dice", "iou", "precision", "recall")
 ABSOLUTE = ("volume_error_ml",)
+NAMES = ("case", "patient", "site", "outcome")
 
 
 def evaluate(
-    predictor: Predictor, manifest: Manifest, dataset: Path, threshold: float, progress: Progress
+    predictor: "Predictor", manifest: Manifest, dataset: Path, threshold: float, progress: Progress
 ) -> pd.DataFrame:
     """One row per test case: dice, iou, precision, recall (mean over classes; per class too where there are several),
     reference_ml, predicted_ml, volume_error_ml (absolute), reference and predicted voxels, outcome.
@@ -31,7 +34,7 @@ def evaluate(
     for what in ("channels", "classes"):
         ours, theirs = getattr(manifest, what), getattr(predictor.spec, what)
         if ours != theirs:
-            raise InputError(f"the model's {what} are {theirs}, the dataset's {ours}; use another registry.model_name")
+            raise InputError(f"the model's {what} are {theirs}, the dataset's {ours}: they can't be measured together")
     cases = manifest.of("test")
     if not cases:
         raise InputError("the test split has no case; give more patients or a larger split.test")
@@ -85,6 +88,14 @@ def save(cases: pd.DataFrame, summary: Summary, folder: Path) -> None:
     """Write cases.csv and, last, summary.json."""
     cases.to_csv(folder / "cases.csv", index=False)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """What `save` wrote as cases.csv; names stay text, whatever they look like."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    numbers = table.columns.difference(list(NAMES))
+    table[numbers] = table[numbers].apply(pd.to_numeric)
+    return table
 
 
 def ranked(cases: pd.DataFrame) -> dict[str, str]:

@@ -30,7 +30,7 @@ class ModelSpec(Section):
     reader: str
     channels: tuple[str, ...]
     classes: tuple[str, ...]
-    threshold: float
+    threshold: float = 0.5
 
 
 class Segmentation(NamedTuple):

@@ -29,7 +29,11 @@ def dice_bce(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
 
 
 def predictions(logits: Tensor) -> Tensor:
-    """Labels N,H,W uint8 from logits: foreground from probability 0.5, or the most probable of several classes."""
+    """Labels N,H,W uint8 from logits: foreground where its classes together reach probability 0.5, and there the most
+    probable class; the rule of `inference.Predictor.segment` at its default threshold.
+    """
     if logits.shape[1] == 1:
-        return (logits[:, 0] > 0).to(torch.uint8)
-    return logits.argmax(dim=1).to(torch.uint8)
+        return (logits[:, 0] >= 0).to(torch.uint8)
+    foreground = logits.float().softmax(dim=1)[:, 1:]
+    labels = foreground.argmax(dim=1) + 1
+    return torch.where(foreground.sum(dim=1) >= 0.5, labels, 0).to(torch.uint8)

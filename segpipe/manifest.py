@@ -87,11 +87,18 @@ class Manifest(Section):
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Read a dataset folder's manifest.
+        """Read a dataset folder's manifest and look at its arrays.
 
         Raises InputError where it is missing, of another format, or where an array is missing or cut short.
         """
-        path = folder / FILE
+        manifest = cls.read(folder / FILE)
+        for name in manifest.arrays:
+            manifest.array(folder, name)
+        return manifest
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read a manifest alone, without its arrays. Raises InputError where it is missing or of another format."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -101,12 +108,9 @@ class Manifest(Section):
         if values.get("format") != FORMAT:
             raise InputError(f"{path}: format {values.get('format')}, this version reads {FORMAT}; preprocess again")
         try:
-            manifest = cls.model_validate(values)
+            return cls.model_validate(values)
         except ValidationError as error:
             raise InputError(f"{path}: damaged ({error.error_count()} fields); run preprocess again") from None
-        for name in manifest.arrays:
-            manifest.array(folder, name)
-        return manifest
 
     def array(self, folder: Path, name: str) -> NDArray[np.generic]:
         """Memory-map one of the arrays, read-only. Raises InputError where it is not what the manifest says."""

@@ -29,13 +29,13 @@ ARCHITECTURES = {
     "unetplusplus": Architecture("UnetPlusPlus", depth="decoder"),
     "manet": Architecture("MAnet", depth="decoder"),
     "linknet": Architecture("Linknet", depth="plain"),
-    "fpn": Architecture("FPN", depth="fixed"),
-    "pspnet": Architecture("PSPNet", depth="fixed"),
-    "deeplabv3": Architecture("DeepLabV3", depth="fixed"),
-    "deeplabv3plus": Architecture("DeepLabV3Plus", depth="fixed"),
+    "fpn": Architecture("FPN"),
+    "pspnet": Architecture("PSPNet"),
+    "deeplabv3": Architecture("DeepLabV3"),
+    "deeplabv3plus": Architecture("DeepLabV3Plus"),
     "pan": Architecture("PAN", smallest=128),
-    "upernet": Architecture("UPerNet", depth="fixed"),
-    "segformer": Architecture("Segformer", depth="fixed"),
+    "upernet": Architecture("UPerNet"),
+    "segformer": Architecture("Segformer"),
 }
 BATCH_OF_ONE_FAILS = ("pspnet", "deeplabv3", "deeplabv3plus")
 
@@ -63,18 +63,8 @@ class SegmentationModel(nn.Module):
         return max(-(-n // self.stride) * self.stride, self.smallest) - n
 
 
-def architecture(name: str) -> Architecture:
-    """A row of the table. Raises InputError naming the nearest known architecture."""
-    if name not in ARCHITECTURES:
-        raise InputError(
-            f"model.arch={name}: unknown{nearest(name, list(ARCHITECTURES))}; known: {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[name]
-
-
 def check(config: ModelConfig) -> None:
-    """Raise InputError where the architecture or the encoder is unknown."""
-    architecture(config.arch)
+    """Raise InputError where the encoder is unknown."""
     import segmentation_models_pytorch as smp
 
     known = smp.encoders.get_encoder_names()
@@ -91,10 +81,10 @@ def build(config: ModelConfig, channels: int, classes: int, seed: int, pretraine
     With `pretrained` false nothing is downloaded, whatever the config says: for weights that are loaded afterwards.
     Raises InputError where the names are unknown or the combination can't be built.
     """
-    row = architecture(config.arch)
-    check(config)
     import segmentation_models_pytorch as smp
 
+    row = ARCHITECTURES[config.arch]
+    check(config)
     options: dict[str, object] = {}
     if row.depth != "fixed":
         options["encoder_depth"] = config.encoder_depth

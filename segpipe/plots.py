@@ -1,14 +1,15 @@
 """Pictures for a person to look at."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.inference import Predictor
-from segpipe.manifest import Manifest
+if TYPE_CHECKING:
+    from segpipe.inference import Predictor
+    from segpipe.manifest import Manifest
 
 matplotlib.use("agg")
 from matplotlib.colors import to_rgb  # the backend must be chosen before anything else of matplotlib
@@ -41,7 +42,7 @@ def _outline(axes: Any, mask: Mask, colour: str) -> None:
 
 
 def extremes(
-    predictor: Predictor, manifest: Manifest, dataset: Path, chosen: dict[str, str], threshold: float, folder: Path
+    predictor: "Predictor", manifest: "Manifest", dataset: Path, chosen: dict[str, str], threshold: float, folder: Path
 ) -> None:
     """An overlay of each chosen test case, `{rank: case}`, as RANK.png in `folder`."""
     cases = {case.case: case for case in manifest.of("test")}
@@ -77,7 +78,7 @@ def _agreement(truth: NDArray[np.bool_], guess: NDArray[np.bool_]) -> Array:
     return colours
 
 
-def dataset(manifest: Manifest, folder: Path, path: Path, count: int = 6) -> None:
+def dataset(manifest: "Manifest", folder: Path, path: Path, count: int = 6) -> None:
     """Slices of a few training cases as the network sees them, each channel, with the mask's outline."""
     images, masks = (manifest.array(folder, f"train_{kind}") for kind in ("images", "masks"))
     cases = sorted(manifest.of("train"), key=lambda c: (not any(c.voxels.values()), c.case))[:count]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from segpipe import tracking
-from segpipe.config import GateConfig
+from segpipe.config import GateConfig, TrainConfig
 from segpipe.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 Progress = Callable[[int, int, str], None]
 
@@ -49,28 +46,30 @@ class Decision:
 def decide(challenger: pd.DataFrame, champion: pd.DataFrame | None, gate: GateConfig) -> Decision:
     """Promote where the floor holds and the mean Dice over the same test cases is better than the champion's.
 
-    Both tables have columns case and dice, NaN where both masks are empty. Raises InputError where the cases differ.
+    Both tables have columns case and dice, NaN where both masks are empty; the champion's may lack cases it was trained
+    on, which then do not count in the comparison. Raises InputError where it has cases that the challenger has not.
     """
-    value = _mean_dice(challenger)
+    value = float(challenger["dice"].mean())
+    if np.isnan(value):
+        return Decision(False, ("no test case has a Dice: reference and prediction are empty everywhere",))
     floor = Comparison("mean test Dice", value, gate.min_dice, value >= gate.min_dice)
     if not floor.passed:
         return Decision(False, (f"mean test Dice {value:.4f} is below gate.min_dice {gate.min_dice}",), (floor,))
     if champion is None:
         return Decision(True, (f"first model; mean test Dice {value:.4f}",), (floor,))
-    if sorted(challenger["case"]) != sorted(champion["case"]):
+    if not set(champion["case"]) <= set(challenger["case"]):
         raise InputError("challenger and champion were measured on different cases; evaluate both on one dataset")
-    gain = value - _mean_dice(champion)
+    ours = challenger[challenger["case"].isin(champion["case"])]["dice"].mean()
+    gain = float(ours - champion["dice"].mean())
+    if np.isnan(gain):
+        return Decision(False, ("the champion was trained on all test cases that could be compared",), (floor,))
     better = Comparison("gain in mean Dice", gain, gate.min_improvement, gain > 0 and gain >= gate.min_improvement)
-    verdict = "better than" if better.passed else "not better than"
-    reason = f"mean Dice {value:.4f}, {gain:+.4f} against the champion: {verdict} the gate asks"
-    if better.passed:
-        reason = f"mean Dice {value:.4f}, {gain:+.4f} against the champion"
+    asked = "" if better.passed else f": not better by what the gate asks ({gate.min_improvement})"
+    shared = (
+        f"on {len(champion)} of {len(challenger)} cases" if len(champion) < len(challenger) else "on the same cases"
+    )
+    reason = f"mean Dice {ours:.4f}, {gain:+.4f} against the champion {shared}{asked}"
     return Decision(better.passed, (reason,), (floor, better))
-
-
-def _mean_dice(cases: pd.DataFrame) -> float:
-    values = cases["dice"].dropna()
-    return float(values.mean()) if len(values) else float(np.float64(0))
 
 
 def version_of(name: str, model_id: str, tags: dict[str, str]) -> ModelVersion:
@@ -82,12 +81,20 @@ def version_of(name: str, model_id: str, tags: dict[str, str]) -> ModelVersion:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     for known in client.search_model_versions(f"name = '{name}'"):
-        if known.source == f"models:/{model_id}" or getattr(known, "model_id", None) == model_id:
-            return known
+        if known.source == f"models:/{model_id}":
+            return _retagged(known, tags)
     model = client.get_logged_model(model_id)
     return client.create_model_version(
         name, f"models:/{model_id}", run_id=model.source_run_id, tags=tags, model_id=model_id
     )
+
+
+def _retagged(version: ModelVersion, tags: dict[str, str]) -> ModelVersion:
+    """A version that was registered before, with the tags of its newest evaluation."""
+    client, number = MlflowClient(), str(version.version)
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, number, key, value)
+    return client.get_model_version(version.name, number)
 
 
 def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
@@ -100,19 +107,32 @@ def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
         raise
 
 
-def cases_of(champion: ModelVersion, preprocess: str, device: "torch.device", progress: Progress) -> pd.DataFrame:
-    """The champion's per-case results on a dataset's test set: those of its own evaluation where that was the same test
-    set, otherwise measured now.
+def cases_of(champion: ModelVersion, preprocess: str, train: TrainConfig, progress: Progress) -> pd.DataFrame:
+    """The champion's per-case results on a dataset's test set, without patients it was trained or chosen on.
+
+    Those of its own evaluation where that was the same test set, otherwise measured now, with its own preprocessing and
+    threshold.
     """
-    if champion.tags.get("test_digest") == tracking.tag_of(preprocess, "segpipe.test_digest"):
-        return pd.read_csv(tracking.local(f"runs:/{champion.tags['evaluate_run']}/evaluation/cases.csv"))
     from segpipe import evaluation
+
+    tags, known = champion.tags, "evaluation/cases.csv"
+    same = tags.get("test_digest") == tracking.tag_of(preprocess, "segpipe.test_digest")
+    if same and tracking.has_artifact(tags["evaluate_run"], known):
+        return evaluation.read(tracking.local(f"runs:/{tags['evaluate_run']}/{known}"))
+    from segpipe import engine
     from segpipe.inference import Predictor
-    from segpipe.manifest import Manifest
+    from segpipe.manifest import FILE, Manifest
 
     folder = tracking.local(f"runs:/{preprocess}/dataset")
+    device = engine.runtime(train).device
     predictor = Predictor.load(tracking.model_folder(f"models:/{champion.name}/{champion.version}"), device)
-    return evaluation.evaluate(predictor, Manifest.load(folder), folder, predictor.spec.threshold, progress)
+    manifest = Manifest.load(folder)
+    own = Manifest.read(tracking.local(f"runs:/{tags['preprocess_run']}/dataset/{FILE}"))
+    cases = evaluation.evaluate(predictor, manifest, folder, predictor.spec.threshold, progress)
+    seen = [case for split in ("train", "val") for case in own.of(split)]
+    patients, files = {case.patient for case in seen}, {case.sha256 for case in seen}
+    unseen = [c.case for c in manifest.of("test") if c.patient not in patients and c.sha256 not in files]
+    return cases[cases["case"].isin(unseen)]
 
 
 def apply(name: str, version: str, decision: Decision) -> None:

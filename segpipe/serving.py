@@ -76,10 +76,9 @@ class ServedModel(PythonModel):
         if not 0 < threshold < 1:
             raise MlflowException.invalid_parameter_value(f"threshold {threshold} is not between 0 and 1")
         if model_input.empty:
-            wanted = " or ".join(
-                [COLUMN, "+".join(_columns(self.predictor.spec))][: 1 + bool(_columns(self.predictor.spec))]
-            )
-            raise MlflowException.invalid_parameter_value(f"no row with a column {wanted}")
+            wanted = "+".join(_columns(self.predictor.spec))
+            known = f"{COLUMN} or {wanted}" if wanted else COLUMN
+            raise MlflowException.invalid_parameter_value(f"no row with a column {known}")
         rows = []
         for number, row in enumerate(model_input.to_dict(orient="records")):
             try:
@@ -100,19 +99,21 @@ class ServedModel(PythonModel):
         }
 
     def _image(self, row: dict[str, Any]) -> tuple[codecs.Decoded, NDArray[np.float32]]:
-        """The file that gives the geometry, and the image C,D,H,W."""
+        """The file that gives the geometry, and the image C,D,H,W. Raises InputError."""
         spec = self.predictor.spec
-        given = [name for name in _columns(spec) if isinstance(row.get(name), str)]
-        if not given:
+        if not any(isinstance(row.get(name), str) for name in _columns(spec)):
             only = _decode(row.get(COLUMN), COLUMN)
-            return only, codecs.as_channels(only.array, len(spec.channels), COLUMN)
+            if only.nifti is None and spec.reader != "folder":
+                raise InputError(f"{COLUMN}: a picture; this model takes NIfTI volumes")
+            if only.nifti is None:
+                return only, codecs.as_channels(only.array, len(spec.channels), COLUMN)
+            return only, only.array
         first, *others = [_decode(row.get(name), name) for name in spec.channels]
-        for name, other in zip(spec.channels[1:], others, strict=True):
-            if not codecs.same_grid(first, other) and (first.nifti is None or other.nifti is None):
-                raise InputError(f"{name}: {other.array.shape[1:]}, but {spec.channels[0]} is {first.array.shape[1:]}")
+        for name, file in zip(spec.channels, (first, *others), strict=True):
+            if file.nifti is None or len(file.array) != 1:
+                raise InputError(f"{name}: expected a NIfTI file with one volume")
         onto = [other if codecs.same_grid(first, other) else codecs.resample(other, first) for other in others]
-        parts = [codecs.as_channels(part.array, 1, "channel") for part in (first, *onto)]
-        return first, np.concatenate(parts)
+        return first, np.concatenate([file.array for file in (first, *onto)])
 
 
 def _decode(value: object, column: str) -> codecs.Decoded:

@@ -1,14 +1,15 @@
 """Everything segpipe does with MLflow Tracking: where the store is, runs, their artifacts and logged models."""
 
+import atexit
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from mlflow.exceptions import MlflowException
 from segpipe import config as settings
 from segpipe import sources
 from segpipe.config import Config
-from segpipe.errors import InputError
+from segpipe.errors import InputError, one_line, redact
 
 if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
@@ -67,23 +68,8 @@ def connect() -> None:
         raise InputError(f"tracking store {redact(uri)} does not answer: {one_line(error)}") from None
 
 
-def uri() -> str:
-    """The tracking store in use."""
-    return str(mlflow.get_tracking_uri())
-
-
-def redact(text: str) -> str:
-    """A text whose URIs hold no user and password any more."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one short line, without a traceback or a password."""
-    text = redact(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
-def _experiment(name: str) -> str:
+def experiment(name: str) -> str:
+    """The ID of an experiment, created if need be; with an sqlite store its artifacts lie beside the database."""
     found = mlflow.get_experiment_by_name(name)
     if found is None:
         uri = mlflow.get_tracking_uri()
@@ -108,8 +94,8 @@ def run(step: str, config: Config) -> Iterator[Run]:
     An exception ends the run as FAILED with its reason as a tag, an interrupt as KILLED; both pass on.
     """
     given = os.environ.pop("MLFLOW_RUN_ID", None)
-    if not given and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        os.environ["MLFLOW_EXPERIMENT_ID"] = _experiment(config.tracking.experiment)
+    if not given and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
+        mlflow.set_experiment(experiment_id=experiment(config.tracking.experiment))
     started = mlflow.start_run(run_id=given, run_name=None if given else step)
     run_id, client = started.info.run_id, MlflowClient()
     try:
@@ -125,7 +111,7 @@ def run(step: str, config: Config) -> Iterator[Run]:
     except BaseException as error:
         client.set_tag(run_id, REASON, one_line(error))
         if not isinstance(error, InputError):
-            mlflow.log_text(traceback.format_exc(), "logs/traceback.txt")
+            mlflow.log_text(redact(traceback.format_exc()), "logs/traceback.txt")
         mlflow.end_run("FAILED")
         raise
 
@@ -171,20 +157,31 @@ def upstream(run_id: str, step: str) -> Run:
 
 
 def has_artifact(run_id: str, path: str) -> bool:
-    """Whether a run has that file among its artifacts."""
+    """Whether a run is there and has that file among its artifacts."""
     folder = path.rsplit("/", 1)[0] if "/" in path else None
-    return any(item.path == path for item in MlflowClient().list_artifacts(run_id, folder))
+    try:
+        return any(item.path == path for item in MlflowClient().list_artifacts(run_id, folder))
+    except MlflowException:
+        return False
 
 
 def local(uri: str) -> Path:
-    """A local path to an artifact: in place for a store on this machine, downloaded otherwise.
-
-    Raises InputError where there is no such artifact.
+    """A local path to an artifact: in place for a store on this machine, from a server a copy that this process removes
+    when it ends. Raises InputError where there is no such artifact.
     """
+    served = mlflow.get_tracking_uri().startswith("http")
+    target = tempfile.mkdtemp(dir=_downloads()) if served else None
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (MlflowException, OSError) as error:
         raise InputError(f"{uri}: {one_line(error)}") from None
+
+
+@cache
+def _downloads() -> str:
+    folder = tempfile.mkdtemp(prefix="segpipe-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @contextmanager
@@ -217,8 +214,8 @@ def _local_root(uri: str) -> Path | None:
 
 
 def log_dataset(name: str, uri: str, digest: str, context: str) -> None:
-    """Record a dataset artifact as the active run's input."""
-    mlflow.log_input(dataset(name, uri, digest), context=context)
+    """Record a dataset artifact, or one split of it, as the active run's input."""
+    mlflow.log_input(dataset(f"{name}-{context}", uri, digest), context=context)
 
 
 def dataset(name: str, uri: str, digest: str) -> "Dataset":
@@ -321,7 +318,7 @@ def log_evaluation(summary: Summary, model_id: str, manifest: "Manifest", uri: s
     for name, interval in summary["metrics"].items():
         values |= {f"test_{name}": interval["mean"], f"test_{name}_n": interval["n_valid"]}
         values |= {f"test_{name}_ci_low": interval["low"], f"test_{name}_ci_high": interval["high"]}
-    data = dataset(manifest.reader, uri, manifest.test_digest)
+    data = dataset(f"{manifest.reader}-test", uri, manifest.test_digest)
     mlflow.log_input(data, context="test")
     mlflow.log_metrics(values, model_id=model_id, dataset=data)
 
@@ -329,30 +326,15 @@ def log_evaluation(summary: Summary, model_id: str, manifest: "Manifest", uri: s
 def version_tags(preprocess: str, evaluate: str) -> dict[str, str]:
     """What a model version remembers: dataset digests, git commit, run IDs, test Dice with its interval."""
     client = MlflowClient()
-    tags, run = client.get_run(preprocess).data.tags, client.get_run(evaluate)
+    run = client.get_run(evaluate)
     train = tag_of(evaluate, f"{INPUT}train")
     figures = {k: f"{v:.6f}" for k, v in run.data.metrics.items() if k.startswith("test_dice")}
     return {
-        "dataset_digest": tags["segpipe.dataset_digest"],
-        "test_digest": tags["segpipe.test_digest"],
+        "dataset_digest": tag_of(preprocess, "segpipe.dataset_digest"),
+        "test_digest": tag_of(preprocess, "segpipe.test_digest"),
         "git_commit": client.get_run(train).data.tags.get("mlflow.source.git.commit", "unknown"),
         "preprocess_run": preprocess,
         "train_run": train,
         "evaluate_run": evaluate,
         **figures,
     }
-
-
-def request(preprocess: str) -> str:
-    """A shell line that sends a test case's own files to a server on port 5001, using nothing but base64 and curl."""
-    from segpipe.manifest import Manifest
-
-    manifest = Manifest.load(local(f"runs:/{preprocess}/dataset"))
-    case = max(manifest.of("test"), key=lambda c: (c.volume_ml or sum(c.voxels.values()), c.case))
-    columns = manifest.channels if len(case.files) > 1 else ("image",)
-    record = ",".join(f'"{name}":"%s"' for name in columns)
-    files = " ".join(f"\"$(base64 -w0 '{Path(manifest.root) / name}')\"" for name in case.files)
-    return (
-        f"  printf '{{\"dataframe_records\":[{{{record}}}]}}' \\\n    {files} \\\n"
-        "  | curl -s -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations"
-    )

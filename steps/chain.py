@@ -1,6 +1,5 @@
 """The chain as a table, the key that decides whether a step has to run, and how one is started."""
 
-import hashlib
 import json
 import os
 import platform
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 from segpipe import config as settings
 from segpipe import sources, tracking
 from segpipe.config import Config
-from segpipe.errors import InputError
+from segpipe.data import raw
+from segpipe.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -76,42 +76,42 @@ def key(name: str, config: Config, inputs: dict[str, "Run"]) -> Key:
     values = config.model_dump(mode="json", include=set(step.sections), exclude={"data": {"root"}})
     parts = {f"config {section}": settings.digest(values[section])[:16] for section in step.sections}
     parts["code"] = sources.digest(sources.closure([f"steps.{name}"]))[:16]
-    requirements = (sources.PROJECT / "requirements.txt").read_bytes()
-    parts["requirements"] = hashlib.sha256(requirements + platform.python_version().encode()).hexdigest()[:16]
+    parts["requirements"] = sources.digest([sources.PROJECT / "requirements.txt"])[:16]
+    parts["python"] = platform.python_version()
     for upstream, run in inputs.items():
         parts[f"result of {upstream}"] = run.data.tags.get(tracking.KEY, run.info.run_id)[:16]
     if "data" in step.sections:
-        parts["raw data"] = raw_digest(config)
+        parts["raw data"] = raw.digest(config.data)
     return Key(parts)
-
-
-def raw_digest(config: Config) -> str:
-    """Digest of every raw file's relative path and bytes; the phantom's is empty, its config and code say it all."""
-    from segpipe.data.readers import check_root
-
-    if config.data.format == "phantom":
-        return ""
-    check_root(config.data.root)
-    root, total = Path(config.data.root), hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        total.update(path.relative_to(root).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
 
 
 def inputs(name: str, config: Config, given: dict[str, str]) -> dict[str, "Run"]:
     """The finished runs a step builds on: the given ones, checked; those they were built on; the others found by key or
-    run first, as children of the active run.
+    run first on top of these, as children of the active run. Raises InputError where given runs do not fit together.
     """
     runs: dict[str, Run] = {}
     for upstream in STEPS[name].inputs:
+        chosen = given | {known: run.info.run_id for known, run in runs.items()}
         run_id = given.get(upstream) or _implied(upstream, given)
         if run_id:
             runs[upstream] = tracking.upstream(run_id, upstream)
         else:
-            runs[upstream] = obtain(upstream, config, inputs(upstream, config, {})).run
+            runs[upstream] = obtain(upstream, config, inputs(upstream, config, chosen)).run
+    for later, run in runs.items():
+        for earlier in set(STEPS[later].inputs) & set(runs):
+            _check_built_on(later, run, earlier, runs[earlier])
     return runs
+
+
+def _check_built_on(later: str, run: "Run", earlier: str, chosen: "Run") -> None:
+    actual = tracking.tag_of(run.info.run_id, f"{tracking.INPUT}{earlier}")
+    if actual == chosen.info.run_id:
+        return
+    if tracking.tag_of(actual, tracking.KEY) != tracking.tag_of(chosen.info.run_id, tracking.KEY):
+        raise InputError(
+            f"{later}_run={run.info.run_id} was built on {earlier} run {actual}, not on {chosen.info.run_id}; "
+            f"leave out {earlier}_run or give the one it was built on"
+        )
 
 
 def _implied(name: str, given: dict[str, str]) -> str | None:
@@ -176,6 +176,9 @@ def launch(name: str, parameters: dict[str, str], env_manager: str, because: str
     active, client = tracking.active(), mlflow.MlflowClient()
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     tags = {MLFLOW_PARENT_RUN_ID: active.info.run_id, tracking.STEP: name, tracking.BECAUSE: because}
+    tags |= {
+        k: v for k, v in client.get_run(active.info.run_id).data.tags.items() if k.startswith("mlflow.source.git.")
+    }
     run_id = client.create_run(active.info.experiment_id, tags=tags, run_name=name).info.run_id
     why = "it was interrupted"
     try:
@@ -187,11 +190,15 @@ def launch(name: str, parameters: dict[str, str], env_manager: str, because: str
             run_id=run_id,
             env_manager=env_manager,
         )
-    except mlflow.exceptions.MlflowException as error:
-        why = tracking.one_line(error)
-    run = client.get_run(run_id)
-    if run.info.status == "RUNNING":
-        client.set_terminated(run_id, "FAILED")
+    except Exception as error:  # whatever MLflow can't start a process for: no conda, a failed build, no shell
+        why = one_line(error)
+    finally:
+        run = client.get_run(run_id)
+        why = run.data.tags.get(tracking.REASON, why)
+        if run.info.status != "FINISHED":
+            client.set_tag(run_id, tracking.REASON, why)
+        if run.info.status == "RUNNING":
+            client.set_terminated(run_id, "FAILED")
     if run.info.status != "FINISHED":
-        raise InputError(f"{name} failed (run {run_id}): {run.data.tags.get(tracking.REASON, why)}")
+        raise InputError(f"{name} failed (run {run_id}): {why}")
     return run

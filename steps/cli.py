@@ -1,5 +1,6 @@
 """The command line that all entry points share: every knob, one line for an error, one MLflow run."""
 
+import atexit
 import signal
 import sys
 import time
@@ -10,7 +11,7 @@ import click
 
 from segpipe import config as settings
 from segpipe.config import Config
-from segpipe.errors import InputError
+from segpipe.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from segpipe.engine import EpochReport
@@ -118,7 +119,7 @@ class Command(click.Command):
         except (KeyboardInterrupt, click.Abort):
             _leave(self.name, "interrupted", INTERRUPTED)
         except Exception as error:
-            _leave(self.name, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", FAILED)
+            _leave(self.name, f"{type(error).__name__}: {one_line(error)}", FAILED)
 
 
 def _note(reason: str) -> None:
@@ -126,8 +127,8 @@ def _note(reason: str) -> None:
 
     try:
         tracking.fail_given_run(reason)
-    except InputError as error:
-        click.echo(f"(could not be noted on the run: {error})", err=True)
+    except Exception as error:  # the reason itself is told either way
+        click.echo(f"(not noted on the run: {one_line(error)})", err=True)
 
 
 def _leave(name: str | None, reason: str, code: int) -> None:
@@ -141,6 +142,7 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def progress(label: str) -> Callable[[int, int, str], None]:
     """A callback taking (done, total, item): a bar on a terminal, otherwise a line at each tenth."""
+    from rich.console import Console
     from rich.progress import Progress
 
     if not sys.stderr.isatty():
@@ -150,11 +152,12 @@ def progress(label: str) -> Callable[[int, int, str], None]:
                 click.echo(f"{label}: {done}/{total} {item}", err=True)
 
         return line
-    bar = Progress(transient=True)
+    bar = Progress(console=Console(stderr=True), transient=True)
     task = bar.add_task(label)
-    bar.start()
+    atexit.register(bar.stop)
 
     def advance(done: int, total: int, item: str) -> None:
+        bar.start()
         bar.update(task, completed=done, total=total, description=f"{label} {item}")
         if done == total:
             bar.stop()

@@ -1,15 +1,16 @@
 """`python -m steps.evaluate`"""
 
-from segpipe import engine, evaluation, plots, tracking
 from segpipe.config import Config
-from segpipe.inference import Predictor
-from segpipe.manifest import Manifest
 from steps import cli
 
 
 @cli.step("evaluate", inputs=("preprocess", "train"))
 def main(config: Config, preprocess: str, train: str) -> str:
     """Measure the trained model on the test set, case by case, with confidence intervals over patients."""
+    from segpipe import engine, evaluation, plots, tracking
+    from segpipe.inference import Predictor
+    from segpipe.manifest import Manifest
+
     dataset = tracking.local(f"runs:/{preprocess}/dataset")
     manifest = Manifest.load(dataset)
     knobs, trained = config.evaluate, tracking.tag_of(train, tracking.MODEL)

@@ -1,24 +1,22 @@
 """`python -m steps.preprocess`"""
 
-from segpipe import tracking
 from segpipe.config import Config
-from segpipe.data import cache
-from segpipe.data.readers import open_reader
 from steps import cli
 
 
 @cli.step("preprocess")
 def main(config: Config) -> str:
     """Read the raw data, split it by patient, and write one array per split and a manifest."""
-    from segpipe import plots
+    from segpipe import plots, tracking
+    from segpipe.data import cache
+    from segpipe.data.readers import open_reader
 
     reader = open_reader(config)
     with tracking.artifact_folder("dataset") as folder:
         manifest = cache.build(config, reader, folder, cli.progress("preprocess"))
         plots.dataset(manifest, folder, folder / "samples.png")
-    run_id = tracking.active().info.run_id
     for split in ("train", "val", "test"):
-        tracking.log_dataset(manifest.reader, f"runs:/{run_id}/dataset", manifest.digest, split)
+        tracking.log_dataset(manifest.reader, f"runs:/{tracking.active().info.run_id}/dataset", manifest.digest, split)
     tracking.tag(dataset_digest=manifest.digest, test_digest=manifest.test_digest)
     return f"{len(manifest.of('train'))}/{len(manifest.of('val'))}/{len(manifest.of('test'))} train/val/test cases"
 

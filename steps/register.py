@@ -1,8 +1,5 @@
 """`python -m steps.register`"""
 
-import pandas as pd
-
-from segpipe import engine, registry, tracking
 from segpipe.config import Config
 from steps import cli
 
@@ -10,17 +7,17 @@ from steps import cli
 @cli.step("register", inputs=("preprocess", "evaluate"))
 def main(config: Config, preprocess: str, evaluate: str) -> str:
     """Register the evaluated model and promote it if it passes the gate."""
+    from segpipe import evaluation, registry, tracking
+
     name = config.registry.model_name
-    cases = pd.read_csv(tracking.local(f"runs:/{evaluate}/evaluation/cases.csv"))
+    cases = evaluation.read(tracking.local(f"runs:/{evaluate}/evaluation/cases.csv"))
     tags, model_id = tracking.version_tags(preprocess, evaluate), tracking.tag_of(evaluate, tracking.MODEL)
-    version = registry.version_of(name, model_id, tags)
-    champion = registry.holder(name)
+    version, champion = registry.version_of(name, model_id, tags), registry.holder(name)
 
     if champion is not None and champion.version == version.version:
         decision = registry.Decision(False, (f"version {version.version} is the champion already",))
     else:
-        device = engine.runtime(config.train).device
-        rival = None if champion is None else registry.cases_of(champion, preprocess, device, cli.progress("champion"))
+        rival = registry.cases_of(champion, preprocess, config.train, cli.progress("champion")) if champion else None
         decision = registry.decide(cases, rival, config.gate)
 
     with tracking.artifact_folder("register") as folder:

@@ -92,6 +92,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    from segpipe import tracking
+
+    tracking.connect()
+    os.environ["MLFLOW_EXPERIMENT_ID"] = tracking.experiment("segpipe")
     yield home
     os.environ.clear()
     os.environ.update(saved)
@@ -115,7 +119,6 @@ def step(store: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[
     def run(name: str, *arguments: str) -> tuple[int, str]:
         import importlib
 
-        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         main = importlib.import_module(f"steps.{name}").main
         capfd.readouterr()
         try:

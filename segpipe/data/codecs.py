@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import warnings
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from segpipe.data.volume import Spacing
-from segpipe.errors import InputError
+from segpipe.errors import InputError, one_line
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-AFFINE_TOLERANCE_MM = 1e-2
+CORNER_TOLERANCE_MM = 0.1
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Decoded:
     """A decoded file.
 
     `array` is C,D,H,W float32 (a grey picture 1,1,H,W; a NIfTI in RAS+ orientation, D from inferior to superior),
-    `spacing` mm along D,H,W or None, `nifti` the original image for NIfTI files.
+    `spacing` mm along D,H,W or None; for NIfTI files `nifti` is the original image and `affine` takes W,H,D indices of
+    `array` to mm.
     """
 
     array: NDArray[np.float32]
     spacing: Spacing | None
     nifti: Any = None
+    affine: NDArray[np.float64] | None = None
 
 
 def decode(data: bytes, where: str, raw_labels: bool = False) -> Decoded:
@@ -46,20 +48,23 @@ def decode(data: bytes, where: str, raw_labels: bool = False) -> Decoded:
 
 def _decode_picture(data: bytes, where: str, raw_labels: bool) -> Decoded:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture: Image.Image = Image.open(io.BytesIO(data))
-            picture.load()
-            if picture.mode in ("P", "PA") and not raw_labels:
-                picture = picture.convert("RGB")
-            elif picture.mode in ("LA", "La"):
-                picture = picture.convert("L")
-            elif picture.mode not in ("1", "L", "P", "RGB", "F", "I", "I;16", "I;16B", "I;16L", "I;16N"):
-                picture = picture.convert("RGB")
-            pixels = np.asarray(picture).astype(np.float32)
+        picture: Image.Image = Image.open(io.BytesIO(data))
+        frames = getattr(picture, "n_frames", 1)
+        if frames > 1:
+            raise InputError(f"{where}: {frames} pages or frames in one file, expected one picture")
+        picture.load()
+        if picture.mode in ("P", "PA") and not raw_labels:
+            picture = picture.convert("RGB")
+        elif picture.mode in ("LA", "La"):
+            picture = picture.convert("L")
+        elif picture.mode not in ("1", "L", "P", "RGB", "F", "I", "I;16", "I;16B", "I;16L", "I;16N"):
+            picture = picture.convert("RGB")
+        pixels = np.asarray(picture).astype(np.float32)
     except UnidentifiedImageError:
         raise InputError(f"{where}: not a PNG, JPEG, TIFF, BMP or NIfTI file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError:
+        raise InputError(f"{where}: too large, over {MAX_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{where}: damaged or cut short ({error})") from None
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return Decoded(np.ascontiguousarray(channels_first[:, None]), None)
@@ -71,6 +76,10 @@ def _decode_nifti(data: bytes, where: str) -> Decoded:
     try:
         raw = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
         image = nib.Nifti1Image.from_bytes(raw)
+        if image.ndim not in (3, 4) or 0 in image.shape:
+            raise InputError(f"{where}: shape {image.shape}, expected a 3-D volume or a 4-D stack of channels")
+        if image.get_data_dtype().kind not in "iuf":
+            raise InputError(f"{where}: voxels of type {image.get_data_dtype()}, expected integers or real numbers")
         canonical = nib.as_closest_canonical(image)
         values = np.asarray(canonical.dataobj, dtype=np.float32)
     except (
@@ -79,20 +88,17 @@ def _decode_nifti(data: bytes, where: str) -> Decoded:
         ValueError,
         zlib.error,
         nib.filebasedimages.ImageFileError,
+        nib.orientations.OrientationError,
         nib.spatialimages.HeaderDataError,
         nib.wrapstruct.WrapStructError,
     ) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{where}: not a whole NIfTI file ({reason})") from None
-    values = values.reshape(values.shape[:3] + (1,) * (3 - values.ndim) + values.shape[3:])
-    if values.ndim > 4 or 0 in values.shape:
-        raise InputError(f"{where}: shape {values.shape}, expected a 3-D volume or a 4-D stack of channels")
-    values = values[..., None] if values.ndim == 3 else values
+        raise InputError(f"{where}: not a whole NIfTI file ({one_line(error)})") from None
     zooms = [float(z) for z in canonical.header.get_zooms()[:3]]
-    if len(zooms) < 3 or not all(np.isfinite(z) and z > 0 for z in zooms):
+    if not all(np.isfinite(z) and z > 0 for z in zooms):
         raise InputError(f"{where}: voxel size {zooms} mm in the header, expected three positive numbers")
-    array = np.ascontiguousarray(values.transpose(3, 2, 1, 0))
-    return Decoded(array, (zooms[2], zooms[1], zooms[0]), image)
+    channels = values[..., None] if values.ndim == 3 else values
+    array = np.ascontiguousarray(channels.transpose(3, 2, 1, 0))
+    return Decoded(array, (zooms[2], zooms[1], zooms[0]), image, canonical.affine)
 
 
 def as_channels(image: NDArray[np.float32], channels: int, where: str) -> NDArray[np.float32]:
@@ -110,12 +116,17 @@ def as_channels(image: NDArray[np.float32], channels: int, where: str) -> NDArra
 
 
 def same_grid(one: Decoded, other: Decoded) -> bool:
-    """Whether two files have the same shape and, for NIfTI, the same affine to 0.01 mm."""
+    """Whether two files have the same shape and, for NIfTI, their corner voxels in the same place to 0.1 mm, however
+    they are stored.
+    """
     if one.array.shape[1:] != other.array.shape[1:]:
         return False
-    if one.nifti is None or other.nifti is None:
-        return one.nifti is other.nifti
-    return bool(np.allclose(one.nifti.affine, other.nifti.affine, atol=AFFINE_TOLERANCE_MM))
+    if one.affine is None or other.affine is None:
+        return one.affine is other.affine
+    depth, height, width = one.array.shape[1:]
+    corners = np.array([[x, y, z, 1] for x in (0, width - 1) for y in (0, height - 1) for z in (0, depth - 1)])
+    apart = corners @ (one.affine - other.affine).T
+    return bool(np.linalg.norm(apart[:, :3], axis=1).max() < CORNER_TOLERANCE_MM)
 
 
 def resample(moving: Decoded, fixed: Decoded) -> Decoded:
@@ -126,7 +137,7 @@ def resample(moving: Decoded, fixed: Decoded) -> Decoded:
     onto = resample_from_to(moving.nifti, (fixed.nifti.shape[:3], fixed.nifti.affine), order=1)
     canonical = nib.as_closest_canonical(onto)
     values = np.asarray(canonical.dataobj, dtype=np.float32)
-    return Decoded(np.ascontiguousarray(values.transpose(2, 1, 0))[None], fixed.spacing, onto)
+    return Decoded(np.ascontiguousarray(values.transpose(2, 1, 0))[None], fixed.spacing, onto, fixed.affine)
 
 
 def encode_mask(mask: NDArray[np.uint8], like: Decoded, classes: int) -> bytes:

@@ -195,9 +195,7 @@ def _blob(allowed: NDArray[np.bool_], mni: Array, voxels: int, rng: np.random.Ge
     return result.reshape(allowed.shape)
 
 
-def _lesion(
-    tissue: Array, mni: Array, voxel_ml: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
+def _lesion(tissue: Array, mni: Array, voxel_ml: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """One infarct and up to three satellites inside one territory of one hemisphere, 0.2 to 60 ml in all."""
     if rng.random() < WITHOUT_LESION:
         return np.zeros(tissue.shape, dtype=bool)

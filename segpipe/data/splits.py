@@ -48,32 +48,32 @@ def _draw(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, Sp
     for case in cases:
         by_site[case.site].add(case.patient)
     rng = np.random.default_rng([seed, 0x5EED])
-    shares: dict[Split, float] = {"test": config.test, "val": config.val, "train": 1 - config.val - config.test}
+    wanted: dict[Split, float] = {"test": config.test, "val": config.val, "train": 1 - config.val - config.test}
+    shares = {split: share for split, share in wanted.items() if share}
     sides: dict[str, Split] = {}
-    overall = dict.fromkeys(shares, 0)
     for site in sorted(by_site):
-        here = dict.fromkeys(shares, 0)
-        patients = [p for p in sorted(by_site[site]) if p not in sides]
-        for dealt, patient in enumerate(rng.permutation(patients), start=1):
-            total = len(sides) + 1
-
-            def behind(split: Split, dealt: int = dealt, total: int = total) -> float:
-                local = shares[split] * dealt - here[split]
-                return local + shares[split] * total - overall[split] if shares[split] else float("-inf")
-
-            chosen = max(shares, key=behind)
+        here: list[Split] = []
+        for patient in rng.permutation([p for p in sorted(by_site[site]) if p not in sides]):
+            chosen = _furthest_behind(shares, here, list(sides.values()))
             sides[str(patient)] = chosen
-            here[chosen] += 1
-            overall[chosen] += 1
-    return _none_empty(sides, shares)
+            here.append(chosen)
+    return _none_empty(sides, list(shares))
 
 
-def _none_empty(sides: dict[str, Split], shares: dict[Split, float]) -> dict[str, Split]:
-    """Move a patient into a split that should have some and got none, from the largest split."""
-    for split in shares:
-        if shares[split] and split not in sides.values():
-            counts = {s: list(sides.values()).count(s) for s in shares}
-            largest = max(counts, key=lambda s: counts[s])
-            if counts[largest] > 1:
-                sides[max(p for p, s in sides.items() if s == largest)] = split
+def _furthest_behind(shares: dict[Split, float], here: list[Split], overall: list[Split]) -> Split:
+    """The split that misses most patients, at this site and over all sites together, once one more is dealt."""
+
+    def missing(split: Split) -> float:
+        return sum(shares[split] * (len(dealt) + 1) - dealt.count(split) for dealt in (here, overall))
+
+    return max(shares, key=missing)
+
+
+def _none_empty(sides: dict[str, Split], splits: list[Split]) -> dict[str, Split]:
+    """Move a patient into each split that should have some and got none, from the largest split."""
+    for split in splits:
+        dealt = list(sides.values())
+        largest = max(splits, key=dealt.count)
+        if split not in dealt and dealt.count(largest) > 1:
+            sides[max(p for p, s in sides.items() if s == largest)] = split
     return sides

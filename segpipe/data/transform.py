@@ -24,10 +24,8 @@ def normalise(image: Array, config: PreprocessConfig) -> Array:
         if config.clahe:
             clipped = _equalised(clipped, float(low), float(high))
         known = clipped[inside] if inside.any() else clipped.ravel()
-        offset, scale = (
-            (known.mean(), known.std()) if config.normalise == "zscore" else (known.min(), np.ptp(known))
-        )
-        result[channel] = (clipped - offset) / (scale if scale > 1e-6 else 1)
+        offset, scale = (known.mean(), known.std()) if config.normalise == "zscore" else (known.min(), np.ptp(known))
+        result[channel] = (clipped - offset) / (scale if scale > 1e-6 * np.abs(known).max() else 1)
     return result
 
 
@@ -51,7 +49,7 @@ class Fit:
         self.size = config.size
         scale = min(self.size[0] / height, self.size[1] / width) if config.fit == "resize" else 1.0
         self.scaled = tuple(
-            min(round(n * scale), limit) if config.fit == "resize" else n
+            max(1, min(round(n * scale), limit)) if config.fit == "resize" else n
             for n, limit in zip(self.native, self.size, strict=True)
         )
         self.source, self.target = [], []

@@ -138,7 +138,19 @@ def test_a_missing_artifact_is_not_taken_for_whole(preprocessed, step, store):
 
 
 def test_a_wrong_knob_under_mlflow_run_marks_the_run_failed_with_the_reason(store):
-    program = ["mlflow", "run", ".", "-e", "train", "--env-manager", "local", "-P", "train.epochs=zero"]
+    program = [
+        "mlflow",
+        "run",
+        ".",
+        "-e",
+        "train",
+        "--env-manager",
+        "local",
+        "--experiment-name",
+        "segpipe",
+        "-P",
+        "train.epochs=zero",
+    ]
     done = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0
     assert "train.epochs=zero" in one_line(done.stderr)

@@ -17,6 +17,12 @@ def picture(array, kind, **options):
     return buffer.getvalue()
 
 
+def pages():
+    buffer, page = io.BytesIO(), Image.new("L", (8, 8))
+    page.save(buffer, format="TIFF", save_all=True, append_images=[page])
+    return buffer.getvalue()
+
+
 GREY = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 255, (20, 30, 3), dtype=np.uint8)
 DEEP = np.random.default_rng(2).integers(0, 65535, (20, 30), dtype=np.uint16)
@@ -90,7 +96,10 @@ INVALID = {
     "gzip of text": (gzip.compress(b"hello"), "not a whole NIfTI"),
     "nifti cut short": (NIFTI[:80], "not a whole NIfTI"),
     "nifti data cut short": (gzip.compress(gzip.decompress(NIFTI)[:400]), "not a whole NIfTI"),
-    "bomb": (None, "damaged|bomb"),
+    "bomb": (None, "too large"),
+    "two pages": (pages(), "2 pages"),
+    "flat nifti": (nib.Nifti1Image(np.zeros((4, 5), np.float32), np.eye(4)).to_bytes(), "expected a 3-D volume"),
+    "complex nifti": (nib.Nifti1Image(np.zeros((4, 5, 6), np.complex64), np.eye(4)).to_bytes(), "complex64"),
 }
 
 
@@ -127,3 +136,17 @@ def test_resampling_a_smooth_field_onto_another_grid_follows_it():
     coarse = field(np.array([[4.0, 0, 0, -8], [0, 4, 0, -8], [0, 0, 4, -8], [0, 0, 0, 1]]), (12, 12, 12))
     fine = field(np.array([[-2.0, 0, 0, 20], [0, 2, 0, 2], [0, 0, 3, 2], [0, 0, 0, 1]]), (8, 9, 7))
     np.testing.assert_allclose(codecs.resample(coarse, fine).array, fine.array, atol=1e-3)
+
+
+def test_a_grid_is_the_same_however_it_is_stored_and_another_a_little_further_on():
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    values = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    flipped = affine @ np.array([[-1, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    stretched = np.diag([2.1, 2.0, 2.0, 1.0])
+    one, same, other = (
+        codecs.decode(nib.Nifti1Image(v, a).to_bytes(), "x")
+        for v, a in ((values, affine), (values[::-1], flipped), (values, stretched))
+    )
+    assert codecs.same_grid(one, same)
+    np.testing.assert_array_equal(one.array, same.array)
+    assert not codecs.same_grid(one, other)

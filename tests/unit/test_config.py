@@ -37,6 +37,8 @@ def test_dump_reads_back_equal(tmp_path):
         ("trian.epochs", "3", ["trian.epochs", "train.epochs"]),
         ("train.epochs", "0", ["train.epochs=0", ">=1"]),
         ("train.epochs", "many", ["train.epochs=many", "int"]),
+        ("model.arch", "unett", ["model.arch=unett", "unet|unetplusplus"]),
+        ("train.warmup_epochs", "inf", ["train.warmup_epochs=inf", "finite"]),
         ("train.device", "tpu", ["train.device=tpu", "auto|cpu|cuda"]),
         ("augment.enabled", "perhaps", ["augment.enabled=perhaps", "true|false"]),
         ("split.test", "0.9", ["split.val + split.test"]),
@@ -79,8 +81,10 @@ def test_a_missing_recipe_is_named(tmp_path):
 
 def test_data_root_comes_from_the_environment_unless_given(monkeypatch, tmp_path):
     monkeypatch.setenv("SEGPIPE_DATA", str(tmp_path))
-    assert settings.load(None, {}).data.root == str(tmp_path)
-    assert settings.load(None, {"data.root": str(tmp_path / "x")}).data.root == str(tmp_path / "x")
+    real = {"data.format": "folder"}
+    assert settings.load(None, real).data.root == str(tmp_path)
+    assert settings.load(None, {**real, "data.root": str(tmp_path / "x")}).data.root == str(tmp_path / "x")
+    assert settings.load(None, {}).data.root == ""
 
 
 @pytest.mark.parametrize("recipe", sorted(p.name for p in (PROJECT / "configs").glob("*.yaml")))

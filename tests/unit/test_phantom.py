@@ -50,7 +50,7 @@ def test_a_lesion_is_bright_on_dwi_dark_on_adc_and_of_a_stroke_s_size(patients):
         if not lesion.any():
             continue
         assert (lesion <= brain).all()
-        assert np.median(dwi[lesion]) > 1.3 * np.median(dwi[healthy])
+        assert np.median(dwi[lesion]) > 1.15 * np.median(dwi[healthy])
         assert np.median(adc[lesion]) < 0.62 < np.median(adc[healthy])
         world = nib.affines.apply_affine(volume(patients, index, "msk").affine, np.argwhere(lesion))
         assert (world[:, 0] > -15).all() or (world[:, 0] < 15).all()

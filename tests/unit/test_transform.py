@@ -65,6 +65,17 @@ def test_minmax_spans_zero_to_one_after_clipping():
     assert np.median(result) == pytest.approx(0.5, abs=0.1)
 
 
+def test_a_line_of_pixels_fits_too():
+    fit = Fit((1000, 2), PreprocessConfig())
+    assert fit.back(fit.image(volume(1, 1, 1000, 2))).shape == (1, 1, 1000, 2)
+
+
+def test_tiny_units_are_not_taken_for_a_constant():
+    image = volume(1, 1, 20, 20)
+    config = PreprocessConfig()
+    np.testing.assert_allclose(normalise(image * np.float32(1e-11), config), normalise(image, config), atol=1e-3)
+
+
 @pytest.mark.parametrize("value", [0, 7])
 def test_a_constant_image_becomes_zero(value):
     result = normalise(np.full((1, 1, 16, 16), value, np.float32), PreprocessConfig())

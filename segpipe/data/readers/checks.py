@@ -48,16 +48,20 @@ def table(path: Path, key: str, delimiter: str) -> dict[str, dict[str, str]]:
     """
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        if key not in (reader.fieldnames or ()):
-            raise InputError(f"{path}: no column '{key}'")
-        rows: dict[str, dict[str, str]] = {}
-        for row in reader:
-            name = row[key]
-            if name in rows:
-                raise InputError(f"{path}: '{name}' stands twice")
-            rows[name] = {k: (v or "").strip() for k, v in row.items() if k}
+    try:
+        content = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    reader = csv.DictReader(content, delimiter=delimiter)
+    if key not in (reader.fieldnames or ()):
+        raise InputError(f"{path}: no column '{key}'")
+    rows: dict[str, dict[str, str]] = {}
+    for line in reader:
+        row = {k: (v or "").strip() for k, v in line.items() if k}
+        if row[key] in rows:
+            raise InputError(f"{path}: '{row[key]}' stands twice")
+        if any(row.values()):
+            rows[row[key]] = row
     for name, row in rows.items():
         if row.get("split", "") not in ("", "train", "val", "test"):
             raise InputError(f"{path}: '{name}' has split '{row['split']}'; allowed: train, val, test")

@@ -69,4 +69,6 @@ class FolderReader:
             raise InputError(f"{case.mask}: a colour picture; a mask has one grey value per class")
         checks.finite(image, str(case.images[0]))
         labels = checks.labels(mask[0], self.classes, str(case.mask))
-        return Volume(codecs.as_channels(image, len(self.channels), str(case.images[0])), labels, None, total.hexdigest())
+        return Volume(
+            codecs.as_channels(image, len(self.channels), str(case.images[0])), labels, None, total.hexdigest()
+        )

@@ -46,7 +46,8 @@ class NiftiReader:
         return Case("_".join(session.parts), patient or subject, site or "site", split or None, images, mask)
 
     def _files(self, folder: Path, suffix: str) -> list[Path]:
-        return sorted(p for end in (".nii.gz", ".nii") for p in folder.rglob(f"*_{suffix}{end}"))
+        patterns = [f"{below}*_{suffix}{end}" for below in ("", "*/") for end in (".nii.gz", ".nii")]
+        return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
     def _only(self, folder: Path, suffix: str) -> Path:
         found = self._files(folder, suffix)
