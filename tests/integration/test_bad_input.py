@@ -146,8 +146,6 @@ def test_a_wrong_knob_under_mlflow_run_marks_the_run_failed_with_the_reason(stor
         "train",
         "--env-manager",
         "local",
-        "--experiment-name",
-        "segpipe",
         "-P",
         "train.epochs=zero",
     ]

@@ -155,8 +155,6 @@ def test_an_entry_point_alone_finds_what_it_needs(chain):
         "evaluate",
         "--env-manager",
         "local",
-        "--experiment-name",
-        "segpipe",
         *knobs,
         "-Pevaluate.threshold=0.3",
     ]
