@@ -86,10 +86,12 @@ def _champion(name: str) -> None:
     if holder is None:
         click.echo(f"No champion of '{name}' yet: no model has passed the gate.")
         return
-    dice, low, high = (holder.tags.get(f"test_dice{end}", "?") for end in ("", "_ci_low", "_ci_high"))
+    environment = Path(sys.prefix) / "bin" / "activate"
+    activate = f"  source {shlex.quote(str(environment))}\n" if environment.is_file() else ""
+    dice, low, high = (float(holder.tags.get(f"test_dice{end}", "nan")) for end in ("", "_ci_low", "_ci_high"))
     click.echo(
-        f"Champion: {name} version {holder.version}, test Dice {dice:.5} [{low:.5}, {high:.5}]\n\n"
-        f"Serve it:\n  MLFLOW_TRACKING_URI={shlex.quote(redact(os.environ['MLFLOW_TRACKING_URI']))} \\\n"
+        f"Champion: {name} version {holder.version}, test Dice {dice:.3f} [{low:.3f}, {high:.3f}]\n\n"
+        f"Serve it:\n{activate}  MLFLOW_TRACKING_URI={shlex.quote(redact(os.environ['MLFLOW_TRACKING_URI']))} \\\n"
         f"  mlflow models serve -m {shlex.quote(f'models:/{name}@champion')} --env-manager local -p 5001\n"
         f"Ask it:\n{_request(holder.tags.get('preprocess_run', ''))}"
     )

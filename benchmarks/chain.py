@@ -68,10 +68,10 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("mlflow", "torch", "segmentation-models-pytorch"))
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     with tempfile.TemporaryDirectory(prefix="segpipe-bench-") as folder:
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "SEGPIPE_DATA": folder}
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
         imports = statistics.median(timed([sys.executable, "-c", BASELINE], environment)[0] for _ in range(3))
         print(f"baseline: {BASELINE}: {imports:.1f} s (median of 3)")
-        program = [sys.executable, "pipeline.py", *sys.argv[1:]]
+        program = [sys.executable, "pipeline.py", f"--data.root={folder}", *sys.argv[1:]]
         seconds, peak = timed(program, environment)
         print(f"chain: {seconds / 60:.1f} min, {peak / 2**30:.1f} GiB at most")
         report(environment["MLFLOW_TRACKING_URI"], imports)

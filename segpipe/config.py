@@ -160,7 +160,7 @@ class AugmentConfig(Section):
 class TrainConfig(Section):
     """Optimisation."""
 
-    epochs: int = Field(14, ge=1, le=100_000, description="passes over the training set")
+    epochs: int = Field(50, ge=1, le=100_000, description="passes over the training set")
     batch_size: int = Field(16, ge=1, le=4096, description="slices or images a step")
     empty_share: Fraction = Field(1.0, description="share of the slices without foreground drawn anew for each epoch")
     lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate of AdamW")

@@ -44,6 +44,7 @@ REASON, FIGURE, BECAUSE = "segpipe.reason", "segpipe.figure", "segpipe.because"
 MODEL = "segpipe.model_id"
 CONFIG = "config/resolved.yaml"
 INPUT = "segpipe.input."
+_TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}  # the MLflow UI opens on runs, not on traces
 
 
 def connect() -> None:
@@ -76,7 +77,7 @@ def experiment(name: str) -> str:
         beside = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" if uri.startswith("sqlite") else None
         location = (beside / settings.digest(name)[:8]).as_uri() if beside else None
         try:
-            return str(mlflow.create_experiment(name, artifact_location=location))
+            return str(mlflow.create_experiment(name, artifact_location=location, tags=_TRAINING_VIEW))
         except MlflowException:
             found = mlflow.get_experiment_by_name(name)
             if found is None:
@@ -117,12 +118,11 @@ def run(step: str, config: Config) -> Iterator[Run]:
 
 
 def fail_given_run(reason: str) -> None:
-    """Note the reason on the run that MLflow Projects opened for this process, if it did, before the process ends."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id:
-        connect()
-        MlflowClient().set_tag(run_id, REASON, reason)
-        MlflowClient().set_terminated(run_id, "FAILED")
+    """Note the reason on the run that MLflow Projects opened for this process, before the process ends."""
+    connect()
+    client, run_id = MlflowClient(), os.environ["MLFLOW_RUN_ID"]
+    client.set_tag(run_id, REASON, reason)
+    client.set_terminated(run_id, "FAILED")
 
 
 def tag(**values: str) -> None:
@@ -328,7 +328,7 @@ def version_tags(preprocess: str, evaluate: str) -> dict[str, str]:
     client = MlflowClient()
     run = client.get_run(evaluate)
     train = tag_of(evaluate, f"{INPUT}train")
-    figures = {k: f"{v:.6f}" for k, v in run.data.metrics.items() if k.startswith("test_dice")}
+    figures = {k: f"{v:.6g}" for k, v in run.data.metrics.items() if k.startswith("test_dice")}
     return {
         "dataset_digest": tag_of(preprocess, "segpipe.dataset_digest"),
         "test_digest": tag_of(preprocess, "segpipe.test_digest"),

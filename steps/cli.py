@@ -1,6 +1,7 @@
 """The command line that all entry points share: every knob, one line for an error, one MLflow run."""
 
 import atexit
+import os
 import signal
 import sys
 import time
@@ -27,7 +28,8 @@ def options() -> list[click.Parameter]:
         ["--config", "recipe"],
         metavar="FILE",
         default="",
-        help=f"YAML recipe: what differs from the defaults; a path or an artifact URI.  [default: {DEFAULT_RECIPE}]",
+        help="YAML recipe: what differs from the defaults; a path or an artifact URI."
+        f"  [default: {DEFAULT_RECIPE}, for real data none]",
     )
     knobs: list[click.Parameter] = [
         click.Option(
@@ -55,7 +57,8 @@ def resolve(recipe: str, values: dict[str, Any]) -> Config:
 
         tracking.connect()
         recipe = str(tracking.local(recipe))
-    return settings.load(recipe or sources.PROJECT / DEFAULT_RECIPE, overrides(values))
+    simulated = values.get("data__format") in (None, "phantom")
+    return settings.load(recipe or (sources.PROJECT / DEFAULT_RECIPE if simulated else None), overrides(values))
 
 
 def step(name: str, inputs: tuple[str, ...] = ()) -> Callable[[Body], click.Command]:
@@ -123,6 +126,8 @@ class Command(click.Command):
 
 
 def _note(reason: str) -> None:
+    if "MLFLOW_RUN_ID" not in os.environ:
+        return
     from segpipe import tracking
 
     try:

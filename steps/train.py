@@ -32,7 +32,7 @@ def main(config: Config, preprocess: str) -> str:
         classes=manifest.classes,
     )
     tracking.log_training(result, Predictor(spec, model))
-    return f"val Dice {result.best.val_dice:.3f} in epoch {result.best.epoch}"
+    return f"val Dice {result.best.val_dice:.3f} in epoch {result.best.epoch + 1} of {config.train.epochs}"
 
 
 if __name__ == "__main__":
