@@ -121,6 +121,18 @@ def test_an_upstream_run_is_checked_before_anything_is_computed(preprocessed, st
     assert (code, "is FAILED, not FINISHED" in one_line(shown)) == (1, True)
 
 
+def test_given_runs_have_to_fit_together(preprocessed, step, command):
+    arguments = ["--data.format=folder", f"--data.root={preprocessed}", *TINY]
+    assert command("-m", "steps.train", *arguments).returncode == 0
+    train = newest("train").info.run_id
+    assert step("preprocess", *arguments, "--seed=1")[0] == 0
+    other = newest("preprocess").info.run_id
+    code, shown = step("evaluate", f"--train-run={train}", f"--preprocess-run={other}", *arguments)
+    assert code == 1
+    assert f"train_run={train} was built on preprocess run" in one_line(shown)
+    assert command("-m", "steps.evaluate", f"--train-run={train}", *arguments).returncode == 0
+
+
 def test_a_missing_artifact_is_not_taken_for_whole(preprocessed, step, store):
     run_id = newest("preprocess").info.run_id
     from segpipe import tracking

@@ -301,9 +301,18 @@ def test_a_worse_model_becomes_challenger_and_the_champion_stays(chain, client):
     assert "not better" in decision["reasons"][0]
 
 
-def test_the_champion_is_measured_again_on_a_new_test_set(chain, client, tmp_path):
+def test_the_champion_is_measured_again_on_a_new_test_set_without_patients_it_has_seen(chain, client):
+    from segpipe import tracking
+    from segpipe.manifest import Manifest
+
     _, _, run = chain
-    fresh = write_nifti(tmp_path / "new data", cases=7)
-    done = run(f"--data.root={fresh}", "--train.epochs=1", "--train.lr=0.0001")
+    known = Manifest.load(tracking.local(f"runs:/{champion(client).tags['preprocess_run']}/dataset"))
+    done = run("--seed=1", "--split.test=0.5", "--train.epochs=1", "--train.lr=0.0001")
     assert done.returncode == 0, done.stderr
-    assert "champion: 1/" in done.stderr or "champion: 2/2" in done.stderr
+    assert "champion: 3/3" in done.stderr
+    fresh = Manifest.load(tracking.local(f"runs:/{runs(client, 'preprocess')[0].info.run_id}/dataset"))
+    seen = {case.patient for split in ("train", "val") for case in known.of(split)}
+    unseen = [case for case in fresh.of("test") if case.patient not in seen]
+    assert len(unseen) == 1
+    decision = tracking.local(f"runs:/{runs(client, 'register')[0].info.run_id}/register/decision.json").read_text()
+    assert "on 1 of 3 cases" in json.loads(decision)["reasons"][0]
