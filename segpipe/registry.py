@@ -1,7 +1,6 @@
 """Promotion: what a model must show to become champion, and the aliases that say who is."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,11 +10,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from segpipe import tracking
+from segpipe import evaluation, tracking
 from segpipe.config import GateConfig, TrainConfig
 from segpipe.errors import InputError
-
-Progress = Callable[[int, int, str], None]
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 
@@ -107,14 +104,14 @@ def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
         raise
 
 
-def cases_of(champion: ModelVersion, preprocess: str, train: TrainConfig, progress: Progress) -> pd.DataFrame:
+def cases_of(
+    champion: ModelVersion, preprocess: str, train: TrainConfig, progress: evaluation.Progress
+) -> pd.DataFrame:
     """The champion's per-case results on a dataset's test set, without patients it was trained or chosen on.
 
     Those of its own evaluation where that was the same test set, otherwise measured now, with its own preprocessing and
     threshold.
     """
-    from segpipe import evaluation
-
     tags, known = champion.tags, "evaluation/cases.csv"
     same = tags.get("test_digest") == tracking.tag_of(preprocess, "segpipe.test_digest")
     if same and tracking.has_artifact(tags["evaluate_run"], known):

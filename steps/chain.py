@@ -164,6 +164,13 @@ def reason(name: str, config: Config, wanted: Key) -> str:
     return ", ".join(said) or "it was asked for"
 
 
+def _python_on_path() -> None:
+    """MLproject's commands say `python`: make that this interpreter, whether its environment is activated or not."""
+    folder, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    if path.split(os.pathsep)[0] != folder:
+        os.environ["PATH"] = os.pathsep.join([folder, path])
+
+
 def launch(name: str, parameters: dict[str, str], env_manager: str, because: str) -> "Run":
     """Run a step as an MLflow Projects process nested under the active run, and wait for it.
 
@@ -174,7 +181,7 @@ def launch(name: str, parameters: dict[str, str], env_manager: str, because: str
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     active, client = tracking.active(), mlflow.MlflowClient()
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    _python_on_path()
     tags = {MLFLOW_PARENT_RUN_ID: active.info.run_id, tracking.STEP: name, tracking.BECAUSE: because}
     tags |= {
         k: v for k, v in client.get_run(active.info.run_id).data.tags.items() if k.startswith("mlflow.source.git.")

@@ -28,7 +28,7 @@ def options() -> list[click.Parameter]:
         ["--config", "recipe"],
         metavar="FILE",
         default="",
-        help="YAML recipe: what differs from the defaults; a path or an artifact URI."
+        help="YAML recipe: what differs from the defaults; a path or runs:/ID/PATH."
         f"  [default: {DEFAULT_RECIPE}, for real data none]",
     )
     knobs: list[click.Parameter] = [
@@ -52,7 +52,7 @@ def resolve(recipe: str, values: dict[str, Any]) -> Config:
     """The Config of a command line. Raises InputError."""
     from segpipe import sources
 
-    if recipe.startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
+    if recipe.startswith("runs:/"):
         from segpipe import tracking
 
         tracking.connect()
