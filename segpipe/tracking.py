@@ -45,7 +45,6 @@ REASON, FIGURE, BECAUSE = "segpipe.reason", "segpipe.figure", "segpipe.because"
 MODEL = "segpipe.model_id"
 CONFIG = "config/resolved.yaml"
 INPUT = "segpipe.input."
-_TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}  # the MLflow UI opens on runs, not on traces
 
 
 def connect() -> None:
@@ -78,7 +77,7 @@ def experiment(name: str) -> str:
         beside = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" if uri.startswith("sqlite") else None
         location = (beside / settings.digest(name)[:8]).as_uri() if beside else None
         try:
-            return str(mlflow.create_experiment(name, artifact_location=location, tags=_TRAINING_VIEW))
+            return str(mlflow.create_experiment(name, artifact_location=location))
         except MlflowException:
             found = mlflow.get_experiment_by_name(name)
             if found is None:

@@ -183,9 +183,8 @@ def launch(name: str, parameters: dict[str, str], env_manager: str, because: str
     active, client = tracking.active(), mlflow.MlflowClient()
     _python_on_path()
     tags = {MLFLOW_PARENT_RUN_ID: active.info.run_id, tracking.STEP: name, tracking.BECAUSE: because}
-    tags |= {
-        k: v for k, v in client.get_run(active.info.run_id).data.tags.items() if k.startswith("mlflow.source.git.")
-    }
+    origin = client.get_run(active.info.run_id).data.tags.items()
+    tags |= {key: value for key, value in origin if key.startswith(("mlflow.source.", "mlflow.user"))}
     run_id = client.create_run(active.info.experiment_id, tags=tags, run_name=name).info.run_id
     why = "it was interrupted"
     try:
