@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import json
 import os
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -240,7 +239,7 @@ def _bounds(field: FieldInfo) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     limits = [f"{signs[k]}{getattr(m, k)}" for m in field.metadata for k in signs if getattr(m, k, None) is not None]
     origin = get_origin(annotation)
-    kind = "list" if origin in (tuple, list) or isinstance(annotation, types.GenericAlias) else annotation.__name__  # type: ignore[union-attr]
+    kind = annotation.__name__ if isinstance(annotation, type) and origin is None else "list"
     return " ".join([kind, *limits])
 
 

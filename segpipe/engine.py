@@ -155,7 +155,7 @@ def fit(
 ) -> FitResult:
     """Train for train.epochs and keep the weights with the best validation Dice; `on_epoch` gets every report."""
     models.check_batches(config.model.arch, {last - first for first, last in train.bounds()})
-    model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves it out
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.autocast is torch.float16)
     weights: dict[str, Tensor] = {}

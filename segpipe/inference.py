@@ -45,7 +45,8 @@ class Predictor:
 
     def __init__(self, spec: ModelSpec, model: models.SegmentationModel, device: torch.device | str = "cpu") -> None:
         self.spec, self.device = spec, torch.device(device)
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.model = model.eval()
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
 
     def save(self, folder: Path) -> None:
         """Write spec.json and weights.safetensors into `folder`."""

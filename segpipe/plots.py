@@ -65,15 +65,17 @@ def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Pa
         axes.set_axis_off()
     _outline(panels[1], truth, MISSED)
     _outline(panels[2], guess, FALSE)
-    panels[3].imshow(_agreement(truth > 0, guess > 0), interpolation="nearest")
+    panels[3].imshow(_agreement(truth, guess), interpolation="nearest")
     panels[3].set_title("green agreed, blue missed, red false", fontsize=9)
     figure.suptitle(f"{title}, slice {z + 1} of {len(reference)}" if volume else title, fontsize=10)
     figure.savefig(path, dpi=110)
 
 
-def _agreement(truth: NDArray[np.bool_], guess: NDArray[np.bool_]) -> Array:
+def _agreement(truth: Mask, guess: Mask) -> Array:
+    """Labels H,W to colours H,W,RGBA; a voxel of another class than the reference's counts as missed."""
+    agreed = (truth > 0) & (truth == guess)
     colours = np.zeros((*truth.shape, 4), dtype=np.float32)
-    for where, colour in ((truth & guess, HIT), (truth & ~guess, MISSED), (guess & ~truth, FALSE)):
+    for where, colour in ((agreed, HIT), ((truth > 0) & ~agreed, MISSED), ((guess > 0) & (truth == 0), FALSE)):
         colours[where] = (*to_rgb(colour), 0.75)
     return colours
 

@@ -18,7 +18,8 @@ def main(config: Config) -> str:
     for split in ("train", "val", "test"):
         tracking.log_dataset(manifest.reader, f"runs:/{tracking.active().info.run_id}/dataset", manifest.digest, split)
     tracking.tag(dataset_digest=manifest.digest, test_digest=manifest.test_digest)
-    return f"{len(manifest.of('train'))}/{len(manifest.of('val'))}/{len(manifest.of('test'))} train/val/test cases"
+    sizes = "/".join(str(len(manifest.of(split))) for split in ("train", "val", "test"))
+    return f"{sizes} train/val/test cases of {len({case.patient for case in manifest.cases})} patients"
 
 
 if __name__ == "__main__":

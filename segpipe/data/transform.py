@@ -1,5 +1,7 @@
 """From a raw volume to what the network sees, and from its probabilities back to the volume's own grid."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -88,7 +90,7 @@ class Fit:
         return result
 
 
-def _resized(plane: NDArray, size: tuple[int, ...], method: Image.Resampling) -> NDArray:  # type: ignore[type-arg]
+def _resized(plane: NDArray[Any], size: tuple[int, ...], method: Image.Resampling) -> NDArray[Any]:
     if plane.shape == size:
         return plane
     return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((size[1], size[0]), method))

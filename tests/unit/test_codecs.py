@@ -150,3 +150,12 @@ def test_a_grid_is_the_same_however_it_is_stored_and_another_a_little_further_on
     assert codecs.same_grid(one, same)
     np.testing.assert_array_equal(one.array, same.array)
     assert not codecs.same_grid(one, other)
+
+
+@pytest.mark.parametrize(("classes", "values"), [(1, [0, 255]), (2, [0, 1])])
+def test_a_picture_mask_shows_one_class_as_white_and_several_by_number(classes, values):
+    like = codecs.decode(picture(GREY, "PNG"), "x")
+    mask = np.zeros((1, 20, 30), np.uint8)
+    mask[0, 3, 4] = 1
+    encoded = np.asarray(Image.open(io.BytesIO(codecs.encode_mask(mask, like, classes))))
+    assert np.unique(encoded).tolist() == values

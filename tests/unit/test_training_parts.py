@@ -247,6 +247,12 @@ def test_same_seed_same_weights_and_same_history(dataset):
     assert [r.metrics() | timed for r in one.history] == [r.metrics() | timed for r in same.history]
 
 
+def test_half_precision_trains_to_nearly_the_same(dataset):
+    (full, _), (half, _) = (fit(dataset, train={"precision": p, "epochs": 3}) for p in ("fp32", "bf16"))
+    assert half.history[-1].train_loss == pytest.approx(full.history[-1].train_loss, rel=0.1)
+    assert all(value.dtype != torch.bfloat16 for value in half.weights.values())
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(dataset):
     config, _manifest, _ = dataset
     model = models.build(config.model, 1, 1, 0)
