@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from segpipe.errors import InputError
+from segpipe.errors import InputError, one_line
 
 
 def _split(value: object) -> object:
@@ -262,7 +262,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (nearest: {match[0]})" if match else ""
 
 
-def _one_line(error: ValidationError) -> str:
+def _told(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":
@@ -283,7 +283,7 @@ def build(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(_told(error)) from None
 
 
 def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
@@ -314,8 +314,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"config {path}: not valid YAML: {reason}") from None
+        raise InputError(f"config {path}: not valid YAML: {one_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

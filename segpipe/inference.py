@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from segpipe import models
 from segpipe.config import ModelConfig, PreprocessConfig, Section
 from segpipe.data import transform
-from segpipe.errors import InputError
+from segpipe.errors import InputError, one_line
 
 FORMAT = 1
 SPEC, WEIGHTS = "spec.json", "weights.safetensors"
@@ -69,8 +69,7 @@ class Predictor:
             model = models.build(spec.model, len(spec.channels), len(spec.classes), seed=0, pretrained=False)
             model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
         except (OSError, json.JSONDecodeError, ValidationError, SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{folder}: not a whole segpipe model ({reason})") from None
+            raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None
         return cls(spec, model, device)
 
     @torch.inference_mode()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segpipe.config import ModelConfig, nearest
-from segpipe.errors import InputError
+from segpipe.errors import InputError, one_line
 
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 
@@ -103,7 +103,7 @@ def build(config: ModelConfig, channels: int, classes: int, seed: int, pretraine
                 **options,
             )
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             if weights and isinstance(error, OSError):
                 reason = "ImageNet weights can't be downloaded (offline?); set model.encoder_weights=none"
             raise InputError(f"model.arch={config.arch} model.encoder={config.encoder}: {reason}") from None

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
 
     from segpipe.engine import EpochReport, FitResult
+    from segpipe.evaluation import Summary
     from segpipe.inference import Predictor
     from segpipe.manifest import Manifest
-
-Summary = dict[str, Any]
 
 STEP, KEY, PARTS = "segpipe.step", "segpipe.key", "segpipe.parts"
 REASON, FIGURE, BECAUSE = "segpipe.reason", "segpipe.figure", "segpipe.because"
@@ -308,11 +307,11 @@ def with_threshold(predictor: "Predictor", model_id: str, threshold: float) -> s
     if predictor.spec.threshold == threshold:
         mlflow.set_tag(MODEL, model_id)
         return model_id
-    predictor.spec = predictor.spec.model_copy(update={"threshold": threshold})
-    return log_model(predictor)
+    spec = predictor.spec.model_copy(update={"threshold": threshold})
+    return log_model(type(predictor)(spec, predictor.model, predictor.device))
 
 
-def log_evaluation(summary: Summary, model_id: str, manifest: "Manifest", uri: str) -> None:
+def log_evaluation(summary: "Summary", model_id: str, manifest: "Manifest", uri: str) -> None:
     """The test metrics with their intervals, on the active run and tied to the model and the dataset."""
     values: dict[str, float] = {}
     for name, interval in summary["metrics"].items():

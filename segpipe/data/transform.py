@@ -17,15 +17,16 @@ def normalise(image: Array, config: PreprocessConfig) -> Array:
     Percentiles, mean and deviation are those of the voxels that are not 0 in every channel, so that the share of empty
     background (a skull-stripped brain, a collimated X-ray) does not shift the scale.
     """
-    inside = image.any(axis=0)
+    inside = np.asarray(image.any(axis=0))
+    if not inside.any():
+        inside[:] = True
     result = np.empty_like(image, dtype=np.float32)
     for channel, values in enumerate(image):
-        known = values[inside] if inside.any() else values.ravel()
-        low, high = np.percentile(known, [config.clip_low, config.clip_high]).astype(np.float32)
+        low, high = np.percentile(values[inside], [config.clip_low, config.clip_high]).astype(np.float32)
         clipped = np.clip(values, low, high)
         if config.clahe:
             clipped = _equalised(clipped, float(low), float(high))
-        known = clipped[inside] if inside.any() else clipped.ravel()
+        known = clipped[inside]
         offset, scale = (known.mean(), known.std()) if config.normalise == "zscore" else (known.min(), np.ptp(known))
         result[channel] = (clipped - offset) / (scale if scale > 1e-6 * np.abs(known).max() else 1)
     return result
