@@ -1,21 +1,10 @@
-"""Every knob, declared once: type, bounds, default and a one-line description.
+"""Every knob, declared once: type, bounds, default and a one-line description."""
 
-Order of precedence: the defaults below < a YAML recipe < the command line.
-"""
-
-import difflib
-import hashlib
-import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+import re
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-
-from segpipe.errors import InputError, one_line
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _split(value: object) -> object:
@@ -33,11 +22,35 @@ def _square(value: object) -> object:
     return parts
 
 
-Architecture = Literal[
-    "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet",
-    "segformer",
+def _arch(value: object) -> object:
+    return value.lower().replace("++", "plusplus").replace("v3+", "v3plus") if isinstance(value, str) else value
+
+
+def _pairs(value: object) -> object:
+    """`name=value,name=[1,2]` as a mapping; the values are YAML."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in re.split(r",(?![^\[]*\])", value) if part.strip()]
+    if not all(sign for _, sign, _ in pairs):
+        raise ValueError("expected name=value, separated by commas")
+    return {name.strip(): yaml.safe_load(text) for name, _, text in pairs}
+
+
+Architecture = Annotated[
+    Literal[
+        "attention_unet", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus",
+        "pan", "upernet", "segformer", "dpt",
+    ],
+    BeforeValidator(_arch),
 ]  # fmt: skip
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Architectures = Annotated[tuple[Architecture, ...], BeforeValidator(_split)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_split)]
+Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_split)]
+LossName = Literal[
+    "dice", "bce", "dice_bce", "focal", "tversky", "focal_tversky", "lovasz", "jaccard", "mcc", "cldice"
+]  # fmt: skip
+Options = Annotated[dict[str, Any], BeforeValidator(_pairs)]
 Side = Annotated[int, Field(ge=16, le=4096)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -59,6 +72,7 @@ class DataConfig(Section):
     )
     classes: Names = Field((), description="names of mask values 1,2,...; empty: binary masks of any two values")
     mask_suffix: str = Field("msk", min_length=1, description="nifti: suffix of the mask files under derivatives/")
+    ignore_label: int = Field(-1, ge=-1, le=255, description="mask value left out of loss and metrics; -1: none")
     patients: int = Field(40, ge=3, le=10_000, description="phantom: how many patients to simulate")
 
     @model_validator(mode="after")
@@ -115,24 +129,37 @@ class ModelConfig(Section):
     arch: Architecture = Field("unet", description="architecture; 'unet++' and 'deeplabv3+' mean the same as ...plus")
     encoder: str = Field("resnet18", min_length=1, description="encoder, any name segmentation-models-pytorch knows")
     encoder_depth: int = Field(5, ge=3, le=5, description="encoder stages, where the architecture allows a choice")
-    encoder_weights: Literal["none", "imagenet"] = Field(
-        "none", description="start from random weights or from downloaded ImageNet weights"
+    encoder_weights: str = Field(
+        "none",
+        min_length=1,
+        description="none (random), imagenet (downloaded once), or a file of weights: .safetensors or a state dict",
     )
+    norm: Literal["batch", "group"] = Field(
+        "batch", description="group normalisation knows no batch: for small batches and many processes"
+    )
+    options: Options = Field({}, description="more of the architecture's own options, e.g. decoder_attention_type=scse")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _canonical(cls, values: object) -> object:
-        if isinstance(values, dict) and isinstance(values.get("arch"), str):
-            arch = values["arch"].lower().replace("++", "plusplus").replace("v3+", "v3plus")
-            return {**values, "arch": arch}
-        return values
+    @property
+    def initialisation(self) -> str:
+        """`rand`, `img` or `file`: where the encoder's weights come from."""
+        return {"none": "rand", "imagenet": "img"}.get(self.encoder_weights, "file")
 
 
 class LossConfig(Section):
-    """Weighted sum of soft Dice and cross-entropy."""
+    """What is minimised."""
 
-    dice_weight: float = Field(1.0, ge=0, description="weight of the soft Dice term")
-    bce_weight: float = Field(1.0, ge=0, description="weight of the (binary) cross-entropy term")
+    name: Annotated[LossName, BeforeValidator(lambda v: "bce" if v == "ce" else v)] = Field(
+        "dice_bce", description="loss; 'ce' means bce, which is categorical where there are several classes"
+    )
+    dice_weight: float = Field(1.0, ge=0, description="dice_bce: weight of the soft Dice term")
+    bce_weight: float = Field(1.0, ge=0, description="dice_bce: weight of the (binary) cross-entropy term")
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="focal: how little easy pixels count")
+    tversky_alpha: float = Field(0.3, ge=0, le=1, description="tversky, focal_tversky: weight of false positives")
+    tversky_beta: float = Field(0.7, ge=0, le=1, description="tversky, focal_tversky: weight of false negatives")
+    tversky_gamma: float = Field(4 / 3, ge=1, le=3, description="focal_tversky: the loss is taken to 1/gamma")
+    cldice_share: Fraction = Field(0.5, description="cldice: share of soft clDice, the rest is soft Dice")
+    cldice_iterations: int = Field(5, ge=1, le=50, description="cldice: half the widest vessel, in pixels")
+    class_weights: Weights = Field((), description="one weight for each foreground class; empty: all 1")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "LossConfig":
@@ -142,31 +169,63 @@ class LossConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes of the training images, drawn from (seed, epoch, sample)."""
+    """Random changes of the training images, drawn from (seed, epoch, sample): `X_p` is how often, `X` how much."""
 
     enabled: bool = Field(True, description="augment the training images")
     flip_horizontal: Fraction = Field(0.5, description="probability of a left-right flip")
     flip_vertical: Fraction = Field(0.0, description="probability of an up-down flip")
-    affine: Fraction = Field(0.75, description="probability of a rotation and scaling")
+    rotation_p: Fraction = Field(0.75, description="probability of a rotation")
     rotation: float = Field(15.0, ge=0, le=180, description="largest rotation, degrees")
+    scale_p: Fraction = Field(0.75, description="probability of a scaling")
     scale: float = Field(0.15, ge=0, lt=1, description="largest relative change of size")
-    intensity: Fraction = Field(0.5, description="probability of a change of brightness, contrast and gamma")
-    brightness: float = Field(0.2, ge=0, description="largest shift, in standard deviations of the image")
+    shear_p: Fraction = Field(0.0, description="probability of a shear")
+    shear: float = Field(10.0, ge=0, le=60, description="largest shear, degrees")
+    elastic_p: Fraction = Field(0.0, description="probability of an elastic deformation")
+    elastic: float = Field(0.03, ge=0, le=0.2, description="typical elastic displacement, share of the shorter side")
+    brightness_p: Fraction = Field(0.5, description="probability of a shift in brightness")
+    brightness: float = Field(0.2, ge=0, le=5, description="largest shift, in standard deviations of the image")
+    contrast_p: Fraction = Field(0.5, description="probability of a change of contrast")
     contrast: float = Field(0.2, ge=0, lt=1, description="largest relative change of contrast")
+    gamma_p: Fraction = Field(0.5, description="probability of a change of gamma")
     gamma: float = Field(0.2, ge=0, lt=1, description="largest relative change of the exponent")
+    noise_p: Fraction = Field(0.0, description="probability of Gaussian noise")
+    noise: float = Field(0.1, ge=0, le=5, description="largest noise, in standard deviations of the image")
+    blur_p: Fraction = Field(0.0, description="probability of a Gaussian blur")
+    blur: float = Field(1.0, ge=0, le=10, description="largest blur: sigma in pixels")
+    dropout_p: Fraction = Field(0.0, description="probability of coarse dropout: a rectangle set to the image's mean")
+    dropout: float = Field(0.25, ge=0, le=1, description="longest side of the rectangle, share of the image's")
 
 
 class TrainConfig(Section):
     """Optimisation."""
 
     epochs: int = Field(50, ge=1, le=100_000, description="passes over the training set")
-    batch_size: int = Field(16, ge=1, le=4096, description="slices or images a step")
+    batch_size: int = Field(16, ge=1, le=4096, description="slices or images a batch, over all processes together")
+    accumulate: int = Field(1, ge=1, le=1024, description="batches whose gradients make one step")
     empty_share: Fraction = Field(1.0, description="share of the slices without foreground drawn anew for each epoch")
-    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate of AdamW")
-    weight_decay: float = Field(1e-2, ge=0, le=10, description="decoupled weight decay of AdamW")
-    warmup_epochs: float = Field(1.0, ge=0, description="linear warm-up, then a cosine to zero")
+    oversample: int = Field(1, ge=1, le=100, description="how often an epoch shows each slice with foreground")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum")
+    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
+    weight_decay: float = Field(1e-2, ge=0, le=10, description="weight decay; decoupled in AdamW")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd: Nesterov momentum")
+    schedule: Literal["cosine", "polynomial", "plateau", "onecycle", "constant"] = Field(
+        "cosine", description="learning rate after the warm-up; onecycle has its own"
+    )
+    warmup_epochs: float = Field(1.0, ge=0, description="linear warm-up")
+    poly_power: float = Field(0.9, gt=0, le=10, description="polynomial: exponent")
+    plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: what the learning rate is multiplied with")
+    plateau_patience: int = Field(5, ge=1, description="plateau: epochs without a better validation Dice until then")
+    clip_norm: float = Field(0.0, ge=0, description="largest gradient norm of a step; 0: not clipped")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the weights, evaluated and saved; 0: none")
+    patience: int = Field(0, ge=0, description="stop after so many epochs without a better validation Dice; 0: never")
+    min_delta: float = Field(0.0, ge=0, le=1, description="gain in validation Dice that counts as better for patience")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
+    processes: int = Field(1, ge=1, le=1024, description="processes on this machine, one a GPU; started by torchrun")
+    max_restarts: int = Field(3, ge=0, le=100, description="processes > 1: restarts from the last checkpoint")
+    resume: str = Field(
+        "auto", min_length=1, description="auto: continue what was interrupted; never; or the run ID to continue"
+    )
 
 
 class EvaluateConfig(Section):
@@ -194,7 +253,28 @@ class RegistryConfig(Section):
 class TrackingConfig(Section):
     """Where runs are recorded; the server itself comes from $MLFLOW_TRACKING_URI."""
 
+    enabled: bool = Field(True, description="false (or --no-mlflow): files under tracking.outputs, MLflow untouched")
     experiment: str = Field("segpipe", min_length=1, description="MLflow experiment, unless MLflow has set one")
+    run_name: str = Field("", description="name of the training run; empty: architecture, encoder, weights and time")
+    artifact_every: int = Field(10, ge=1, description="epochs between folders of pictures; each new best has one too")
+    system_metrics: bool = Field(False, description="record load of CPU, memory and GPU while training")
+    outputs: str = Field(
+        "", description="folder for checkpoints, unsent records and runs without MLflow (default: outputs/ here)"
+    )
+
+
+class CompareConfig(Section):
+    """What the entry point `compare` trains: every combination."""
+
+    archs: Architectures = Field(
+        ("attention_unet", "unetplusplus", "fpn", "deeplabv3plus", "manet", "pspnet"),
+        min_length=1,
+        description="architectures to compare",
+    )
+    encoders: Names = Field((), description="encoders to compare; empty: model.encoder")
+    encoder_weights: Names = Field((), description="initial weights to compare; empty: model.encoder_weights")
+    seeds: Seeds = Field((), description="training seeds to compare, on the same split; empty: seed")
+    parallel: int = Field(1, ge=1, le=64, description="trainings at a time")
 
 
 class Config(Section):
@@ -211,135 +291,5 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     registry: RegistryConfig = RegistryConfig()
     tracking: TrackingConfig = TrackingConfig()
+    compare: CompareConfig = CompareConfig()
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw")
-
-
-class Knob(NamedTuple):
-    """One knob as `--help` shows it."""
-
-    name: str
-    default: str
-    allowed: str
-    description: str
-
-
-def _text(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return ",".join(str(v) for v in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _bounds(field: FieldInfo) -> str:
-    """What values a field takes, e.g. `16..4096` or `resize|crop`."""
-    annotation = field.annotation
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
-    if annotation is bool:
-        return "true|false"
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    limits = [f"{signs[k]}{getattr(m, k)}" for m in field.metadata for k in signs if getattr(m, k, None) is not None]
-    origin = get_origin(annotation)
-    kind = annotation.__name__ if isinstance(annotation, type) and origin is None else "list"
-    return " ".join([kind, *limits])
-
-
-def knobs() -> dict[str, Knob]:
-    """Every knob by its dotted name, in the order of declaration."""
-    found = {}
-    for section, field in Config.model_fields.items():
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-            found[section] = Knob(section, _text(field.default), _bounds(field), field.description or "")
-            continue
-        for name, sub in field.annotation.model_fields.items():
-            dotted = f"{section}.{name}"
-            found[dotted] = Knob(dotted, _text(sub.default), _bounds(sub), sub.description or "")
-    return found
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """` (nearest: X)` for a misspelt name, or nothing where none is near."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (nearest: {match[0]})" if match else ""
-
-
-def _told(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-    if first["type"] == "extra_forbidden":
-        return f"unknown knob '{name}'{nearest(name, list(knobs()))}"
-    knob = knobs().get(name)
-    if knob is None:
-        return str(first["msg"]).removeprefix("Value error, ")
-    return (
-        f"{name}={_text(first['input'])}: {first['msg']} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
-    )
-
-
-def build(values: Mapping[str, Any]) -> Config:
-    """A Config from nested values, as they stand in a recipe.
-
-    Raises InputError naming the knob, its value and what is allowed.
-    """
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise InputError(_told(error)) from None
-
-
-def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
-    """Defaults, then the YAML file `recipe`, then dotted `overrides`.
-
-    For real data an empty data.root becomes $SEGPIPE_DATA.
-
-    Raises InputError for a missing or malformed recipe, an unknown knob or a value out of range.
-    """
-    values = _read_recipe(Path(recipe)) if recipe else {}
-    for name, value in overrides.items():
-        if name not in knobs():
-            raise InputError(f"unknown knob '{name}'{nearest(name, list(knobs()))}")
-        section, _, key = name.partition(".")
-        if key:
-            values[section] = {**values.get(section, {}), key: value}
-        else:
-            values[section] = value
-    config = build(values)
-    root = config.data.root or (os.environ.get("SEGPIPE_DATA", "") if config.data.format != "phantom" else "")
-    absolute = str(Path(root).expanduser().resolve()) if root else ""
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": absolute})})
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path}: not valid YAML: {one_line(error)}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise InputError(f"config {path}: expected sections such as 'train:', found {type(values).__name__}")
-    for section, content in values.items():
-        if section != "seed" and not isinstance(content, dict | None):
-            raise InputError(f"config {path}: section '{section}' holds {content!r}, expected knobs and values")
-    return {section: content for section, content in values.items() if content is not None}
-
-
-def dump(config: Config) -> str:
-    """The resolved config as YAML, which `load` reads back to an equal Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def flat(config: Config) -> dict[str, str]:
-    """Every knob's dotted name and its value as text."""
-    values = config.model_dump()
-    pairs: dict[str, str] = {}
-    for name in knobs():
-        section, _, key = name.partition(".")
-        pairs[name] = _text(values[section][key] if key else values[section])
-    return pairs
-
-
-def digest(value: object) -> str:
-    """SHA-256 (64 hex digits) of a JSON-serialisable value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

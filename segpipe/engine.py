@@ -1,24 +1,34 @@
 """The training loop."""
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segpipe import losses, metrics, models
-from segpipe.config import Config, TrainConfig
+from segpipe import distributed, losses, metrics, models, schedule
+from segpipe.checkpoint import Checkpoints
+from segpipe.config import Config
 from segpipe.data.batches import Batch, Batches
+from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
+from segpipe.learner import Finite, Learner
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Weights = dict[str, Tensor]
+DROPOUT = 0xD80
+NOT_METRICS = ("epoch", "ended_ms", "is_best")
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch showed; Dice per case, in the convention of `metrics`."""
+    """What one epoch showed; Dice per case, in the convention of `metrics`. `ended_ms` is milliseconds since 1970."""
 
     epoch: int
     train_loss: float
@@ -28,10 +38,14 @@ class EpochReport:
     learning_rate: float
     epoch_time_seconds: float
     overfitting_gap: float
+    images_per_second: float
+    data_wait_share: float
+    ended_ms: int
+    is_best: bool
 
     def metrics(self) -> dict[str, float]:
-        """Everything but the epoch, by name."""
-        return {name: float(value) for name, value in asdict(self).items() if name != "epoch"}
+        """What is measured, by name."""
+        return {name: float(value) for name, value in asdict(self).items() if name not in NOT_METRICS}
 
 
 @dataclass(frozen=True)
@@ -39,143 +53,221 @@ class FitResult:
     """The best epoch by validation Dice, its weights (on the CPU), and every epoch's report."""
 
     best: EpochReport
-    weights: dict[str, Tensor]
+    weights: Weights
     history: list[EpochReport]
 
 
-class Runtime(NamedTuple):
-    """Where and how precisely to compute."""
-
-    device: torch.device
-    autocast: torch.dtype | None
-
-
-def runtime(config: TrainConfig) -> Runtime:
-    """Resolve train.device and train.precision. Raises InputError for a GPU that is not there."""
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise InputError("train.device=cuda: no GPU found; use auto or cpu")
-    device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("train.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")
-    return Runtime(device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+OnEpoch = Callable[[list[EpochReport], models.SegmentationModel], None]
 
 
 class Tally:
     """Sums a loss over samples and counts voxels per case and class, on the device."""
 
-    def __init__(self, cases: int, classes: int, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.samples, self.classes = 0, classes
-        self.counts = torch.zeros(3, cases, classes, dtype=torch.int64, device=device)
+    def __init__(self, batches: Batches) -> None:
+        self.classes = len(batches.classes)
+        self.samples = 0
+        self.loss = torch.zeros((), dtype=torch.float64, device=batches.device)
+        self.counts = torch.zeros(3, len(batches.cases), self.classes, dtype=torch.int64, device=batches.device)
 
     def add(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
-        """Take in one batch."""
-        self.loss += loss.detach().double() * len(batch.images)
-        self.samples += len(batch.images)
-        predicted = losses.predictions(logits.detach())
+        """Take in one batch, whose loss is that of all processes' parts."""
+        self.loss += loss.detach().double() * batch.size
+        self.samples += batch.size
+        predicted, known = losses.predictions(logits.detach()), batch.labels != IGNORE
         for k in range(self.classes):
-            found, wanted = predicted == k + 1, batch.labels == k + 1
+            found, wanted = (predicted == k + 1) & known, batch.labels == k + 1
             for row, mask in enumerate((found & wanted, found, wanted)):
                 self.counts[row, :, k].index_add_(0, batch.cases, mask.sum(dim=(1, 2)))
 
     def result(self) -> tuple[float, float]:
-        """Mean loss over samples and mean Dice over cases."""
-        both, predicted, reference = self.counts.cpu().numpy()
+        """Mean loss over samples and mean Dice over cases, of all processes together."""
+        both, predicted, reference = distributed.total(self.counts).cpu().numpy()
         values = metrics.overlap("dice", metrics.Counts(both, predicted, reference))
         return float(self.loss) / self.samples, metrics.class_mean(np.array([metrics.class_mean(v) for v in values]))
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes."""
+        return {"samples": self.samples, "loss": self.loss, "counts": self.counts}
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then half a cosine to 0 (Loshchilov and Hutter 2017), at a step counted from 0."""
-    total, warm = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    progress = (step - warm) / max(total - warm, 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` gave."""
+        self.samples = state["samples"]
+        self.loss.copy_(state["loss"])
+        self.counts.copy_(state["counts"])
+
+
+@dataclass
+class Position:
+    """How far a training has come: `batch` batches into `epoch`, with what this epoch added up to so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    tally: dict[str, Any] = field(default_factory=dict)
+
+
+class Passed(NamedTuple):
+    """What a pass over the training set showed: mean loss and Dice while training, and the last learning rate."""
+
+    loss: float
+    dice: float
+    learning_rate: float
+
+
+def never() -> bool:
+    """Don't stop."""
+    return False
 
 
 def train_one_epoch(
-    model: models.SegmentationModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    learner: Learner,
     batches: Batches,
-    epoch: int,
     config: Config,
-    run: Runtime,
-) -> tuple[float, float]:
-    """One pass over the training set; mean loss and Dice as seen while training.
+    at: Position,
+    dice: Sequence[float] = (),
+    stop: Callable[[], bool] = never,
+) -> Passed | None:
+    """One pass over the training set from `at`, which it moves along; `dice` is that of validation in earlier epochs.
 
-    Raises InputError, naming the batch, before a step is taken on a loss that is not finite.
+    None where `stop` said so between two steps. Raises InputError, naming the batch, before a step is taken on a loss
+    that is not finite.
     """
-    model.train()
-    tally = Tally(len(batches.cases), len(batches.classes), run.device)
-    for index, batch in enumerate(batches.shuffled(config.seed, epoch, config.augment)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.train, epoch * len(batches) + index, len(batches))
-        loss, logits = _forward(model, batch, config, run)
-        if not torch.isfinite(loss):
+    learner.model.train()
+    tally, sizes, per = Tally(batches), batches.sizes(), config.train.accumulate
+    if at.tally:
+        tally.restore(at.tally)
+    steps, rate = -(-len(sizes) // per), 0.0
+    coming = batches.shuffled(config.seed, at.epoch, config.augment, at.batch)
+    began = asked = time.perf_counter()
+    for index, batch in enumerate(coming, start=at.batch):
+        at.waited += time.perf_counter() - asked
+        step, last = index // per, (index + 1) % per == 0 or index + 1 == len(sizes)
+        share = batch.size / sum(sizes[step * per : (step + 1) * per])
+        _seed_dropout(config.seed, at.epoch, index)
+        with nullcontext() if last else learner.accelerator.no_sync(learner.model):
+            loss, logits = learner.forward(learner.model, batch, config)
+            finite = Finite(loss)
+            learner.accelerator.backward(loss * share)
+        if not finite:
             names = ", ".join(sorted({batches.cases[i].case for i in batch.cases.tolist()})[:4])
-            raise InputError(f"loss is {loss.item()} in epoch {epoch}, batch {index} (cases {names}); lower train.lr")
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+            raise InputError(
+                f"loss is {loss.item()} in epoch {at.epoch}, batch {index} (cases {names}); lower train.lr"
+            )
         tally.add(loss, logits, batch)
-    return tally.result()
+        if last:
+            rate = schedule.learning_rate(config.train, at.epoch * steps + step, steps, dice)
+            learner.step(config.train, rate)
+            if index + 1 < len(sizes) and stop():
+                at.batch, at.tally, at.seconds = index + 1, tally.state(), at.seconds + time.perf_counter() - began
+                return None
+        asked = time.perf_counter()
+    result = Passed(*tally.result(), rate)
+    at.seconds += time.perf_counter() - began
+    return result
+
+
+def _seed_dropout(seed: int, epoch: int, batch: int) -> None:
+    """Layers such as dropout draw from torch's own generator: make it depend on the batch alone."""
+    state = np.random.SeedSequence([seed, epoch, batch, distributed.rank(), DROPOUT]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]) >> 1)
 
 
 @torch.no_grad()
-def validate(model: models.SegmentationModel, batches: Batches, config: Config, run: Runtime) -> tuple[float, float]:
+def validate(learner: Learner, batches: Batches, config: Config) -> tuple[float, float]:
     """Mean loss over slices and mean Dice over whole cases of the validation set."""
-    model.eval()
-    tally = Tally(len(batches.cases), len(batches.classes), run.device)
+    model, tally = learner.evaluated.eval(), Tally(batches)
+    distributed.synchronise(model)
     for batch in batches.in_order():
-        loss, logits = _forward(model, batch, config, run)
+        loss, logits = learner.forward(model, batch, config)
         tally.add(loss, logits, batch)
     return tally.result()
 
 
-def _forward(model: models.SegmentationModel, batch: Batch, config: Config, run: Runtime) -> tuple[Tensor, Tensor]:
-    with torch.autocast(run.device.type, dtype=run.autocast, enabled=run.autocast is not None):
-        logits = model(batch.images.contiguous(memory_format=torch.channels_last))
-    return losses.dice_bce(logits, batch.labels, config.loss), logits
+class Course:
+    """How a training has gone so far: its position, every epoch's report, the best weights; kept in checkpoints."""
+
+    def __init__(self, learner: Learner, checkpoints: Checkpoints | None) -> None:
+        self.learner, self.checkpoints = learner, checkpoints
+        self.at, self.weights = Position(), Weights()
+        self.history: list[EpochReport] = []
+        state = checkpoints.newest() if checkpoints else None
+        if state:
+            learner.restore(state)
+            self.weights, self.at = state["weights"], Position(**state["position"])
+            self.history = [EpochReport(**report) for report in state["history"]]
+        if distributed.share((self.at.epoch, self.at.batch)) != (self.at.epoch, self.at.batch):
+            raise InputError("tracking.outputs: processes found different checkpoints; give a folder that all share")
+
+    @property
+    def dice(self) -> list[float]:
+        """Validation Dice of every epoch."""
+        return [report.val_dice for report in self.history]
+
+    def save(self) -> None:
+        """Write a checkpoint, from the one process that writes."""
+        if self.checkpoints is None or distributed.rank():
+            return
+        mine = {"weights": self.weights, "position": vars(self.at), "history": [asdict(r) for r in self.history]}
+        self.checkpoints.save(self.at.epoch, self.at.batch, {**self.learner.state(), **mine})
+
+    def ended(self, passed: Passed, images: int, val_loss: float, val_dice: float, seconds: float) -> None:
+        """Take in a finished epoch and move on to the next."""
+        best = not self.history or val_dice > max(self.dice)
+        report = EpochReport(
+            epoch=self.at.epoch,
+            train_loss=passed.loss,
+            train_dice=passed.dice,
+            val_loss=val_loss,
+            val_dice=val_dice,
+            learning_rate=passed.learning_rate,
+            epoch_time_seconds=self.at.seconds + seconds,
+            overfitting_gap=passed.dice - val_dice,
+            images_per_second=images / self.at.seconds,
+            data_wait_share=self.at.waited / self.at.seconds,
+            ended_ms=round(time.time() * 1000),
+            is_best=best,
+        )
+        if best:
+            state = self.learner.evaluated.state_dict()
+            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+        self.history.append(report)
+        self.at = Position(self.at.epoch + 1)
 
 
 def fit(
-    model: models.SegmentationModel,
+    network: models.SegmentationModel,
     train: Batches,
     val: Batches,
     config: Config,
-    run: Runtime,
-    on_epoch: Callable[[EpochReport], None],
+    accelerator: "Accelerator",
+    on_epoch: OnEpoch,
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[], bool] = never,
 ) -> FitResult:
-    """Train for train.epochs and keep the weights with the best validation Dice; `on_epoch` gets every report."""
-    models.check_batches(config.model.arch, {last - first for first, last in train.bounds()})
-    model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub leaves it out
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay)
-    scaler = torch.amp.GradScaler(run.device.type, enabled=run.autocast is torch.float16)
-    weights: dict[str, Tensor] = {}
-    history: list[EpochReport] = []
-    for epoch in range(config.train.epochs):
+    """Train for train.epochs, or until patience is lost, and keep the weights with the best validation Dice.
+
+    `on_epoch`, called on process 0 after each epoch, gets all reports so far and the network that the last is about;
+    after a resume the last epoch is told again. With `checkpoints` a training goes on where it was left, and each epoch
+    is saved before it is reported. Raises KeyboardInterrupt, its position saved, where `stop` said so.
+    """
+    models.check_batches(config.model, {max(1, len(p)) for n in train.sizes() for p in distributed.parts(n)})
+    learner = Learner(network, config.train, accelerator)
+    course = Course(learner, checkpoints)
+    if course.history and not course.at.batch and not distributed.rank():
+        on_epoch(course.history, learner.evaluated)
+    while course.at.epoch < config.train.epochs:
+        if config.train.patience and schedule.waited(course.dice, config.train.min_delta) >= config.train.patience:
+            break
+        passed = train_one_epoch(learner, train, config, course.at, course.dice, stop)
+        if passed is None:
+            course.save()
+            raise KeyboardInterrupt
         began = time.perf_counter()
-        train_loss, train_dice = train_one_epoch(model, optimizer, scaler, train, epoch, config, run)
-        val_loss, val_dice = validate(model, val, config, run)
-        report = EpochReport(
-            epoch=epoch,
-            train_loss=train_loss,
-            train_dice=train_dice,
-            val_loss=val_loss,
-            val_dice=val_dice,
-            learning_rate=float(optimizer.param_groups[0]["lr"]),
-            epoch_time_seconds=time.perf_counter() - began,
-            overfitting_gap=train_dice - val_dice,
-        )
-        if not history or report.val_dice > max(earlier.val_dice for earlier in history):
-            weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        history.append(report)
-        on_epoch(report)
-    return FitResult(max(history, key=lambda r: r.val_dice), weights, history)
+        val_loss, val_dice = validate(learner, val, config)
+        course.ended(passed, sum(train.sizes()), val_loss, val_dice, time.perf_counter() - began)
+        course.save()
+        if not distributed.rank():
+            on_epoch(course.history, learner.evaluated)
+    accelerator.unwrap_model(learner.model, keep_fp32_wrapper=False)
+    return FitResult(max(course.history, key=lambda r: r.val_dice), course.weights, course.history)

@@ -1,5 +1,6 @@
 """The one exception type whose message is written for the user, and how any exception is told in a line."""
 
+import difflib
 import re
 
 LONGEST = 300
@@ -18,3 +19,9 @@ def one_line(error: BaseException) -> str:
     """An exception as one short line, without a traceback or a password."""
     text = redact(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """` (nearest: X)` for a misspelt name, or nothing where none is near."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (nearest: {match[0]})" if match else ""

@@ -27,7 +27,8 @@ def evaluate(
     predictor: "Predictor", manifest: Manifest, dataset: Path, threshold: float, progress: Progress
 ) -> pd.DataFrame:
     """One row per test case: dice, iou, precision, recall (mean over classes; per class too where there are several),
-    reference_ml, predicted_ml, volume_error_ml (absolute), reference and predicted voxels, outcome.
+    reference_ml, predicted_ml, volume_error_ml (absolute), reference and predicted voxels, outcome; all of
+    them without the voxels whose reference is IGNORE.
 
     Raises InputError where the model's channels or classes are not the dataset's, or there is no test case.
     """

@@ -32,6 +32,17 @@ class ModelSpec(Section):
     classes: tuple[str, ...]
     threshold: float = 0.5
 
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What `Predictor.save` wrote about the model. Raises InputError where it is damaged or of another format."""
+        try:
+            values = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+            if values.get("format") != FORMAT:
+                raise InputError(f"{folder / SPEC}: format {values.get('format')}, this version reads {FORMAT}")
+            return cls.model_validate(values)
+        except (OSError, json.JSONDecodeError, ValidationError) as error:
+            raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None
+
 
 class Segmentation(NamedTuple):
     """Labels D,H,W uint8 and foreground probabilities D,H,W float32, on the volume's own grid."""
@@ -61,14 +72,11 @@ class Predictor:
 
         Raises InputError where it is missing, damaged or of another format.
         """
+        spec = ModelSpec.read(folder)
         try:
-            values = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-            if values.get("format") != FORMAT:
-                raise InputError(f"{folder / SPEC}: format {values.get('format')}, this version reads {FORMAT}")
-            spec = ModelSpec.model_validate(values)
             model = models.build(spec.model, len(spec.channels), len(spec.classes), seed=0, pretrained=False)
             model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        except (OSError, json.JSONDecodeError, ValidationError, SafetensorError, RuntimeError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None
         return cls(spec, model, device)
 

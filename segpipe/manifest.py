@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from segpipe.config import PreprocessConfig, Section, digest
+from segpipe.config import PreprocessConfig, Section
 from segpipe.errors import InputError
+from segpipe.settings import digest
 
 FORMAT = 1
 FILE = "manifest.json"

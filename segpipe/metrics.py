@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from segpipe.data.volume import IGNORE
+
 CONVENTION = (
     "Per case (a whole volume or image), foreground only, then averaged over cases. Reference and prediction both "
     "empty: left out of the mean, but counted. Only one of them empty (missed, or false alarm): 0."
@@ -44,10 +46,12 @@ def overlap(name: str, counts: Counts) -> Values:
 
 
 def count(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], classes: int) -> Counts:
-    """Counts per foreground class, K each, of two label arrays of one shape with values 0..K."""
+    """Counts per foreground class, K each, of two label arrays of one shape with values 0..K. Voxels whose reference is
+    IGNORE count nowhere.
+    """
     bins = classes + 1
     both = np.bincount(reference[prediction == reference].ravel(), minlength=bins)[1:bins]
-    predicted = np.bincount(prediction.ravel(), minlength=bins)[1:bins]
+    predicted = np.bincount(prediction[reference != IGNORE], minlength=bins)[1:bins]
     return Counts(both, predicted, np.bincount(reference.ravel(), minlength=bins)[1:bins])
 
 

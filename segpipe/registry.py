@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from segpipe import evaluation, tracking
+from segpipe import artifacts, evaluation, tracking
 from segpipe.config import GateConfig, TrainConfig
 from segpipe.errors import InputError
 
@@ -114,17 +114,17 @@ def cases_of(
     """
     tags, known = champion.tags, "evaluation/cases.csv"
     same = tags.get("test_digest") == tracking.tag_of(preprocess, "segpipe.test_digest")
-    if same and tracking.has_artifact(tags["evaluate_run"], known):
-        return evaluation.read(tracking.local(f"runs:/{tags['evaluate_run']}/{known}"))
-    from segpipe import engine
+    if same and artifacts.has(tags["evaluate_run"], known):
+        return evaluation.read(artifacts.local(f"runs:/{tags['evaluate_run']}/{known}"))
+    from segpipe import distributed, logged_models
     from segpipe.inference import Predictor
     from segpipe.manifest import FILE, Manifest
 
-    folder = tracking.local(f"runs:/{preprocess}/dataset")
-    device = engine.runtime(train).device
-    predictor = Predictor.load(tracking.model_folder(f"models:/{champion.name}/{champion.version}"), device)
+    folder = artifacts.local(f"runs:/{preprocess}/dataset")
+    device = distributed.device(train)
+    predictor = Predictor.load(logged_models.folder(f"models:/{champion.name}/{champion.version}"), device)
     manifest = Manifest.load(folder)
-    own = Manifest.read(tracking.local(f"runs:/{tags['preprocess_run']}/dataset/{FILE}"))
+    own = Manifest.read(artifacts.local(f"runs:/{tags['preprocess_run']}/dataset/{FILE}"))
     cases = evaluation.evaluate(predictor, manifest, folder, predictor.spec.threshold, progress)
     seen = [case for split in ("train", "val") for case in own.of(split)]
     patients, files = {case.patient for case in seen}, {case.sha256 for case in seen}

@@ -1,19 +1,12 @@
 """Everything segpipe does with MLflow Tracking: where the store is, runs, their artifacts and logged models."""
 
-import atexit
-import json
 import logging
 import os
-import shutil
-import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from importlib.metadata import version
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
+from typing import TYPE_CHECKING, Protocol
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -23,27 +16,45 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow  # reads the variables above when imported
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Param, Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from segpipe import config as settings
-from segpipe import sources
+from segpipe import settings, sources
 from segpipe.config import Config
 from segpipe.errors import InputError, one_line, redact
 
 if TYPE_CHECKING:
-    from mlflow.data.dataset import Dataset
-
-    from segpipe.engine import EpochReport, FitResult
-    from segpipe.evaluation import Summary
-    from segpipe.inference import Predictor
-    from segpipe.manifest import Manifest
+    pass
 
 STEP, KEY, PARTS = "segpipe.step", "segpipe.key", "segpipe.parts"
 REASON, FIGURE, BECAUSE = "segpipe.reason", "segpipe.figure", "segpipe.because"
 MODEL = "segpipe.model_id"
+CONTINUED, RESUMED = "segpipe.continued", "segpipe.resumed"
 CONFIG = "config/resolved.yaml"
 INPUT = "segpipe.input."
+PARAMS_PER_CALL, LONGEST_PARAM = 100, 6000
+
+
+class Sender(Protocol):
+    """What speaks for the active run where its server may be away (see `spool.Spool`)."""
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Set tags, now or later."""
+
+    def files(self) -> AbstractContextManager[Path]:
+        """A folder whose content joins the run's artifacts, now or later."""
+
+    def end(self, status: str, tags: dict[str, str]) -> bool:
+        """End the run; whether everything has been sent."""
+
+
+_sender: list[Sender] = []
+
+
+def speak_through(sender: Sender) -> None:
+    """Let `sender` tag and end the active run from now on."""
+    _sender[:] = [sender]
 
 
 def connect() -> None:
@@ -87,46 +98,131 @@ def experiment(name: str) -> str:
 
 
 @contextmanager
-def run(step: str, config: Config) -> Iterator[Run]:
+def run(step: str, config: Config, ends: bool = True) -> Iterator[Run]:
     """The MLflow run that stands for one step, or for the whole chain: the one MLflow Projects has opened for this
     process, or a new one. The resolved config is logged at once.
 
-    An exception ends the run as FAILED with its reason as a tag, an interrupt as KILLED; both pass on.
+    An exception ends the run as FAILED with its reason as a tag, an interrupt as KILLED; both pass on. With `ends`
+    false it is somebody else's to end.
     """
     given = os.environ.pop("MLFLOW_RUN_ID", None)
     if not given and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
         mlflow.set_experiment(experiment_id=experiment(config.tracking.experiment))
-    started = mlflow.start_run(run_id=given, run_name=None if given else step)
-    run_id, client = started.info.run_id, MlflowClient()
+    started = mlflow.start_run(
+        run_id=given,
+        run_name=None if given else step,
+        log_system_metrics=config.tracking.system_metrics and step == "train",
+    )
     try:
-        params = [Param(f"cfg.{name}", value[:6000]) for name, value in settings.flat(config).items()]
-        client.log_batch(run_id, params=params, tags=[RunTag(STEP, step)])
+        log_params(started.info.run_id, {f"cfg.{name}": value for name, value in settings.flat(config).items()})
+        MlflowClient().set_tag(started.info.run_id, STEP, step)
         mlflow.log_text(settings.dump(config), CONFIG)
         yield started
-        mlflow.end_run("FINISHED")
+        _end("FINISHED" if ends else "RUNNING", {})
     except (KeyboardInterrupt, SystemExit):
-        client.set_tag(run_id, REASON, "interrupted")
-        mlflow.end_run("KILLED")
+        _end("KILLED", {REASON: "interrupted"})
         raise
     except BaseException as error:
-        client.set_tag(run_id, REASON, one_line(error))
         if not isinstance(error, InputError):
-            mlflow.log_text(redact(traceback.format_exc()), "logs/traceback.txt")
-        mlflow.end_run("FAILED")
+            _log_text(redact(traceback.format_exc()), "logs/traceback.txt")
+        _end("FAILED", {REASON: one_line(error)})
         raise
+
+
+def _end(status: str, tags: dict[str, str]) -> None:
+    """Close the active run. One whose server is away is closed here, and there by the records that wait."""
+    if not _sender:
+        mlflow.set_tags(tags)
+        mlflow.end_run(status)
+        return
+    sent = _sender.pop().end(status, tags)
+    try:
+        mlflow.end_run(status if sent else "RUNNING")
+    except MlflowException:
+        if sent:
+            raise
+
+
+def _log_text(text: str, path: str) -> None:
+    if not _sender:
+        mlflow.log_text(text, path)
+        return
+    with _sender[0].files() as folder:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+
+
+def continue_run(run_id: str, system_metrics: bool) -> None:
+    """Make an interrupted run the active one, in the place of the run opened for this process, which is deleted."""
+    client, opened = MlflowClient(), active()
+    parent = opened.data.tags.get(MLFLOW_PARENT_RUN_ID)
+    mlflow.set_tag(CONTINUED, run_id)
+    mlflow.end_run("KILLED")
+    client.delete_run(opened.info.run_id)
+    mlflow.start_run(run_id=run_id, log_system_metrics=system_metrics)
+    times = int(client.get_run(run_id).data.tags.get(RESUMED, "0")) + 1
+    mlflow.set_tags({RESUMED: str(times)} | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {}))
+
+
+def unfinished(step: str, key: str) -> list[Run]:
+    """Runs of a step with that key that have not finished, newest first."""
+    client = MlflowClient()
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    query = f"tags.`{STEP}` = '{step}' and tags.`{KEY}` = '{key}' and attributes.status != 'FINISHED'"
+    return list(client.search_runs(experiments, query, order_by=["attributes.start_time DESC"]))
+
+
+@contextmanager
+def within(run_id: str) -> Iterator[None]:
+    """Make a run the active one, if it is not, and leave it running."""
+    current = mlflow.active_run()
+    if current is not None and current.info.run_id == run_id:
+        yield
+        return
+    mlflow.start_run(run_id=run_id)
+    try:
+        yield
+    finally:
+        mlflow.end_run("RUNNING")
+
+
+def name_run(name: str) -> None:
+    """Name the active run."""
+    MlflowClient().update_run(active().info.run_id, name=name)
+
+
+def log_params(run_id: str, values: dict[str, str]) -> None:
+    """Log those that the run does not have: a resumed run keeps what it began with."""
+    client = MlflowClient()
+    known = client.get_run(run_id).data.params
+    fresh = [Param(name, value[:LONGEST_PARAM]) for name, value in values.items() if name not in known]
+    for first in range(0, len(fresh), PARAMS_PER_CALL):
+        client.log_batch(run_id, params=fresh[first : first + PARAMS_PER_CALL])
 
 
 def fail_given_run(reason: str) -> None:
     """Note the reason on the run that MLflow Projects opened for this process, before the process ends."""
     connect()
-    client, run_id = MlflowClient(), os.environ["MLFLOW_RUN_ID"]
-    client.set_tag(run_id, REASON, reason)
-    client.set_terminated(run_id, "FAILED")
+    fail(os.environ["MLFLOW_RUN_ID"], reason)
+
+
+def history(run_id: str, metric: str) -> list[float]:
+    """A metric's values, one an epoch."""
+    return [point.value for point in sorted(MlflowClient().get_metric_history(run_id, metric), key=lambda p: p.step)]
+
+
+def log_text(text: str, path: str) -> None:
+    """Write a file among the active run's artifacts."""
+    mlflow.log_text(text, path)
 
 
 def tag(**values: str) -> None:
     """Set tags `segpipe.NAME` on the active run."""
-    mlflow.set_tags({f"segpipe.{name}": value for name, value in values.items()})
+    named = {f"segpipe.{name}": value for name, value in values.items()}
+    if _sender:
+        _sender[0].tags(named)
+    else:
+        mlflow.set_tags(named)
 
 
 def finished(step: str, key: str | None = None) -> list[Run]:
@@ -155,117 +251,23 @@ def upstream(run_id: str, step: str) -> Run:
     return found
 
 
-def has_artifact(run_id: str, path: str) -> bool:
-    """Whether a run is there and has that file among its artifacts."""
-    folder = path.rsplit("/", 1)[0] if "/" in path else None
+def interrupted(run_id: str, step: str) -> Run:
+    """A run of `step` that has not finished. Raises InputError where there is none of that ID, or it has finished."""
     try:
-        return any(item.path == path for item in MlflowClient().list_artifacts(run_id, folder))
-    except MlflowException:
-        return False
+        found = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"{step}.resume={run_id}: {one_line(error)}") from None
+    if found.data.tags.get(STEP) != step or found.info.status == "FINISHED":
+        raise InputError(f"{step}.resume={run_id}: that is no interrupted run of {step}; use auto or never")
+    return found
 
 
-def local(uri: str) -> Path:
-    """A local path to an artifact: in place for a store on this machine, from a server a copy that this process removes
-    when it ends. Raises InputError where there is no such artifact.
-    """
-    served = mlflow.get_tracking_uri().startswith("http")
-    target = tempfile.mkdtemp(dir=_downloads()) if served else None
-    try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
-    except (MlflowException, OSError) as error:
-        raise InputError(f"{uri}: {one_line(error)}") from None
-
-
-@cache
-def _downloads() -> str:
-    folder = tempfile.mkdtemp(prefix="segpipe-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@contextmanager
-def artifact_folder(name: str) -> Iterator[Path]:
-    """A folder that becomes the active run's artifact `name` when the block ends well, and nothing otherwise.
-
-    In a store on this machine it is written where it stays, so nothing is stored twice.
-    """
-    root = _local_root(active().info.artifact_uri)
-    if root is not None:
-        partial = root / f".{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            partial.rename(root / name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return
-    with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
-        yield Path(temporary)
-        mlflow.log_artifacts(temporary, name)
-
-
-def _local_root(uri: str) -> Path | None:
-    parts = urlparse(uri)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    return Path(uri) if not parts.scheme else None
-
-
-def log_dataset(name: str, uri: str, digest: str, context: str) -> None:
-    """Record a dataset artifact, or one split of it, as the active run's input."""
-    mlflow.log_input(dataset(f"{name}-{context}", uri, digest), context=context)
-
-
-def dataset(name: str, uri: str, digest: str) -> "Dataset":
-    """An MLflow dataset that stands for a dataset artifact."""
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-
-    return MetaDataset(  # type: ignore[abstract]  # MLflow's own class, complete at run time
-        CodeDatasetSource(tags={"artifact": uri}), name=name, digest=digest
-    )
-
-
-REQUIREMENTS = (
-    "mlflow", "nibabel", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors", "scikit-image", "scipy",
-    "segmentation-models-pytorch", "torch", "torchvision",
-)  # fmt: skip
-
-
-def log_model(predictor: "Predictor") -> str:
-    """Log a model as the active run's and return its ID.
-
-    The project's files that the served model imports travel inside it, so it loads where this project is not.
-    """
-    from segpipe import serving
-
-    with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
-        weights, code = Path(temporary) / serving.ARTIFACT, Path(temporary) / "code"
-        predictor.save(weights)
-        for path in sources.closure(["segpipe.served_model"]):
-            target = code / path.relative_to(sources.PROJECT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(code / "segpipe" / "served_model.py"),
-            code_paths=[str(code / "segpipe")],
-            artifacts={serving.ARTIFACT: str(weights)},
-            signature=serving.signature(predictor.spec),
-            input_example=(serving.example(predictor.spec), {"threshold": predictor.spec.threshold}),
-            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-        )
-    model_id = str(info.model_id)
-    mlflow.set_tag(MODEL, model_id)
-    return model_id
-
-
-def model_folder(model_uri: str) -> Path:
-    """The folder that `Predictor.load` reads, of a logged or registered model."""
-    from segpipe.serving import ARTIFACT
-
-    return local(model_uri) / "artifacts" / ARTIFACT
+def fail(run_id: str, reason: str) -> None:
+    """End a run as FAILED that nobody else can end any more."""
+    client = MlflowClient()
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_tag(run_id, REASON, reason)
+        client.set_terminated(run_id, "FAILED")
 
 
 def active() -> Run:
@@ -282,44 +284,6 @@ def tag_of(run_id: str, name: str) -> str:
     if value is None:
         raise InputError(f"run {run_id} has no tag {name}: it was not finished by this version; run that step again")
     return str(value)
-
-
-def log_epoch(report: "EpochReport") -> None:
-    """One epoch's metrics, at step = epoch."""
-    mlflow.log_metrics(report.metrics(), step=report.epoch)
-
-
-def log_training(result: "FitResult", predictor: "Predictor") -> None:
-    """The curves, the best epoch and the model of a finished training; the history, last, shows that it is whole."""
-    from segpipe import plots
-
-    history = [report.metrics() for report in result.history]
-    best = {"best_val_dice": result.best.val_dice, "best_epoch": float(result.best.epoch)}
-    model_id = log_model(predictor)
-    mlflow.log_metrics(best, model_id=model_id)
-    with artifact_folder("training") as folder:
-        plots.curves(history, folder / "curves.png")
-        (folder / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
-
-
-def with_threshold(predictor: "Predictor", model_id: str, threshold: float) -> str:
-    """The ID of a logged model that serves with this threshold: the given one, or a copy under the active run."""
-    if predictor.spec.threshold == threshold:
-        mlflow.set_tag(MODEL, model_id)
-        return model_id
-    spec = predictor.spec.model_copy(update={"threshold": threshold})
-    return log_model(type(predictor)(spec, predictor.model, predictor.device))
-
-
-def log_evaluation(summary: "Summary", model_id: str, manifest: "Manifest", uri: str) -> None:
-    """The test metrics with their intervals, on the active run and tied to the model and the dataset."""
-    values: dict[str, float] = {}
-    for name, interval in summary["metrics"].items():
-        values |= {f"test_{name}": interval["mean"], f"test_{name}_n": interval["n_valid"]}
-        values |= {f"test_{name}_ci_low": interval["low"], f"test_{name}_ci_high": interval["high"]}
-    data = dataset(f"{manifest.reader}-test", uri, manifest.test_digest)
-    mlflow.log_input(data, context="test")
-    mlflow.log_metrics(values, model_id=model_id, dataset=data)
 
 
 def version_tags(preprocess: str, evaluate: str) -> dict[str, str]:

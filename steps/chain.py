@@ -1,8 +1,7 @@
-"""The chain as a table, the key that decides whether a step has to run, and how one is started."""
+"""How a step finds its inputs, is reused or is started."""
 
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -10,51 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segpipe import config as settings
-from segpipe import sources, tracking
+from segpipe import artifacts, settings, sources, tracking
 from segpipe.config import Config
-from segpipe.data import raw
 from segpipe.errors import InputError, one_line
+from steps import keys
+from steps.keys import STEPS, Key
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-
-@dataclass(frozen=True)
-class Step:
-    """One row: its name is its entry point and its module; `sections` are the config it reads, `output` the artifact
-    that shows it is whole.
-    """
-
-    name: str
-    sections: tuple[str, ...]
-    inputs: tuple[str, ...]
-    output: str
-
-
-STEPS = {
-    step.name: step
-    for step in (
-        Step("preprocess", ("data", "preprocess", "split", "seed"), (), "dataset/manifest.json"),
-        Step("train", ("model", "loss", "augment", "train", "seed"), ("preprocess",), "training/history.json"),
-        Step("evaluate", ("evaluate", "seed"), ("preprocess", "train"), "evaluation/summary.json"),
-        Step("register", ("gate", "registry"), ("preprocess", "evaluate"), "register/decision.json"),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Key:
-    """What a step's result depends on, part by part."""
-
-    parts: dict[str, str]
-
-    @property
-    def digest(self) -> str:
-        return settings.digest(self.parts)
-
-    def text(self) -> str:
-        return json.dumps(self.parts)
 
 
 @dataclass(frozen=True)
@@ -66,23 +28,27 @@ class Result:
     because: str
     seconds: float
 
+    def told(self) -> str:
+        """What became of it, as a line."""
+        return f"{'reused' if self.reused else 'ran'} {self.run.info.run_id}" + (
+            "" if self.reused else f": because {self.because}"
+        )
 
-def key(name: str, config: Config, inputs: dict[str, "Run"]) -> Key:
-    """The key of a step for a config and the finished runs of its inputs.
 
-    Raises InputError where raw data is missing, for the step that reads it.
+@dataclass(frozen=True)
+class Launcher:
+    """How a step that has to run is started: below which run, in which environment, and with which of that run's
+    artifacts as its config.
     """
-    step = STEPS[name]
-    values = config.model_dump(mode="json", include=set(step.sections), exclude={"data": {"root"}})
-    parts = {f"config {section}": settings.digest(values[section])[:16] for section in step.sections}
-    parts["code"] = sources.digest(sources.closure([f"steps.{name}"]))[:16]
-    parts["requirements"] = sources.digest([sources.PROJECT / "requirements.txt"])[:16]
-    parts["python"] = platform.python_version()
-    for upstream, run in inputs.items():
-        parts[f"result of {upstream}"] = run.data.tags.get(tracking.KEY, run.info.run_id)[:16]
-    if "data" in step.sections:
-        parts["raw data"] = raw.digest(config.data)
-    return Key(parts)
+
+    parent: "Run"
+    env_manager: str = "local"
+    recipe: str = tracking.CONFIG
+
+
+def upstream_keys(runs: dict[str, "Run"]) -> dict[str, str]:
+    """The keys of finished runs, by step."""
+    return {name: run.data.tags.get(tracking.KEY, run.info.run_id) for name, run in runs.items()}
 
 
 def inputs(name: str, config: Config, given: dict[str, str]) -> dict[str, "Run"]:
@@ -96,7 +62,8 @@ def inputs(name: str, config: Config, given: dict[str, str]) -> dict[str, "Run"]
         if run_id:
             runs[upstream] = tracking.upstream(run_id, upstream)
         else:
-            runs[upstream] = obtain(upstream, config, inputs(upstream, config, chosen)).run
+            built_on = inputs(upstream, config, chosen)
+            runs[upstream] = obtain(upstream, config, built_on, Launcher(tracking.active())).run
     for later, run in runs.items():
         for earlier in set(STEPS[later].inputs) & set(runs):
             _check_built_on(later, run, earlier, runs[earlier])
@@ -131,18 +98,18 @@ def obtain(
     name: str,
     config: Config,
     runs: dict[str, "Run"],
-    env_manager: str = "local",
+    launcher: Launcher,
     valid: Callable[["Run"], bool] = always,
 ) -> Result:
     """Reuse a finished, whole and still valid run of a step with the right key, or run the step."""
     began = time.perf_counter()
-    wanted = key(name, config, runs)
+    wanted = keys.key(name, config, upstream_keys(runs))
     known = tracking.finished(name, wanted.digest)
     for run in known:
-        if tracking.has_artifact(run.info.run_id, STEPS[name].output) and valid(run):
+        if artifacts.has(run.info.run_id, STEPS[name].output) and valid(run):
             return Result(run, True, "", time.perf_counter() - began)
     because = f"what run {known[0].info.run_id} left is gone or overtaken" if known else reason(name, config, wanted)
-    run = launch(name, {f"{i}_run": run.info.run_id for i, run in runs.items()}, env_manager, because)
+    run = launch(name, {f"{i}_run": run.info.run_id for i, run in runs.items()}, launcher, because)
     return Result(run, False, because, time.perf_counter() - began)
 
 
@@ -171,35 +138,38 @@ def _python_on_path() -> None:
         os.environ["PATH"] = os.pathsep.join([folder, path])
 
 
-def launch(name: str, parameters: dict[str, str], env_manager: str, because: str) -> "Run":
-    """Run a step as an MLflow Projects process nested under the active run, and wait for it.
+def launch(name: str, parameters: dict[str, str], launcher: Launcher, because: str) -> "Run":
+    """Run a step as an MLflow Projects process nested under the launcher's run, and wait for it.
 
-    It gets the active run's resolved config and its inputs' run IDs, no local path. Raises InputError with the step's
-    own reason where it fails.
+    It gets the URI of its config and its inputs' run IDs, no local path. Raises InputError with the step's own reason
+    where it fails.
     """
     import mlflow
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    active, client = tracking.active(), mlflow.MlflowClient()
+    parent, client = launcher.parent.info, mlflow.MlflowClient()
     _python_on_path()
-    tags = {MLFLOW_PARENT_RUN_ID: active.info.run_id, tracking.STEP: name, tracking.BECAUSE: because}
-    origin = client.get_run(active.info.run_id).data.tags.items()
+    tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, tracking.STEP: name, tracking.BECAUSE: because}
+    origin = client.get_run(parent.run_id).data.tags.items()
     tags |= {key: value for key, value in origin if key.startswith(("mlflow.source.", "mlflow.user"))}
-    run_id = client.create_run(active.info.experiment_id, tags=tags, run_name=name).info.run_id
+    run_id = client.create_run(parent.experiment_id, tags=tags, run_name=name).info.run_id
     why = "it was interrupted"
     try:
         mlflow.projects.run(
             str(sources.PROJECT),
             entry_point=name,
-            parameters={"config": f"runs:/{active.info.run_id}/{tracking.CONFIG}", **parameters},
-            experiment_id=active.info.experiment_id,
+            parameters={"config": f"runs:/{parent.run_id}/{launcher.recipe}", **parameters},
+            experiment_id=parent.experiment_id,
             run_id=run_id,
-            env_manager=env_manager,
+            env_manager=launcher.env_manager,
         )
     except Exception as error:  # whatever MLflow can't start a process for: no conda, a failed build, no shell
         why = one_line(error)
     finally:
         run = client.get_run(run_id)
+        if tracking.CONTINUED in run.data.tags:
+            run_id = run.data.tags[tracking.CONTINUED]
+            run = client.get_run(run_id)
         why = run.data.tags.get(tracking.REASON, why)
         if run.info.status != "FINISHED":
             client.set_tag(run_id, tracking.REASON, why)

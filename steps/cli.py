@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from segpipe import config as settings
+from segpipe import settings
 from segpipe.config import Config
 from segpipe.errors import InputError, one_line
 
@@ -40,7 +41,10 @@ def options() -> list[click.Parameter]:
         )
         for knob in settings.knobs().values()
     ]
-    return [recipe, *knobs]
+    offline = click.Option(
+        ["--no-mlflow", "tracking__enabled"], flag_value="false", default=None, help="same as --tracking.enabled false"
+    )
+    return [recipe, offline, *knobs]
 
 
 def overrides(values: dict[str, Any]) -> dict[str, str]:
@@ -53,18 +57,21 @@ def resolve(recipe: str, values: dict[str, Any]) -> Config:
     from segpipe import sources
 
     if recipe.startswith("runs:/"):
-        from segpipe import tracking
+        from segpipe import artifacts, tracking
 
         tracking.connect()
-        recipe = str(tracking.local(recipe))
+        recipe = str(artifacts.local(recipe))
     simulated = values.get("data__format") in (None, "phantom")
     return settings.load(recipe or (sources.PROJECT / DEFAULT_RECIPE if simulated else None), overrides(values))
 
 
-def step(name: str, inputs: tuple[str, ...] = ()) -> Callable[[Body], click.Command]:
+def step(
+    name: str, inputs: tuple[str, ...] = (), elsewhere: Callable[[Config], bool] | None = None
+) -> Callable[[Body], click.Command]:
     """Make `body(config, **run IDs of its inputs) -> key figure` an entry point.
 
-    An input that is not given on the command line is found by its key, or run first.
+    An input that is not given on the command line is found by its key, or run first. `elsewhere(config)` may do the
+    work without a run of MLflow and say so.
     """
 
     def decorate(body: Body) -> click.Command:
@@ -77,25 +84,29 @@ def step(name: str, inputs: tuple[str, ...] = ()) -> Callable[[Body], click.Comm
 
         def callback(recipe: str, **values: Any) -> None:
             given = {i: values.pop(f"{i}_run") for i in inputs}
-            _run(name, recipe, values, given, body)
+            try:
+                config = resolve(recipe, values)
+            except InputError as error:
+                raise Refused(str(error)) from None
+            if elsewhere is not None and elsewhere(config):
+                return
+            if not config.tracking.enabled:
+                raise Refused(f"{name} needs MLflow; without it (--no-mlflow) there are preprocess and train")
+            _run(name, config, given, body)
 
         return Command(name, callback=callback, params=[*upstream, *options()], help=body.__doc__)
 
     return decorate
 
 
-def _run(name: str, recipe: str, values: dict[str, Any], given: dict[str, str], body: Body) -> None:
-    try:
-        config = resolve(recipe, values)
-    except InputError as error:
-        raise Refused(str(error)) from None
+def _run(name: str, config: Config, given: dict[str, str], body: Body) -> None:
     from segpipe import tracking
-    from steps import chain
+    from steps import chain, keys
 
     tracking.connect()
     with tracking.run(name, config):
         runs = chain.inputs(name, config, given)
-        key = chain.key(name, config, runs)
+        key = keys.key(name, config, chain.upstream_keys(runs))
         tracking.tag(key=key.digest, parts=key.text(), **{f"input.{i}": run.info.run_id for i, run in runs.items()})
         tracking.tag(work_began=str(round(time.time() * 1000)))
         tracking.tag(figure=body(config, **{i: run.info.run_id for i, run in runs.items()}))
@@ -142,7 +153,13 @@ def _leave(name: str | None, reason: str, code: int) -> None:
 
 
 def _interrupt(_number: int, _frame: object) -> None:
+    once()
     raise KeyboardInterrupt
+
+
+def once() -> None:
+    """Ask to end only once: what follows is the clean-up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def progress(label: str) -> Callable[[int, int, str], None]:
@@ -171,20 +188,41 @@ def progress(label: str) -> Callable[[int, int, str], None]:
 
 
 def reporter(epochs: int) -> "Callable[[EpochReport], None]":
-    """A callback for `engine.fit`: logs the epoch's metrics and shows them, under a bar on a terminal."""
-    from segpipe import tracking
+    """A callback that shows each epoch, under a bar on a terminal."""
+    from segpipe import journal
 
     advance = progress("train") if sys.stderr.isatty() else None
 
     def report(epoch: "EpochReport") -> None:
-        tracking.log_epoch(epoch)
-        text = (
-            f"epoch {epoch.epoch + 1}/{epochs}  loss {epoch.train_loss:.4f} val {epoch.val_loss:.4f}  "
-            f"Dice {epoch.train_dice:.4f} val {epoch.val_dice:.4f}  {epoch.epoch_time_seconds:.1f} s"
-        )
+        text = journal.line(epoch, epochs)
         if advance:
             advance(epoch.epoch + 1, epochs, text)
         else:
             click.echo(text, err=True)
 
     return report
+
+
+def say(text: str) -> None:
+    """A line for the person who watches."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Inside, the first SIGINT or SIGTERM is noted, so that work can stop where it leaves nothing torn; a second one
+    interrupts at once. Yields the question whether to stop.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if asked:
+            _interrupt(number, frame)
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

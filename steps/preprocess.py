@@ -1,25 +1,57 @@
 """`python -m steps.preprocess`"""
 
+import shutil
+from pathlib import Path
+
 from segpipe.config import Config
-from steps import cli
+from segpipe.manifest import FILE, SPLITS, Manifest
+from steps import cli, keys
 
 
-@cli.step("preprocess")
-def main(config: Config) -> str:
-    """Read the raw data, split it by patient, and write one array per split and a manifest."""
-    from segpipe import plots, tracking
+def without_mlflow(config: Config) -> tuple[Path, str]:
+    """The dataset's folder under tracking.outputs, made if it is not there, and the step's key."""
+    from segpipe import offline
+
+    key = keys.key("preprocess", config, {}).digest
+    folder = offline.outputs(config) / "datasets" / key[:16]
+    if not (folder / FILE).is_file():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        _build(config, partial)
+        partial.rename(folder)
+    return folder, key
+
+
+def elsewhere(config: Config) -> bool:
+    """Preprocess without MLflow, where that is asked for."""
+    if config.tracking.enabled:
+        return False
+    cli.say(f"dataset in {without_mlflow(config)[0]}")
+    return True
+
+
+def _build(config: Config, folder: Path) -> Manifest:
+    from segpipe import plots
     from segpipe.data import cache
     from segpipe.data.readers import open_reader
 
-    reader = open_reader(config)
-    with tracking.artifact_folder("dataset") as folder:
-        manifest = cache.build(config, reader, folder, cli.progress("preprocess"))
-        plots.dataset(manifest, folder, folder / "samples.png")
-    for split in ("train", "val", "test"):
-        tracking.log_dataset(manifest.reader, f"runs:/{tracking.active().info.run_id}/dataset", manifest.digest, split)
+    manifest = cache.build(config, open_reader(config), folder, cli.progress("preprocess"))
+    plots.dataset(manifest, folder, folder / "samples.png")
+    return manifest
+
+
+@cli.step("preprocess", elsewhere=elsewhere)
+def main(config: Config) -> str:
+    """Read the raw data, split it by patient, and write one array per split and a manifest."""
+    from segpipe import artifacts, tracking
+
+    with artifacts.folder("dataset") as folder:
+        manifest = _build(config, folder)
+    for split in SPLITS:
+        artifacts.log_dataset(manifest.reader, f"runs:/{tracking.active().info.run_id}/dataset", manifest.digest, split)
     tracking.tag(dataset_digest=manifest.digest, test_digest=manifest.test_digest)
-    sizes = "/".join(str(len(manifest.of(split))) for split in ("train", "val", "test"))
-    return f"{sizes} train/val/test cases of {len({case.patient for case in manifest.cases})} patients"
+    sizes = "/".join(str(len(manifest.of(split))) for split in SPLITS)
+    return f"{sizes} {'/'.join(SPLITS)} cases of {len({case.patient for case in manifest.cases})} patients"
 
 
 if __name__ == "__main__":

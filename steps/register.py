@@ -7,10 +7,10 @@ from steps import cli
 @cli.step("register", inputs=("preprocess", "evaluate"))
 def main(config: Config, preprocess: str, evaluate: str) -> str:
     """Register the evaluated model and promote it if it passes the gate."""
-    from segpipe import evaluation, registry, tracking
+    from segpipe import artifacts, evaluation, registry, tracking
 
     name = config.registry.model_name
-    cases = evaluation.read(tracking.local(f"runs:/{evaluate}/evaluation/cases.csv"))
+    cases = evaluation.read(artifacts.local(f"runs:/{evaluate}/evaluation/cases.csv"))
     tags, model_id = tracking.version_tags(preprocess, evaluate), tracking.tag_of(evaluate, tracking.MODEL)
     version, champion = registry.version_of(name, model_id, tags), registry.holder(name)
 
@@ -20,7 +20,7 @@ def main(config: Config, preprocess: str, evaluate: str) -> str:
         rival = registry.cases_of(champion, preprocess, config.train, cli.progress("champion")) if champion else None
         decision = registry.decide(cases, rival, config.gate)
 
-    with tracking.artifact_folder("register") as folder:
+    with artifacts.folder("register") as folder:
         content = decision.to_json(
             version=registry.describe(version), champion=champion and registry.describe(champion)
         )

@@ -1,38 +1,89 @@
 """`python -m steps.train`"""
 
+import os
+import time
+from typing import TYPE_CHECKING
+
 from segpipe.config import Config
 from steps import cli
 
+if TYPE_CHECKING:
+    from segpipe.journal import Recorder
+    from segpipe.training import Job
 
-@cli.step("train", inputs=("preprocess",))
+
+def elsewhere(config: Config) -> bool:
+    """Train without a run of this process's own: beside process 0 of a training, or without MLflow."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        from steps import workers
+
+        workers.follow(config)
+    elif not config.tracking.enabled:
+        _offline(config)
+    else:
+        return False
+    return True
+
+
+@cli.step("train", inputs=("preprocess",), elsewhere=elsewhere)
 def main(config: Config, preprocess: str) -> str:
     """Train the configured model and log the one with the best validation Dice."""
-    from segpipe import engine, models, tracking
-    from segpipe.data.batches import Batches
-    from segpipe.inference import ModelSpec, Predictor
+    from segpipe import artifacts, journal, offline, tracking
     from segpipe.manifest import Manifest
+    from segpipe.spool import Spool
+    from segpipe.training import Job
+    from steps import resume
 
-    device, precision = runtime = engine.runtime(config.train)
-    folder = tracking.local(f"runs:/{preprocess}/dataset")
-    manifest = Manifest.load(folder)
-    tracking.log_dataset(manifest.reader, f"runs:/{preprocess}/dataset", manifest.digest, "train")
-    train = Batches(manifest, folder, "train", config.train.batch_size, device, config.train.empty_share)
-    val = Batches(manifest, folder, "val", config.train.batch_size, device)
-    model = models.build(config.model, len(manifest.channels), len(manifest.classes), config.seed)
-    tracking.tag(device=str(device), precision=str(precision), parameters=str(models.parameter_count(model)))
+    dataset = artifacts.local(f"runs:/{preprocess}/dataset")
+    manifest = Manifest.load(dataset)
+    key = tracking.tag_of(tracking.active().info.run_id, tracking.KEY)
+    outputs = offline.outputs(config)
+    checkpoints = resume.claim_run(config, key, outputs / "checkpoints")
+    run = tracking.active()
+    if run.info.run_id == checkpoints.name and tracking.RESUMED not in run.data.tags:
+        tracking.name_run(journal.run_name(config, time.time()))
+    artifacts.log_dataset(manifest.reader, f"runs:/{preprocess}/dataset", manifest.digest, "train")
+    spool = Spool(run.info.run_id, outputs / "spool" / run.info.run_id, cli.say)
+    tracking.speak_through(spool)
+    job = Job(config, dataset, key, checkpoints, spool.folder, run.info.run_id)
+    return _train(job, spool)
 
-    result = engine.fit(model, train, val, config, runtime, cli.reporter(config.train.epochs))
 
-    model.load_state_dict(result.weights)
-    spec = ModelSpec(
-        model=config.model,
-        preprocess=manifest.preprocess,
-        reader=manifest.reader,
-        channels=manifest.channels,
-        classes=manifest.classes,
-    )
-    tracking.log_training(result, Predictor(spec, model))
-    return f"val Dice {result.best.val_dice:.3f} in epoch {result.best.epoch + 1} of {config.train.epochs}"
+def _offline(config: Config) -> None:
+    from segpipe import offline
+    from segpipe.training import Job
+    from steps import keys, resume
+    from steps.preprocess import without_mlflow
+
+    outputs = offline.outputs(config)
+    dataset, upstream = without_mlflow(config)
+    key = keys.key("train", config, {"preprocess": upstream}).digest
+    root = resume.claim_folder(config, key, outputs)
+    recorder = offline.FolderRecorder(root)
+    with recorder.status(key):
+        cli.say(_train(Job(config, dataset, key, root / "resume", root), recorder))
+    cli.say(f"recorded in {root}")
+
+
+def _train(job: "Job", recorder: "Recorder") -> str:
+    """Train in this process, in this one and its followers, or in as many as are asked for."""
+    from segpipe import distributed, training
+    from steps import resume, workers
+
+    if job.config.train.processes > 1 and not distributed.launched():
+        figure = workers.launch(job)
+    else:
+        accelerator = distributed.start(job.config.train)
+        distributed.share(job)
+        show, alone = cli.reporter(job.config.train.epochs), distributed.world() == 1
+        if alone:
+            with cli.stoppable() as stop:
+                figure = training.run(job, accelerator, recorder, cli.say, show, stop)
+        else:
+            with workers.blaming_the_lost():
+                figure = training.run(job, accelerator, recorder, cli.say, show, workers.go_on)
+    resume.release(job.checkpoints)
+    return figure
 
 
 if __name__ == "__main__":

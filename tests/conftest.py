@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -12,11 +13,22 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from segpipe import settings as settings_module
+from segpipe.config import Config
+from segpipe.data import cache
+from segpipe.data.readers import open_reader
+from segpipe.manifest import Manifest
 from segpipe.sources import PROJECT
+
+if TYPE_CHECKING:
+    from segpipe.engine import FitResult
+    from segpipe.models import SegmentationModel
 
 settings.register_profile("segpipe", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("segpipe")
 
+EPOCH_TIMES = ("epoch_time_seconds", "images_per_second", "data_wait_share")
+TIMES = (*EPOCH_TIMES, "training_time_minutes", "training_time_hours", "inference_ms")
 TINY = (
     "--model.encoder=tu-test_resnet",
     "--model.encoder_depth=3",
@@ -70,6 +82,43 @@ def write_nifti(root: Path, cases: int = 4, slices: int = 3) -> Path:
         rows.append(f"{name}\tpatient{index}\tsite{index % 2}")
     (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return root
+
+
+def training_set(root: Path, **knobs: str) -> tuple[Config, Manifest, Path]:
+    """The config for a tiny network, and a cached data set of twelve pictures with its folder."""
+    tiny = {"model.encoder": "tu-test_resnet", "model.encoder_depth": "3", "preprocess.size": "32"}
+    train = {"train.epochs": "4", "train.batch_size": "4"}
+    data = {"data.format": "folder", "data.root": str(write_folder(root / "data", cases=12))}
+    config = settings_module.load(None, {**data, **tiny, **train, **knobs})
+    manifest = cache.build(config, open_reader(config), root / "dataset", lambda *_: None)
+    return config, manifest, root / "dataset"
+
+
+def with_knobs(config: Config, **sections: dict[str, object]) -> Config:
+    """A config with some knobs changed."""
+    values = config.model_dump()
+    return settings_module.build({**values, **{name: {**values[name], **knobs} for name, knobs in sections.items()}})
+
+
+def network(config: Config) -> "SegmentationModel":
+    """The network of a config for grey pictures with one class."""
+    from segpipe import models
+
+    return models.build(config.model, 1, 1, config.seed)
+
+
+def fit(dataset: tuple[Config, Manifest, Path], **sections: dict[str, object]) -> "FitResult":
+    """Train on a `training_set` with some knobs changed."""
+    import torch
+    from accelerate.state import AcceleratorState
+
+    from segpipe import distributed, engine
+    from segpipe.data.batches import Batches
+
+    config, manifest, folder = with_knobs(dataset[0], **sections), dataset[1], dataset[2]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train, val = (Batches(manifest, folder, s, config.train, torch.device("cpu")) for s in ("train", "val"))
+    return engine.fit(network(config), train, val, config, distributed.start(config.train), lambda *_: None)
 
 
 @pytest.fixture

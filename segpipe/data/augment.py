@@ -1,6 +1,9 @@
-"""Random changes of a batch, on its device. What sample i gets in epoch e depends on (seed, e, i) alone."""
+"""Random changes of a batch, on its device. What sample i gets in epoch e depends on (seed, e, i) alone.
 
-from collections.abc import Sequence
+Everything geometric is one resampling. A change is computed for the samples that drew it, and for no others.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,55 +13,204 @@ from torch.nn import functional
 from segpipe.config import AugmentConfig
 
 STREAM = 0xA06
-DRAWS = 10
+Values = dict[str, Tensor]
+FLIPS = ("flip_horizontal", "flip_vertical")
+LEAST = {  # the smallest amount drawn, as a share of the largest
+    "rotation": -1, "scale": -1, "shear": -1, "elastic": 1, "brightness": -1, "contrast": -1, "gamma": -1, "noise": 0,
+    "blur": 0, "dropout": 1,
+}  # fmt: skip
+WARPS = ("rotation", "scale", "shear", "elastic")
+DRAWS = len(FLIPS) + 2 * len(LEAST) + 6
+CELLS = 4  # of the elastic deformation's control grid, along the shorter side
+FARTHEST = 50.0  # weights below exp(-50) are kept from becoming denormal, which is slow
 
 
-def draw(config: AugmentConfig, seed: int, epoch: int, samples: Sequence[int]) -> dict[str, Tensor]:
-    """The parameters of each sample's change, N each: flips (+-1), angle (radians), size, shift, contrast, gamma."""
-    u = np.stack([np.random.default_rng([seed, epoch, s, STREAM]).random(DRAWS) for s in samples]).astype(np.float32)
-    spread = 2 * u - 1
-    geometric, tonal = u[:, 2] < config.affine, u[:, 5] < config.intensity
-    values = {
-        "mirror_x": np.where(u[:, 0] < config.flip_horizontal, -1, 1),
-        "mirror_y": np.where(u[:, 1] < config.flip_vertical, -1, 1),
-        "angle": np.where(geometric, np.deg2rad(config.rotation) * spread[:, 3], 0),
-        "size": np.where(geometric, 1 + config.scale * spread[:, 4], 1),
-        "shift": np.where(tonal, config.brightness * spread[:, 6], 0),
-        "contrast": np.where(tonal, 1 + config.contrast * spread[:, 7], 1),
-        "gamma": np.where(tonal, 1 + config.gamma * spread[:, 8], 1),
-    }
-    return {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}
+def draw(config: AugmentConfig, seed: int, epoch: int, samples: Sequence[int]) -> Values:
+    """What each of the N samples gets: by knob, in its unit, N float32 where 0 is "nothing".
+
+    `box` (N,4) is the dropout's height, width, top and left, each as a share of what is possible; `keys` (N,2 int32)
+    seed the fields of the elastic deformation and of the noise.
+    """
+    u = np.stack([np.random.default_rng([seed, epoch, s, STREAM]).random(DRAWS) for s in samples])
+    first = len(FLIPS)
+    values = {name: u[:, k] < getattr(config, name) for k, name in enumerate(FLIPS)}
+    for k, (name, least) in enumerate(LEAST.items()):
+        chosen, amount = u[:, first + 2 * k] < getattr(config, f"{name}_p"), u[:, first + 2 * k + 1]
+        values[name] = chosen * getattr(config, name) * (least + (1 - least) * amount)
+    values["box"] = u[:, -6:-2]
+    drawn = {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}
+    return drawn | {"keys": torch.from_numpy((u[:, -2:] * 2**32 - 2**31).astype(np.int32))}
 
 
-def apply(images: Tensor, labels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Change images N,C,H,W float and labels N,H,W uint8; labels move with the images, by nearest neighbour."""
-    values = {name: value.to(images.device) for name, value in values.items()}
-    grid = _grid(values, images.shape[-2], images.shape[-1])
-    images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    moved = functional.grid_sample(
-        labels.unsqueeze(1).float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+def apply(images: Tensor, labels: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+    """Change images N,C,H,W float and labels N,H,W uint8 as drawn; labels move along, by nearest neighbour.
+
+    What comes from outside is the image's border and label 0. The order: geometry, blur, gamma, contrast and
+    brightness, noise, dropout. The values stay on the CPU, so that nothing waits for a GPU.
+    """
+    images, labels = images.clone(), labels.clone()
+    warped = _any(values, WARPS)
+    rows, own = _select(values, (*FLIPS, *WARPS, "keys"), warped, images.device)
+    if len(rows):
+        images[rows], labels[rows] = _warp(images[rows], labels[rows], own)
+    for name, axis in zip(FLIPS, (-1, -2), strict=True):
+        rows, _ = _select(values, (), _any(values, (name,)) & ~warped, images.device)
+        if len(rows):
+            images[rows], labels[rows] = images[rows].flip(axis), labels[rows].flip(axis)
+    for names, change in TONES.items():
+        rows, own = _select(values, (*names, "box", "keys"), _any(values, names), images.device)
+        if len(rows):
+            images[rows] = change(images[rows], own)
+    return images, labels
+
+
+def _any(values: Values, names: Sequence[str]) -> Tensor:
+    """Which samples drew any of these changes, N bool."""
+    return torch.stack([values[name] for name in names]).any(dim=0)
+
+
+def _select(values: Values, names: Sequence[str], chosen: Tensor, device: torch.device) -> tuple[Tensor, Values]:
+    """The chosen samples' rows, on the device, and their values of these names."""
+    rows = chosen.nonzero()[:, 0]
+    return rows.to(device, non_blocking=True), {name: values[name][rows] for name in names if len(rows)}
+
+
+def _over(amounts: Tensor, like: Tensor) -> Tensor:
+    """One number for each sample, N, ready to meet N,C,H,W on its device; N,2 becomes N,1,1,2."""
+    return amounts.view(len(amounts), 1, 1, -1).to(like.device, non_blocking=True)
+
+
+def _warp(images: Tensor, labels: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+    grid = _affine(values, images)
+    bent, own = _select(values, ("elastic", "keys"), values["elastic"] != 0, images.device)
+    if len(bent):
+        grid[bent] += _displacement(own, images)
+    moved = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    marks = labels.unsqueeze(1).to(images.dtype)
+    marks = functional.grid_sample(marks, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return moved, marks[:, 0].to(labels.dtype)
+
+
+def _affine(values: Values, images: Tensor) -> Tensor:
+    """Where each output pixel comes from, N,H,W,2 (x, y) in -1..1.
+
+    Forwards: flip, shear along the rows, rotation (counter-clockwise as displayed), scale; angles are those on the
+    pixel grid, whatever the aspect ratio. In double precision up to the matrix, so that a sample's last bit does not
+    depend on its place in a batch.
+    """
+    height, width = images.shape[-2:]
+    angle, shear, scale = (values[name].double() for name in ("rotation", "shear", "scale"))
+    angle, tilt, size = angle.deg2rad(), shear.deg2rad().tan(), 1 + scale
+    cos, sin, aspect = angle.cos() / size, angle.sin() / size, height / width
+    mirror_x, mirror_y = (1 - 2 * values[name] for name in FLIPS)
+    from_x, from_y = (
+        _over(torch.stack(pair, dim=1).float(), images)
+        for pair in (
+            (mirror_x * (cos - tilt * sin), mirror_y * sin / aspect),
+            (mirror_x * (sin + tilt * cos) * -aspect, mirror_y * cos),
+        )
     )
-    return _tones(images, values), moved[:, 0].to(labels.dtype)
+    x, y = ((torch.arange(length, device=images.device) + 0.5) * (2 / length) - 1 for length in (width, height))
+    return from_x * x[:, None] + from_y * y[:, None, None]
 
 
-def _grid(values: dict[str, Tensor], height: int, width: int) -> Tensor:
-    """Sampling positions N,H,W,2; the rotation is one in pixels, whatever the aspect ratio."""
-    cos, sin = values["angle"].cos(), values["angle"].sin()
-    aspect, zero = height / width, torch.zeros_like(cos)
-    rows = [
-        torch.stack([values["mirror_x"] * cos, -values["mirror_x"] * sin * aspect, zero], dim=1),
-        torch.stack([values["mirror_y"] * sin / aspect, values["mirror_y"] * cos, zero], dim=1),
-    ]
-    theta = torch.stack(rows, dim=1)
-    theta[:, :, :2] /= values["size"][:, None, None]
-    return functional.affine_grid(theta, [len(cos), 1, height, width], align_corners=False)
+def _displacement(values: Values, images: Tensor) -> Tensor:
+    """A cubic B-spline free-form deformation (Rueckert et al. 1999), N,H,W,2 (x, y) in the units of `_affine`.
+
+    The root mean square length is `elastic` times the shorter side, the longest 3.6 times that.
+    """
+    height, width = images.shape[-2:]
+    shorter = min(height, width)
+    down, along = (_splines(n, round(CELLS * n / shorter), images.device) for n in (height, width))
+    count = 2 * down.shape[1] * along.shape[1]
+    control = (2 * _uniform(values["keys"][:, 0], count, images) - 1).view(-1, 2, down.shape[1], along.shape[1])
+    rms = (2 / 3) ** 0.5 * 151 / 315  # of two uniform numbers, and what the splines leave of it along two axes
+    field = down @ (control * _over(values["elastic"] * (2 * shorter / rms), images)) @ along.T
+    return torch.stack([field[:, 0] / width, field[:, 1] / height], dim=-1)
 
 
-def _tones(images: Tensor, values: dict[str, Tensor]) -> Tensor:
-    """Gamma over each channel's own range, then contrast around its mean, then a shift in standard deviations."""
-    gamma, contrast, shift = (values[name][:, None, None, None] for name in ("gamma", "contrast", "shift"))
+def _splines(length: int, cells: int, device: torch.device) -> Tensor:
+    """The cubic B-splines on `cells` cells at each of `length` pixels, length,cells+3; a row sums to 1."""
+    position = (torch.arange(length, device=device) + 0.5) * (cells / length)
+    distance = (position[:, None] - torch.arange(-1, cells + 2, device=device)).abs()
+    return ((2 - distance).clamp_min(0) ** 3 - 4 * (1 - distance).clamp_min(0) ** 3) / 6
+
+
+def _blur(images: Tensor, values: Values) -> Tensor:
+    """Gaussian of `blur` pixels; near the border the weights inside of the image are scaled to sum to 1."""
+    sigma = _over(values["blur"], images)
+
+    def weights(length: int) -> Tensor:
+        place = torch.arange(length, device=images.device)
+        apart = ((place[:, None] - place) / sigma) ** 2 / 2
+        return functional.normalize((-apart.clamp_max(FARTHEST)).exp(), p=1, dim=-1)
+
+    return weights(images.shape[-2]) @ images @ weights(images.shape[-1]).mT
+
+
+def _gamma(images: Tensor, values: Values) -> Tensor:
+    """Power 1 + `gamma` over each channel's own range; by its logarithm, four times as fast as `pow`."""
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
-    span = (high - low).clamp_min(1e-6)
-    images = ((images - low) / span).clamp_min(1e-6) ** gamma * span + low
-    mean, std = images.mean(dim=(2, 3), keepdim=True), images.std(dim=(2, 3), keepdim=True)
-    return (images - mean) * contrast + mean + shift * std
+    span = (high - low).clamp_min(torch.finfo(images.dtype).tiny)
+    return ((images - low) / span).log_().mul_(_over(1 + values["gamma"], images)).exp_().mul_(span).add_(low)
+
+
+def _centred(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each channel less its mean, the mean, and the standard deviation."""
+    mean = images.mean(dim=(2, 3), keepdim=True)
+    rest = images - mean
+    return rest, mean, torch.linalg.vector_norm(rest, dim=(2, 3), keepdim=True) / images[0, 0].numel() ** 0.5
+
+
+def _linear(images: Tensor, values: Values) -> Tensor:
+    """Contrast around each channel's mean, and a shift by `brightness` standard deviations."""
+    rest, mean, std = _centred(images)
+    return rest.mul_(_over(1 + values["contrast"], images)).add_(mean + _over(values["brightness"], images) * std)
+
+
+def _noise(images: Tensor, values: Values) -> Tensor:
+    """Gaussian noise of `noise` standard deviations of each channel."""
+    field = _normal(values["keys"][:, 1], images[0].numel(), images).view_as(images)
+    return field.mul_(_centred(images)[2] * _over(values["noise"], images)).add_(images)
+
+
+def _dropout(images: Tensor, values: Values) -> Tensor:
+    """A rectangle, up to `dropout` of the image's sides, set to each channel's mean."""
+    inside = []
+    for k, length in enumerate(images.shape[-2:]):
+        side = (values["dropout"] * values["box"][:, k] * length).round().clamp_min(1)
+        start = (values["box"][:, k + 2] * (length - side + 1)).floor()
+        place = torch.arange(length, device=images.device)
+        inside.append((place >= _over(start, images)) & (place < _over(start + side, images)))
+    return torch.where(inside[0].mT & inside[1], images.mean(dim=(2, 3), keepdim=True), images)
+
+
+TONES: dict[tuple[str, ...], Callable[[Tensor, Values], Tensor]] = {
+    ("blur",): _blur,
+    ("gamma",): _gamma,
+    ("contrast", "brightness"): _linear,
+    ("noise",): _noise,
+    ("dropout",): _dropout,
+}
+
+
+def _normal(keys: Tensor, count: int, like: Tensor) -> Tensor:
+    """Standard normal numbers for each key, N,count (Box and Muller 1958)."""
+    half = (count + 1) // 2
+    u = _uniform(keys, 2 * half, like)
+    radius, angle = (-2 * u[:, :half].log()).sqrt(), 2 * torch.pi * u[:, half:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+
+
+def _uniform(keys: Tensor, count: int, like: Tensor) -> Tensor:
+    """Numbers in (0, 1] for each key, N,count: a hash of key and position, so the same on every device."""
+    place = _mixed(torch.arange(count, dtype=torch.int32, device=like.device))
+    mixed = _mixed(place ^ keys[:, None].to(like.device, non_blocking=True))
+    return (((mixed >> 8) & 0xFFFFFF) + 0.5) / 2**24
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A bijection of int32 whose output bits look independent (lowbias32, Wellons 2018)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32), (16, 1)):
+        x = (x ^ ((x >> shift) & (2 ** (32 - shift) - 1))) * factor
+    return x

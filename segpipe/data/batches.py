@@ -1,6 +1,7 @@
 """Batches gathered from the memory-mapped arrays: no loader processes, no state between batches."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,37 +10,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segpipe.config import AugmentConfig
+from segpipe import distributed
+from segpipe.config import AugmentConfig, TrainConfig
 from segpipe.data import augment
+from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
-from segpipe.manifest import Manifest, Split
+from segpipe.manifest import CaseRecord, Manifest, Split
 
 STREAM = 0x0DE
 Samples = NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """Images N,C,h,w float32, labels N,h,w uint8, and which case (index into the split) each slice belongs to."""
+    """The part of a batch that this process works on: images N,C,h,w float32, labels N,h,w uint8, the case (index into
+    the split) of each slice; and how many slices the batch has over all processes.
+    """
 
     images: Tensor
     labels: Tensor
     cases: Tensor
+    size: int
 
 
 class Batches:
-    """One split, in batches of `size` slices.
+    """One split, in batches of train.batch_size slices over all processes, the same whatever their number.
 
-    Every slice with foreground and `empty_share` of the others make an epoch.
+    For training every slice with foreground, train.oversample times, and train.empty_share of the others make an epoch.
     """
 
     def __init__(
-        self,
-        manifest: Manifest,
-        folder: Path,
-        split: Split,
-        size: int,
-        device: torch.device,
-        empty_share: float = 1.0,
+        self, manifest: Manifest, folder: Path, split: Split, config: TrainConfig, device: torch.device
     ) -> None:
         self.cases, self.classes = manifest.of(split), manifest.classes
         if not self.cases:
@@ -47,12 +47,14 @@ class Batches:
         self.images = manifest.array(folder, f"{split}_images")
         self.labels = manifest.array(folder, f"{split}_masks")
         self.case_of = np.repeat(np.arange(len(self.cases)), [case.shape[0] for case in self.cases])
-        self.size, self.device = size, device
-        filled = np.array([bool(plane.any()) for plane in self.labels])
-        self.filled, self.empty = np.flatnonzero(filled), np.flatnonzero(~filled)
+        self.size, self.device = config.batch_size, device
+        filled = np.array([bool(((plane > 0) & (plane != IGNORE)).any()) for plane in self.labels])
         if not filled.any():
             raise InputError(f"the {split} split has no foreground at the network's size; change seed, split.* or size")
-        self.empties = round(len(self.empty) * empty_share)
+        self.empty = np.flatnonzero(~filled)
+        repeats = config.oversample if split == "train" else 1
+        self.filled = np.concatenate([np.flatnonzero(filled) + n * len(self.labels) for n in range(repeats)])
+        self.empties = round(len(self.empty) * (config.empty_share if split == "train" else 1))
 
     def __len__(self) -> int:
         return len(self.bounds())
@@ -68,26 +70,78 @@ class Batches:
             starts.pop()
         return list(zip(starts, [*starts[1:], n], strict=True))
 
-    def in_order(self) -> Iterator[Batch]:
-        """An epoch's slices as they lie, unchanged: for validation, which leaves no slice out."""
-        for first, last in self.bounds():
-            yield self._gather(np.arange(first, last))
+    def sizes(self) -> list[int]:
+        """How many slices each batch has."""
+        return [last - first for first, last in self.bounds()]
 
-    def shuffled(self, seed: int, epoch: int, config: AugmentConfig) -> Iterator[Batch]:
-        """An epoch's slices, chosen and ordered by (seed, epoch) alone, augmented where that is enabled."""
+    def in_order(self) -> Iterator[Batch]:
+        """The slices as they lie, unchanged: for validation, which leaves no slice out."""
+        order = np.arange(len(self.labels))
+        return self._ahead([order[first:last] for first, last in self.bounds()])
+
+    def examples(self, count: int) -> tuple[Batch, list[CaseRecord]]:
+        """The slice with most foreground of each of the first `count` cases that have any, and those cases."""
+        rows: list[int] = []
+        for case in self.cases:
+            planes = np.asarray(self.labels[case.start : case.start + case.shape[0]])
+            areas = ((planes > 0) & (planes != IGNORE)).sum(axis=(1, 2))
+            if areas.any() and len(rows) < count:
+                rows.append(case.start + int(areas.argmax()))
+        return self._loaded(np.array(rows), len(rows)), [self.cases[i] for i in self.case_of[rows]]
+
+    def shuffled(self, seed: int, epoch: int, config: AugmentConfig, start: int = 0) -> Iterator[Batch]:
+        """An epoch's batches from number `start`, chosen and ordered by (seed, epoch) alone, augmented where that is
+        enabled. A slice shown again in an epoch is another sample: it is augmented in another way.
+        """
         rng = np.random.default_rng([seed, epoch, STREAM])
         chosen = rng.permutation(self.empty)[: self.empties]
         order = rng.permutation(np.concatenate([self.filled, chosen]))
-        for first, last in self.bounds():
-            samples = order[first:last]
-            batch = self._gather(samples)
-            if config.enabled:
-                values = augment.draw(config, seed, epoch, samples.tolist())
-                images, labels = augment.apply(batch.images, batch.labels, values)
-                batch = Batch(images, labels, batch.cases)
-            yield batch
+        parts = [order[first:last] for first, last in self.bounds()[start:]]
+        for samples, batch in zip(parts, self._ahead(parts), strict=True):
+            if not config.enabled:
+                yield batch
+                continue
+            values = augment.draw(config, seed, epoch, _mine(samples).tolist())
+            images, labels = augment.apply(batch.images, batch.labels, values)
+            yield _counted(batch._replace(images=images, labels=labels))
+
+    def _ahead(self, parts: list[Samples]) -> Iterator[Batch]:
+        """Gather each part; for a GPU one ahead, while it computes."""
+        if self.device.type == "cpu":
+            yield from map(self._gather, parts)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            waiting = [thread.submit(self._gather, part) for part in parts[:1]]
+            for part in parts[1:]:
+                waiting.append(thread.submit(self._gather, part))
+                yield waiting.pop(0).result()
+            for last in waiting:
+                yield last.result()
 
     def _gather(self, samples: Samples) -> Batch:
-        images = torch.from_numpy(np.asarray(self.images[samples])).to(self.device).float()
-        labels = torch.from_numpy(np.asarray(self.labels[samples])).to(self.device)
-        return Batch(images, labels, torch.from_numpy(self.case_of[samples]).to(self.device))
+        """The share of this process."""
+        return _counted(self._loaded(_mine(samples) % len(self.labels), len(samples)))
+
+    def _loaded(self, rows: Samples, size: int) -> Batch:
+        return Batch(
+            self._moved(torch.from_numpy(np.asarray(self.images[rows]))).float(),
+            self._moved(torch.from_numpy(np.asarray(self.labels[rows]))),
+            self._moved(torch.from_numpy(self.case_of[rows])),
+            size,
+        )
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+def _counted(batch: Batch) -> Batch:
+    """A batch of which this process has no share loses the slice that stands in: every pixel of it is ignored."""
+    if distributed.parts(batch.size)[distributed.rank()]:
+        return batch
+    return batch._replace(labels=torch.full_like(batch.labels, IGNORE))
+
+
+def _mine(samples: Samples) -> Samples:
+    """The part of this process; the first sample stands in where there are more processes than samples."""
+    part = distributed.parts(len(samples))[distributed.rank()]
+    return samples[part.start : part.stop] if part else samples[:1]

@@ -152,7 +152,8 @@ def _write_table(manifest: Manifest, path: Path) -> None:
 
 
 def _record(case: Case, volume: Volume, split: Split, start: int, root: Path, config: Config) -> CaseRecord:
-    counts = np.bincount(volume.mask.ravel(), minlength=len(config.data.class_names) + 1)
+    classes = config.data.class_names
+    counts = np.bincount(volume.mask.ravel(), minlength=len(classes) + 1)[1 : len(classes) + 1]
     depth, height, width = volume.mask.shape
     return CaseRecord(
         case=case.name,
@@ -161,8 +162,8 @@ def _record(case: Case, volume: Volume, split: Split, start: int, root: Path, co
         split=split,
         shape=(depth, height, width),
         spacing=volume.spacing,
-        voxels={name: int(counts[k]) for k, name in enumerate(config.data.class_names, start=1)},
-        volume_ml=volume_ml(int(counts[1:].sum()), volume.spacing),
+        voxels={name: int(count) for name, count in zip(classes, counts, strict=True)},
+        volume_ml=volume_ml(int(counts.sum()), volume.spacing),
         sha256=volume.sha256,
         files=tuple(path.relative_to(root).as_posix() for path in case.images),
         start=start,

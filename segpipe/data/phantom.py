@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segpipe import sources
-from segpipe.config import digest
+from segpipe.settings import digest
 
 Array = NDArray[np.float32]
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Spacing = tuple[float, float, float]
+IGNORE = 255  # label of voxels that nobody could judge: left out of loss and metrics
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Case:
 class Volume:
     """One case in memory; a 2-D image has D = 1.
 
-    `image` is C,D,H,W float32, `mask` D,H,W uint8 with 0 for background and 1..K for the classes, `spacing` mm along
-    D,H,W or None, `sha256` of the files' bytes.
+    `image` is C,D,H,W float32, `mask` D,H,W uint8 with 0 for background, 1..K for the classes and IGNORE, `spacing`
+    mm along D,H,W or None, `sha256` of the files' bytes.
     """
 
     image: NDArray[np.float32]

@@ -6,13 +6,21 @@ import tomllib
 import pytest
 import yaml
 
-from segpipe import config as settings
+from segpipe import settings
 from segpipe.sources import PROJECT
-from steps import chain
+from steps.keys import STEPS
 
 FIXED = {
     *("seed", "data.format", "data.root", "model.arch", "model.encoder", "model.encoder_weights"),
-    *("train.epochs", "train.lr", "train.batch_size", "augment.enabled", "evaluate.threshold", "registry.model_name"),
+    *(
+        "train.epochs",
+        "train.lr",
+        "train.batch_size",
+        "train.resume",
+        "augment.enabled",
+        "evaluate.threshold",
+        "registry.model_name",
+    ),
 }
 
 
@@ -22,17 +30,17 @@ def test_fixed_knob_names_exist():
 
 def test_entry_points_are_the_chains_steps():
     project = yaml.safe_load((PROJECT / "MLproject").read_text(encoding="utf-8"))
-    assert set(project["entry_points"]) == {"main", *chain.STEPS}
+    assert set(project["entry_points"]) == {"main", "compare", *STEPS}
     assert project["conda_env"] == "conda.yaml"
-    for name, step in chain.STEPS.items():
+    for name, step in STEPS.items():
         entry = project["entry_points"][name]
         assert list(entry["parameters"]) == ["config", *(f"{i}_run" for i in step.inputs)]
         assert entry["command"].startswith(f"python -m steps.{name} ")
 
 
 def test_every_section_belongs_to_a_step():
-    read = {section for step in chain.STEPS.values() for section in step.sections}
-    assert read | {"tracking"} == set(settings.Config.model_fields)
+    read = {section for step in STEPS.values() for section in step.sections}
+    assert read | {"tracking", "compare"} == set(settings.Config.model_fields)
 
 
 def test_conda_has_one_list_of_requirements():

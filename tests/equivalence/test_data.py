@@ -5,7 +5,7 @@ import numpy as np
 from conftest import write_folder, write_nifti
 from PIL import Image
 
-from segpipe import config as settings
+from segpipe import settings
 from segpipe.data import cache
 from segpipe.data.readers import open_reader
 

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TINY, write_folder
+from conftest import TIMES, TINY, write_folder
 from PIL import Image
 
 CLIENT = """
@@ -38,15 +38,15 @@ def trained(store, tmp_path_factory):
 
 
 def test_same_seed_same_model_bytes_and_same_history(trained):
-    from segpipe import tracking
+    from segpipe import logged_models
 
     files = []
     for run in trained:
-        folder = tracking.model_folder(f"models:/{run.data.tags['segpipe.model_id']}")
+        folder = logged_models.folder(f"models:/{run.data.tags['segpipe.model_id']}")
         files.append({p.name: p.read_bytes() for p in folder.iterdir()})
     assert files[0] == files[1]
     assert set(files[0]) == {"spec.json", "weights.safetensors"}
-    same = [{k: v for k, v in run.data.metrics.items() if k != "epoch_time_seconds"} for run in trained]
+    same = [{k: v for k, v in run.data.metrics.items() if k not in TIMES} for run in trained]
     assert same[0] == same[1]
 
 
@@ -61,7 +61,7 @@ def pictures():
 
 
 def test_the_logged_model_answers_as_evaluation_measures_from_anywhere(trained, tmp_path):
-    from segpipe import tracking
+    from segpipe import logged_models
     from segpipe.data import codecs
     from segpipe.inference import Predictor
 
@@ -75,7 +75,7 @@ def test_the_logged_model_answers_as_evaluation_measures_from_anywhere(trained, 
     answer = json.loads(done.stdout)
     assert "artifacts/code/segpipe" in answer["code"]
 
-    predictor = Predictor.load(tracking.model_folder(uri))
+    predictor = Predictor.load(logged_models.folder(uri))
     for data, row in zip(pictures(), answer["rows"], strict=True):
         decoded = codecs.decode(data, "x")
         segmentation = predictor.segment(codecs.as_channels(decoded.array, 1, "x"), 0.4)

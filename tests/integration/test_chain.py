@@ -116,9 +116,9 @@ def test_the_version_remembers_where_it_came_from(chain, client):
 
 
 def test_evaluation_leaves_a_table_a_summary_and_pictures(chain, client):
-    from segpipe import tracking
+    from segpipe import artifacts
 
-    folder = tracking.local(f"runs:/{runs(client, 'evaluate')[-1].info.run_id}/evaluation")
+    folder = artifacts.local(f"runs:/{runs(client, 'evaluate')[-1].info.run_id}/evaluation")
     summary = json.loads((folder / "summary.json").read_text())
     assert "left out of the mean" in summary["convention"]
     assert summary["metrics"]["dice"]["n_valid"] <= summary["metrics"]["dice"]["n"]
@@ -213,7 +213,7 @@ def record(root, case="sub-case0"):
 
 
 def test_served_mask_is_the_evaluated_mask_on_the_files_own_grid(chain, client, server):
-    from segpipe import tracking
+    from segpipe import logged_models
     from segpipe.inference import Predictor
 
     root, _, _ = chain
@@ -227,7 +227,7 @@ def test_served_mask_is_the_evaluated_mask_on_the_files_own_grid(chain, client, 
     assert served.shape == original.shape
     np.testing.assert_allclose(served.affine, original.affine)
 
-    predictor = Predictor.load(tracking.model_folder(f"models:/{MODEL}@champion"))
+    predictor = Predictor.load(logged_models.folder(f"models:/{MODEL}@champion"))
     files = [codecs.decode(base64.b64decode(record(root)[c]), c) for c in ("dwi", "adc")]
     segmentation = predictor.segment(np.concatenate([f.array for f in files]), predictor.spec.threshold)
     assert base64.b64decode(row["mask"]) == codecs.encode_mask(segmentation.mask, files[0], 1)
@@ -287,7 +287,7 @@ def test_a_better_model_takes_over_and_the_old_one_stays_as_previous(chain, clie
 
 
 def test_a_worse_model_becomes_challenger_and_the_champion_stays(chain, client):
-    from segpipe import tracking
+    from segpipe import artifacts
 
     _, _, run = chain
     before = champion(client)
@@ -296,23 +296,23 @@ def test_a_worse_model_becomes_challenger_and_the_champion_stays(chain, client):
     assert champion(client).version == before.version
     challenger, run_id = client.get_model_version_by_alias(MODEL, "challenger"), runs(client, "register")[0].info.run_id
     assert int(challenger.version) > int(before.version)
-    decision = json.loads(tracking.local(f"runs:/{run_id}/register/decision.json").read_text())
+    decision = json.loads(artifacts.local(f"runs:/{run_id}/register/decision.json").read_text())
     assert decision["promote"] is False
     assert "not better" in decision["reasons"][0]
 
 
 def test_the_champion_is_measured_again_on_a_new_test_set_without_patients_it_has_seen(chain, client):
-    from segpipe import tracking
+    from segpipe import artifacts
     from segpipe.manifest import Manifest
 
     _, _, run = chain
-    known = Manifest.load(tracking.local(f"runs:/{champion(client).tags['preprocess_run']}/dataset"))
+    known = Manifest.load(artifacts.local(f"runs:/{champion(client).tags['preprocess_run']}/dataset"))
     done = run("--seed=1", "--split.test=0.5", "--train.epochs=1", "--train.lr=0.0001")
     assert done.returncode == 0, done.stderr
     assert "champion: 3/3" in done.stderr
-    fresh = Manifest.load(tracking.local(f"runs:/{runs(client, 'preprocess')[0].info.run_id}/dataset"))
+    fresh = Manifest.load(artifacts.local(f"runs:/{runs(client, 'preprocess')[0].info.run_id}/dataset"))
     seen = {case.patient for split in ("train", "val") for case in known.of(split)}
     unseen = [case for case in fresh.of("test") if case.patient not in seen]
     assert len(unseen) == 1
-    decision = tracking.local(f"runs:/{runs(client, 'register')[0].info.run_id}/register/decision.json").read_text()
+    decision = artifacts.local(f"runs:/{runs(client, 'register')[0].info.run_id}/register/decision.json").read_text()
     assert "on 1 of 3 cases" in json.loads(decision)["reasons"][0]

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from segpipe import config as settings
+from segpipe import settings
 from segpipe.errors import InputError
 from segpipe.sources import PROJECT
 

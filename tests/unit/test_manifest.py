@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import write_folder
 
-from segpipe import config as settings
+from segpipe import settings
 from segpipe.data import cache
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError

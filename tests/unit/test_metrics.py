@@ -7,6 +7,7 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import jaccard_score, precision_score, recall_score
 
 from segpipe import metrics
+from segpipe.data.volume import IGNORE
 
 masks = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 1))
 
@@ -63,3 +64,17 @@ def test_classes_are_counted_apart_and_absent_ones_left_out_of_the_mean():
     np.testing.assert_allclose(values, [0.5, 0, np.nan])
     assert metrics.class_mean(values) == pytest.approx(0.25)
     assert np.isnan(metrics.class_mean(np.array([np.nan])))
+
+
+@given(masks, masks, hnp.arrays(np.bool_, (3, 6, 5)))
+def test_ignored_voxels_count_like_voxels_that_are_not_there(prediction, reference, ignored):
+    whole = metrics.count(prediction, np.where(ignored, np.uint8(IGNORE), reference), 1)
+    kept = metrics.count(prediction[~ignored], reference[~ignored], 1)
+    for one, other in zip(whole, kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_last_class_that_fits_is_not_taken_for_ignored():
+    reference = np.array([[[254, 254, IGNORE, 0]]], np.uint8)
+    counts = metrics.count(np.array([[[254, 0, 254, 254]]], np.uint8), reference, 254)
+    assert [int(c[-1]) for c in counts] == [1, 2, 2]

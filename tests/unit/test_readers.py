@@ -6,8 +6,10 @@ import pytest
 from conftest import write_volume
 from PIL import Image
 
-from segpipe import config as settings
+from segpipe import settings
+from segpipe.data import cache
 from segpipe.data.readers import open_reader
+from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
 from segpipe.sources import PROJECT
 
@@ -29,6 +31,76 @@ def test_a_binary_mask_may_have_any_two_values(folder, values, expected):
     mask = np.asarray(Image.open(path)) > 0
     Image.fromarray(np.where(mask, values[1], values[0]).astype(np.uint8)).save(path)
     assert set(np.unique(load_all("folder", folder)[0].mask)) == set(expected)
+
+
+@pytest.mark.parametrize(
+    ("background", "foreground", "ignore", "knobs"),
+    [
+        (0, 255, 128, {}),
+        (0, 1, 255, {}),
+        (1, 2, 0, {}),
+        (0, 1, 255, {"data.classes": "vessel"}),
+        (0, 2, 3, {"data.classes": "vessel,stenosis"}),
+    ],
+)
+def test_a_value_to_ignore_is_told_from_the_others(folder, background, foreground, ignore, knobs):
+    path = folder / "masks" / "case0.png"
+    inside = np.asarray(Image.open(path)) > 0
+    mask = np.where(inside, foreground, background).astype(np.uint8)
+    mask[:3] = ignore
+    for each in (folder / "masks").iterdir():
+        Image.fromarray(mask).save(each)
+    found = load_all("folder", folder, **{"data.ignore_label": str(ignore)}, **knobs)[0].mask[0]
+    assert (found[:3] == IGNORE).all()
+    np.testing.assert_array_equal(found[3:], inside[3:] * (foreground if knobs else 1))
+
+
+def test_a_mask_of_nothing_but_ignored_pixels_is_no_error(folder):
+    Image.new("L", (36, 40), 7).save(folder / "masks" / "case0.png")
+    volumes = load_all("folder", folder, **{"data.ignore_label": "7"})
+    assert (volumes[0].mask == IGNORE).all()
+    assert set(np.unique(volumes[1].mask)) == {0, 1}
+
+
+def test_a_nifti_mask_may_have_a_value_to_ignore(nifti):
+    path = nifti / "derivatives/sub-case0/ses-0001/sub-case0_ses-0001_msk.nii.gz"
+    image = nib.load(path)
+    values = np.asarray(image.dataobj).copy()
+    values[0] = 9
+    write_volume(path, values, image.affine)
+    mask = load_all("nifti", nifti, **{"data.ignore_label": "9"})[0].mask
+    assert set(np.unique(mask)) == {0, 1, IGNORE}
+    assert (mask == IGNORE).sum() == values[0].size
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"data.classes": "vessel,stenosis", "data.ignore_label": "2"}, r"data\.ignore_label=2"),
+        ({"data.classes": "vessel", "data.ignore_label": "0"}, r"data\.ignore_label=0"),
+        ({"data.classes": ",".join(f"c{k}" for k in range(255))}, r"data\.classes: 255 names; at most 254"),
+    ],
+)
+def test_classes_that_would_be_ignored_are_refused(folder, knobs, told):
+    with pytest.raises(InputError, match=told):
+        load_all("folder", folder, **knobs)
+
+
+def test_ignored_pixels_are_no_foreground_in_the_dataset(folder, tmp_path):
+    knobs = {"data.format": "folder", "data.root": str(folder), "data.ignore_label": "9", "preprocess.size": "32"}
+    config = settings.load(None, knobs)
+    plain = cache.build(config, open_reader(config), tmp_path / "plain", lambda *_: None)
+    for path in (folder / "masks").iterdir():
+        mask = np.asarray(Image.open(path)).copy()
+        mask[0] = 9
+        Image.fromarray(mask).save(path)
+    marked = cache.build(config, open_reader(config), tmp_path / "marked", lambda *_: None)
+    assert [c.voxels for c in marked.cases] == [c.voxels for c in plain.cases]
+    assert (marked.array(tmp_path / "marked", "train_masks") == IGNORE).any()
+    for path in (folder / "masks").iterdir():
+        Image.new("L", (36, 40), 9).save(path)
+    with pytest.raises(InputError, match="all 8 masks are empty"):
+        cache.build(config, open_reader(config), tmp_path / "empty", lambda *_: None)
 
 
 def test_declared_classes_are_kept_apart(folder):

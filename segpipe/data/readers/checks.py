@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
 
 
@@ -17,26 +18,43 @@ def finite(image: NDArray[np.float32], where: str) -> None:
         raise InputError(f"{where}: {bad} NaN or infinite voxels; repair or remove the case")
 
 
-def labels(mask: NDArray[np.float32], classes: Sequence[str], where: str) -> NDArray[np.uint8]:
-    """A mask's values as uint8 labels: 0 background, 1..K the classes.
+def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where: str) -> NDArray[np.uint8]:
+    """A mask's values as uint8 labels: 0 background, 1..K the classes, IGNORE where the value is `ignore`.
 
     Without declared classes a mask is binary: of two values the higher is foreground; of one value, 0 is background and
-    255 foreground. Raises InputError for other values.
+    255 foreground. Raises InputError for other values, and for classes that `ignore` or IGNORE would hide.
     """
-    values = np.unique(mask)
+    if len(classes) >= IGNORE:
+        raise InputError(f"data.classes: {len(classes)} names; at most {IGNORE - 1} fit into a mask")
+    if classes and 0 <= ignore <= len(classes):
+        raise InputError(f"data.ignore_label={ignore}: the value of the background or a class; take one it has not")
+    ignored = (mask == ignore) & (ignore >= 0)
+    found = _known(mask, np.unique(mask[~ignored]), classes, where)
+    found[ignored] = IGNORE
+    return found
+
+
+def _known(
+    mask: NDArray[np.float32], values: NDArray[np.float32], classes: Sequence[str], where: str
+) -> NDArray[np.uint8]:
+    """Labels of a mask that has these values, and any other only where it is ignored."""
     shown = ", ".join(f"{v:g}" for v in values[:8]) + (", ..." if len(values) > 8 else "")
     if classes:
         unknown = [v for v in values if v not in range(len(classes) + 1)]
         if unknown:
-            raise InputError(f"{where}: unknown label value {unknown[0]:g}; data.classes declares 1..{len(classes)}")
+            raise InputError(
+                f"{where}: unknown label value {unknown[0]:g}; data.classes declares 1..{len(classes)}, "
+                "data.ignore_label what to leave out"
+            )
         return mask.astype(np.uint8)
     if len(values) > 2:
         raise InputError(
-            f"{where}: label values {shown}; a binary mask has two: declare data.classes, or save masks losslessly"
+            f"{where}: label values {shown}; a binary mask has two: declare data.classes or data.ignore_label, "
+            "or save masks losslessly"
         )
     if len(values) == 2:
         return np.asarray(mask == values[1], dtype=np.uint8)
-    if values[0] not in (0, 255):
+    if len(values) == 1 and values[0] not in (0, 255):
         raise InputError(f"{where}: a single value ({shown}), foreground or background? use 0/255 or data.classes")
     return np.asarray(mask == 255, dtype=np.uint8)
 

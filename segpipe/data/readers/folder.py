@@ -16,7 +16,7 @@ class FolderReader:
     def __init__(self, config: Config) -> None:
         self.root = Path(config.data.root)
         self.channels = config.data.channel_names
-        self.classes = config.data.classes
+        self.classes, self.ignore = config.data.classes, config.data.ignore_label
 
     def cases(self) -> list[Case]:
         images, masks = self._stems("images"), self._stems("masks")
@@ -68,7 +68,7 @@ class FolderReader:
         if len(mask) > 1 and not (mask == mask[:1]).all():
             raise InputError(f"{case.mask}: a colour picture; a mask has one grey value per class")
         checks.finite(image, str(case.images[0]))
-        labels = checks.labels(mask[0], self.classes, str(case.mask))
+        labels = checks.labels(mask[0], self.classes, self.ignore, str(case.mask))
         return Volume(
             codecs.as_channels(image, len(self.channels), str(case.images[0])), labels, None, total.hexdigest()
         )

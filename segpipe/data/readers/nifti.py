@@ -21,7 +21,7 @@ class NiftiReader:
     def __init__(self, config: Config) -> None:
         self.root = Path(config.data.root)
         self.channels = config.data.channel_names
-        self.classes = config.data.classes
+        self.classes, self.ignore = config.data.classes, config.data.ignore_label
         self.mask_suffix = config.data.mask_suffix
 
     def cases(self) -> list[Case]:
@@ -74,7 +74,7 @@ class NiftiReader:
             raise InputError(f"{case.mask}: shape or affine disagrees with {case.images[0].name}; resample the mask")
         onto = [other if codecs.same_grid(first, other) else codecs.resample(other, first) for other in others]
         image = np.concatenate([first.array, *(other.array for other in onto)])
-        labels = checks.labels(mask.array[0], self.classes, str(case.mask))
+        labels = checks.labels(mask.array[0], self.classes, self.ignore, str(case.mask))
         return Volume(image, labels, first.spacing, total.hexdigest())
 
 

@@ -1,0 +1,86 @@
+"""Attention U-Net (Oktay et al. 2018, https://arxiv.org/abs/1804.03999) over any encoder of smp.
+
+The gates are the paper's (its equations 1 and 2) with one difference: the gating signal is brought to the skip's grid,
+so that every pixel of the skip has a coefficient of its own, where the paper computes them on the coarser grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class AttentionGate(nn.Module):
+    """Additive attention: a skip connection is multiplied by coefficients in 0..1 computed from itself and from a
+    gating signal of the coarser decoder level.
+    """
+
+    def __init__(self, skip_channels: int, gating_channels: int) -> None:
+        super().__init__()
+        inner = max(1, skip_channels // 2)
+        self.skip = nn.Conv2d(skip_channels, inner, kernel_size=1, bias=False)
+        self.gating = nn.Conv2d(gating_channels, inner, kernel_size=1)
+        self.psi = nn.Conv2d(inner, 1, kernel_size=1)
+
+    def coefficients(self, skip: Tensor, gating: Tensor) -> Tensor:
+        """The attention N,1,H,W in 0..1 for a skip N,C,H,W and a gating signal N,G,h,w of any size."""
+        signal = functional.interpolate(self.gating(gating), size=skip.shape[2:], mode="bilinear")
+        return torch.sigmoid(self.psi(functional.relu(self.skip(skip) + signal)))
+
+    def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
+        """The skip N,C,H,W, weighed."""
+        return skip * self.coefficients(skip, gating)
+
+
+class GatedBlock(nn.Module):
+    """A decoder block of smp's U-Net whose skip connection passes a gate first."""
+
+    def __init__(self, block: nn.Module, gate: AttentionGate) -> None:
+        super().__init__()
+        self.block, self.gate = block, gate
+
+    def forward(self, coarser: Tensor, height: int, width: int, skip_connection: Tensor) -> Tensor:
+        """The coarser level N,G,h,w and a skip N,C,height,width to N,K,height,width."""
+        decoded: Tensor = self.block(coarser, height, width, self.gate(skip_connection, coarser))
+        return decoded
+
+
+def attention_unet(
+    encoder_name: str,
+    encoder_depth: int = 5,
+    encoder_weights: str | bool | None = None,
+    decoder_use_norm: bool | str | Mapping[str, Any] = "batchnorm",
+    decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+    decoder_attention_type: str | None = None,
+    decoder_interpolation: str = "nearest",
+    in_channels: int = 3,
+    classes: int = 1,
+) -> nn.Module:
+    """The U-Net of smp with a gate on every skip connection; the arguments mean what they mean there.
+
+    Raises whatever smp raises for names and values it doesn't know.
+    """
+    import segmentation_models_pytorch as smp
+    from segmentation_models_pytorch.base.initialization import initialize_decoder
+
+    network = smp.Unet(
+        encoder_name,
+        encoder_depth=encoder_depth,
+        encoder_weights=encoder_weights,
+        decoder_use_norm=decoder_use_norm,
+        decoder_channels=decoder_channels,
+        decoder_attention_type=decoder_attention_type,
+        decoder_interpolation=decoder_interpolation,
+        in_channels=in_channels,
+        classes=classes,
+    )
+    blocks = network.decoder.blocks
+    deepest, *skips = reversed(network.encoder.out_channels[1:])
+    for level, (skip, gating) in enumerate(zip(skips, (deepest, *decoder_channels), strict=False)):
+        if skip:  # an encoder that starts at a quarter of the resolution has no channels at a half
+            gate = AttentionGate(skip, gating)
+            initialize_decoder(gate)
+            blocks[level] = GatedBlock(blocks[level], gate)
+    return cast(nn.Module, network)

@@ -1,0 +1,97 @@
+"""An encoder's initial weights from a local file, checked name by name."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segpipe.errors import InputError
+
+PREFIXES = ("", "encoder.", "network.encoder.")
+NESTED = ("state_dict", "model")
+HEADS = ("fc.", "classifier.", "head.", "head_dist.", "last_linear.")
+COUNTER = "num_batches_tracked"
+
+
+def check(path: str) -> None:
+    """Raise InputError where there is no such file."""
+    if not Path(path).expanduser().is_file():
+        raise InputError(f"model.encoder_weights={path}: no such file; give none, imagenet or the path of a file")
+
+
+def load(path: str, encoder: nn.Module, complete: Collection[str]) -> None:
+    """Fill an encoder with the weights of a file, which may be those of
+
+    - the encoder alone, as smp, torchvision or timm name them,
+    - a whole network or a segpipe model (`encoder.` or `network.encoder.` before each name),
+    - either under DistributedDataParallel (`module.` before each name).
+
+    `complete` names the weights of the encoder before unused parts were dropped: the file may hold them or not. Heads
+    of classification networks and counters of batches are passed over.
+
+    Raises InputError where the file can't be read, or lacks, adds or reshapes a weight.
+    """
+    wanted = encoder.state_dict()
+    found = _aligned(_read(path), wanted)
+    missing = [n for n in wanted if n not in found and not n.endswith(COUNTER)]
+    unexpected = [n for n in found if n not in complete and not _passed_over(n)]
+    reshaped = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
+    faults = [
+        f"{len(names)} {fault} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        for fault, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ] + _told_shapes(reshaped, found, wanted)
+    if faults:
+        raise InputError(
+            f"model.encoder_weights={path}: not the weights of this encoder: {'; '.join(faults)};"
+            " give a file made for model.encoder, or none"
+        )
+    with torch.no_grad():
+        for name in wanted.keys() & found.keys():
+            wanted[name].copy_(found[name])
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    """The tensors of a file by name. Pickled code is never run."""
+    import safetensors.torch
+
+    check(path)
+    file = Path(path).expanduser()
+    try:
+        if file.suffix == ".safetensors":
+            state: Any = safetensors.torch.load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # damaged bytes make an unpickler raise anything
+        raise InputError(
+            f"model.encoder_weights={path}: not readable as .safetensors or as a torch state dict of tensors alone"
+        ) from None
+    for key in NESTED:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"model.encoder_weights={path}: holds no state dict; save network.encoder.state_dict()")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _aligned(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """The part of a file that is the encoder's, under the encoder's own names: by the prefix that fits most of them."""
+    readings = [{n.removeprefix(p): v for n, v in state.items() if n.startswith(p)} for p in PREFIXES]
+    readings.append({f"model.{n}": v for n, v in state.items()})  # smp keeps a timm network under this name
+    return max(readings, key=lambda reading: len(set(wanted) & reading.keys()))
+
+
+def _passed_over(name: str) -> bool:
+    return name.endswith(COUNTER) or name.removeprefix("model.").startswith(HEADS)
+
+
+def _told_shapes(names: list[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    if not names:
+        return []
+    name = names[0]
+    theirs, ours = tuple(found[name].shape), tuple(wanted[name].shape)
+    if len(names) == 1 and len(ours) == 4 and theirs[:1] + theirs[2:] == ours[:1] + ours[2:]:
+        return [f"{name} takes {theirs[1]} image channels, the data has {ours[1]}"]
+    return [f"{len(names)} of another shape ({name}: {theirs}, needs {ours})"]

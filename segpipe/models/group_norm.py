@@ -1,0 +1,49 @@
+"""Group normalisation (Wu & He 2018, https://arxiv.org/abs/1803.08494) in place of batch normalisation."""
+
+import torch
+from torch import Tensor, nn
+
+MOST_GROUPS = 32
+FEWEST_CHANNELS = 4
+
+
+def groups(channels: int) -> int:
+    """The largest divisor of `channels` that is at most 32 and leaves a group at least 4 channels; otherwise 1.
+
+    Groups of one channel would be instance normalisation, which wipes out globally pooled features.
+    """
+    most = min(MOST_GROUPS, channels // FEWEST_CHANNELS)
+    return next((n for n in range(most, 0, -1) if channels % n == 0), 1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Takes the place, the scale and the offset of a batch normalisation, and the activation that timm's carry along.
+
+    A single value can't be normalised; it is scaled and shifted only.
+    """
+
+    def __init__(self, batch: nn.BatchNorm2d) -> None:
+        super().__init__(groups(batch.num_features), batch.num_features, eps=batch.eps, affine=batch.affine)
+        if batch.affine:
+            self.weight, self.bias = batch.weight, batch.bias
+        for name, child in batch.named_children():
+            self.add_module(name, child)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+        """Features N,C,H,W to the same shape."""
+        if self.num_channels == self.num_groups and input.shape[2:].numel() == 1 and self.affine:
+            normalised = torch.addcmul(self.bias[:, None, None], input, self.weight[:, None, None])
+        else:
+            normalised = super().forward(input)
+        for child in self.children():
+            normalised = child(normalised)
+        return normalised
+
+
+def replace_batch_norm(module: nn.Module) -> None:
+    """Replace every BatchNorm2d inside a module, at any depth. Names of weights stay; running statistics go."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, GroupNorm(child))
+        else:
+            replace_batch_norm(child)

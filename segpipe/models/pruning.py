@@ -1,0 +1,48 @@
+"""A network tried out once, and rid of what takes no part in its answer."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Unused(nn.Module):
+    """Stands where a module took no part in the answer. It may be called all the same: some encoders run a stage more
+    than they return.
+    """
+
+    def forward(self, features: Tensor, *_arguments: object) -> Tensor:
+        """The features as they came."""
+        return features
+
+
+def drop_unused(network: nn.Module, channels: int, height: int, width: int) -> None:
+    """Replace the modules that take no part in a forward pass, such as encoder stages beyond the depth in use, which
+    would otherwise be stored, counted and break DistributedDataParallel. Single parameters left over are frozen.
+
+    Raises ValueError where the network doesn't answer an image of `height` x `width` with logits of that size, and
+    whatever the network raises.
+    """
+    image = torch.zeros(1, channels, height, width)
+    network.eval()
+    logits = network(image)
+    if logits.shape[2:] != (height, width):
+        raise ValueError(f"gives {tuple(logits.shape[2:])} logits for an image of {(height, width)}")
+    logits.sum().backward()
+    unused = {name for name, p in network.named_parameters() if p.grad is None and p.requires_grad}
+    network.zero_grad(set_to_none=True)
+    _replace(network, "", unused)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in unused)
+    with torch.no_grad():
+        if not torch.equal(network(image), logits):
+            raise ValueError("parts without a gradient can't be dropped")
+    network.train()
+
+
+def _replace(module: nn.Module, prefix: str, unused: set[str]) -> None:
+    for name, child in module.named_children():
+        path = f"{prefix}{name}."
+        parameters = [path + n for n, _ in child.named_parameters()]
+        if parameters and unused.issuperset(parameters):
+            setattr(module, name, Unused())
+        else:
+            _replace(child, path, unused)

@@ -1,0 +1,126 @@
+"""One training, from a dataset on disk to the recorded model: what every way of starting one comes down to."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from segpipe import distributed, engine, losses, models, settings
+from segpipe.checkpoint import Checkpoints
+from segpipe.config import Config
+from segpipe.data.batches import Batches
+from segpipe.inference import ModelSpec, Predictor
+from segpipe.journal import Journal, Recorder
+from segpipe.manifest import Manifest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+TIMED = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training needs: its config, the dataset's folder, the key of the step, the folder for its checkpoints, and
+    where it is recorded: the MLflow run `run_id` by way of the folder `record`, or that folder alone.
+    """
+
+    config: Config
+    dataset: Path
+    key: str
+    checkpoints: Path
+    record: Path
+    run_id: str = ""
+
+    def text(self) -> str:
+        """As JSON, for another process."""
+        paths = {name: str(getattr(self, name)) for name in ("dataset", "checkpoints", "record")}
+        names = {**paths, "key": self.key, "run_id": self.run_id}
+        return json.dumps({**names, "config": self.config.model_dump(mode="json")})
+
+    @classmethod
+    def read(cls, path: Path) -> "Job":
+        """What `text` gave, from a file."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        paths = {name: Path(values[name]) for name in ("dataset", "checkpoints", "record")}
+        return cls(config=settings.build(values["config"]), key=values["key"], run_id=values["run_id"], **paths)
+
+
+def run(
+    job: Job,
+    accelerator: "Accelerator",
+    recorder: Recorder | None,
+    say: Callable[[str], None],
+    on_epoch: Callable[[engine.EpochReport], None],
+    stop: Callable[[], bool],
+) -> str:
+    """Train, record through `recorder` (process 0 has one), and return the key figure."""
+    config, device = job.config, accelerator.device
+    manifest = Manifest.load(job.dataset)
+    losses.check(config.loss, len(manifest.classes))
+    train = Batches(manifest, job.dataset, "train", config.train, device)
+    val = Batches(manifest, job.dataset, "val", config.train, device)
+    checkpoints = Checkpoints(job.checkpoints, job.key, say)
+    pretrained = not checkpoints.paths()
+    network = models.build(config.model, len(manifest.channels), len(manifest.classes), config.seed, pretrained)
+    spec = ModelSpec(
+        model=config.model.model_copy(update={"encoder_weights": "none"}),
+        preprocess=manifest.preprocess,
+        reader=manifest.reader,
+        channels=manifest.channels,
+        classes=manifest.classes,
+    )
+    journal = Journal(recorder, config, val) if recorder else None
+    if journal:
+        journal.begin(train, facts(config, network, device))
+
+    def report(history: list[engine.EpochReport], current: models.SegmentationModel) -> None:
+        on_epoch(history[-1])
+        if journal:
+            journal.epoch(history, current, Predictor(spec, current, device))
+
+    result = engine.fit(network, train, val, config, accelerator, report, checkpoints, stop)
+
+    if journal:
+        network.load_state_dict(result.weights)
+        predictor = Predictor(spec, network, device)
+        journal.finish(result, predictor, milliseconds(predictor, val))
+    return f"val Dice {result.best.val_dice:.3f} in epoch {result.best.epoch + 1} of {len(result.history)}"
+
+
+def facts(config: Config, network: nn.Module, device: torch.device) -> dict[str, str]:
+    """What the config does not say: parameters, hardware, precision, versions."""
+    packages = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy", "mlflow")
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    return {
+        "model.parameters": str(models.parameter_count(network)),
+        "hardware.device": device.type,
+        "hardware.gpu": gpu,
+        "hardware.cpu_cores": str(os.cpu_count()),
+        "hardware.threads": str(torch.get_num_threads()),
+        "hardware.precision": distributed.precision(config.train),
+        "hardware.processes": str(distributed.world()),
+        "version.python": platform.python_version(),
+        **{f"version.{name}": version(name) for name in packages},
+    }
+
+
+@torch.inference_mode()
+def milliseconds(predictor: Predictor, val: Batches) -> float:
+    """Median time of a forward pass of one slice."""
+    image = val.examples(1)[0].images[:1].contiguous(memory_format=torch.channels_last)
+    times = []
+    for _ in range(TIMED + 1):
+        began = time.perf_counter()
+        predictor.model(image).sum().item()
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times[1:])

@@ -1,0 +1,177 @@
+"""Train every combination of architectures, encoders, initial weights and seeds on one dataset, and rank them."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segpipe import settings
+from segpipe.config import Config
+from segpipe.errors import InputError
+from steps import driver
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from steps import chain
+
+BAR = 20
+AFTERWARDS = {"promote": ("evaluate", "register"), "evaluate": ("evaluate",), "stop": ()}
+COLUMNS = ("model", "val_dice", "best_epoch", "seconds_per_epoch", "parameters", "inference_ms", "status", "run")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model to compare."""
+
+    name: str
+    config: Config
+
+    @property
+    def recipe(self) -> str:
+        """Its config among the artifacts of the comparison."""
+        return f"compare/configs/{self.name}.yaml"
+
+
+def members(config: Config) -> list[Member]:
+    """Every combination, named by what differs."""
+    asked = config.compare
+    encoders = asked.encoders or (config.model.encoder,)
+    weights = asked.encoder_weights or (config.model.encoder_weights,)
+    seeds = asked.seeds or (config.seed,)
+    found = []
+    for arch, encoder, weight, seed in product(asked.archs, encoders, weights, seeds):
+        model = {**config.model.model_dump(), "arch": arch, "encoder": encoder, "encoder_weights": weight}
+        mine = settings.build({**config.model_dump(), "model": model, "seed": seed})
+        parts = [arch] + [encoder] * (len(encoders) > 1) + [mine.model.initialisation] * (len(weights) > 1)
+        found.append(Member("_".join(parts + [f"seed{seed}"] * (len(seeds) > 1)).replace("/", "-"), mine))
+    if len({member.name for member in found}) < len(found):
+        raise InputError("compare: the same model stands twice in compare.*")
+    return found
+
+
+def run(config: Config, env_manager: str, then: str) -> None:
+    """Train all members under the active run, show the leaderboard, and go on with the best by validation.
+
+    Raises InputError where none of them can be trained.
+    """
+    from segpipe import tracking
+
+    began, all_members = time.perf_counter(), members(config)
+    results: dict[str, chain.Result] = {}
+    driver.advance(("preprocess",), config, results, env_manager)
+    for member in all_members:
+        tracking.log_text(settings.dump(member.config), member.recipe)
+    trained = dict(zip(all_members, _train(all_members, results, env_manager, config.compare.parallel), strict=True))
+    board = leaderboard(trained)
+    _save(board, trained)
+    _show(board)
+    best, outcome = next((m, o) for m, o in trained.items() if m.name == board["model"].iloc[0])
+    if isinstance(outcome, InputError):
+        raise InputError(f"none of {len(trained)} models could be trained; {best.name}: {outcome}")
+    results["train"] = outcome
+    tracking.tag(
+        best=best.name, figure=f"best of {len(trained)}: {best.name}, val Dice {board['val_dice'].iloc[0]:.3f}"
+    )
+    driver.advance(AFTERWARDS[then], best.config, results, env_manager, best.recipe)
+    driver.table(results, time.perf_counter() - began)
+    if then == "promote":
+        driver.champion(config.registry.model_name)
+
+
+def _train(
+    all_members: list[Member], results: "dict[str, chain.Result]", env_manager: str, parallel: int
+) -> "Iterator[chain.Result | InputError]":
+    """What became of each member, in order, `parallel` at a time; a failure is a result like any other."""
+    from segpipe import tracking
+    from steps import chain
+
+    inputs, parent = {"preprocess": results["preprocess"].run}, tracking.active()
+
+    def obtain(member: Member) -> chain.Result | InputError:
+        try:
+            launcher = chain.Launcher(parent, env_manager, member.recipe)
+            outcome: chain.Result | InputError = chain.obtain("train", member.config, inputs, launcher)
+        except InputError as error:
+            outcome = error
+        told = f"failed: {outcome}" if isinstance(outcome, InputError) else outcome.told()
+        click.echo(f"{member.name}: {told}", err=True)
+        return outcome
+
+    if parallel == 1:
+        yield from map(obtain, all_members)
+        return
+    with ThreadPoolExecutor(parallel) as pool:
+        yield from pool.map(obtain, all_members)
+
+
+def leaderboard(trained: "dict[Member, chain.Result | InputError]") -> "pd.DataFrame":
+    """One row per member with `COLUMNS`, the best validation Dice first, failures last."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for member, outcome in trained.items():
+        if isinstance(outcome, InputError):
+            rows.append({"model": member.name, "status": str(outcome)})
+            continue
+        metrics, params = outcome.run.data.metrics, outcome.run.data.params
+        rows.append({
+            "model": member.name,
+            "val_dice": metrics["best_val_dice"],
+            "best_epoch": int(metrics["best_epoch"]),
+            "seconds_per_epoch": 60 * metrics["training_time_minutes"] / metrics["total_epochs_trained"],
+            "parameters": int(params["cfg.model.parameters"]),
+            "inference_ms": metrics["inference_ms"],
+            "status": "reused" if outcome.reused else "trained",
+            "run": outcome.run.info.run_id,
+        })  # fmt: skip
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.sort_values("val_dice", ascending=False, na_position="last", ignore_index=True, kind="stable")
+
+
+def _save(board: "pd.DataFrame", trained: "dict[Member, chain.Result | InputError]") -> None:
+    from segpipe import artifacts, plots, tracking
+
+    curves = {
+        member.name: tracking.history(outcome.run.info.run_id, "val_dice")
+        for member, outcome in trained.items()
+        if not isinstance(outcome, InputError)
+    }
+    with artifacts.files("compare") as folder:
+        board.to_csv(folder / "leaderboard.csv", index=False)
+        plots.leaderboard(board, folder / "leaderboard.png")
+        plots.overlaid(curves, "validation Dice", folder / "curves.png")
+
+
+def _show(board: "pd.DataFrame") -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(caption="best validation Dice of each model, on the same dataset")
+    for column in ("model", "val Dice", "", "epoch", "s/epoch", "parameters", "inference ms", "status"):
+        table.add_column(
+            column, no_wrap=column != "status", justify="left" if column in ("model", "", "status") else "right"
+        )
+    top = board["val_dice"].max()
+    for row in board.to_dict("records"):
+        if row["val_dice"] != row["val_dice"]:
+            table.add_row(row["model"], *[""] * 6, row["status"])
+            continue
+        bar = "\u2588" * round(BAR * row["val_dice"] / top) if top else ""
+        table.add_row(
+            row["model"],
+            f"{row['val_dice']:.4f}",
+            bar,
+            f"{row['best_epoch']:.0f}",
+            f"{row['seconds_per_epoch']:.1f}",
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['inference_ms']:.1f}",
+            row["status"],
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

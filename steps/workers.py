@@ -1,0 +1,135 @@
+"""A training in several processes on this machine: the one that starts and watches them, and what each of them does."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segpipe.config import Config
+from segpipe.errors import InputError
+from steps import cli
+
+if TYPE_CHECKING:
+    from segpipe.engine import EpochReport
+    from segpipe.journal import Recorder
+    from segpipe.training import Job
+
+LOST = "another process of this training died"
+FIGURE = "figure.txt"
+
+
+def go_on() -> bool:
+    """Several processes can't stop between two steps of their own accord: an interrupt ends them at once."""
+    return False
+
+
+def launch(job: "Job") -> str:
+    """Run a job in train.processes processes, started again from the last checkpoint when one is lost.
+
+    Raises InputError where they are lost more often than train.max_restarts, KeyboardInterrupt where a signal ends all.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    knobs = job.config.train
+    path = job.checkpoints / "job.json"
+    path.write_text(job.text(), encoding="utf-8")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // knobs.processes)))
+    launcher = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=knobs.processes,
+        run_id=job.checkpoints.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=knobs.max_restarts,
+        monitor_interval=0.1,
+    )
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        elastic_launch(launcher, sys.executable)("-m", "steps.workers", str(path))
+    except SignalException:
+        raise KeyboardInterrupt from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise InputError(f"process {rank} ended with exit code {failure.exitcode}: {failure.message}") from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return (job.checkpoints / FIGURE).read_text(encoding="utf-8")
+
+
+def follow(config: Config) -> None:
+    """Take part in a training whose process 0, started by the same torchrun, records it."""
+    from segpipe import distributed
+
+    accelerator = distributed.start(config.train)
+    job: Job | None = distributed.share(None)
+    if job is None:
+        raise InputError("process 0 has nothing to train")
+    try:
+        with blaming_the_lost():
+            take_part(job, accelerator, None)
+    except InputError:
+        if job.run_id and distributed.lost_one():
+            from segpipe import tracking
+
+            tracking.connect()
+            tracking.fail(job.run_id, LOST)
+        raise
+
+
+def take_part(job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
+    """The share that this process has in a training; process 0 has a recorder. Returns the key figure."""
+    from segpipe import training
+
+    show: Callable[[EpochReport], None] = cli.reporter(job.config.train.epochs)
+    return training.run(job, accelerator, recorder, cli.say, show, go_on)
+
+
+@contextmanager
+def blaming_the_lost() -> Iterator[None]:
+    """Tell an interrupt, or a broken connection, that is due to the death of another process."""
+    from segpipe import distributed
+
+    try:
+        yield
+    except (KeyboardInterrupt, RuntimeError):
+        cli.once()
+        if distributed.lost_one():
+            raise InputError(LOST) from None
+        raise
+
+
+@click.command(cls=cli.Command)
+@click.argument("path", type=click.Path(path_type=Path))
+def main(path: Path) -> None:
+    """One of several processes that `launch` has started, with the job in a file."""
+    from segpipe import distributed, offline
+    from segpipe.training import Job
+
+    job = Job.read(path)
+    accelerator = distributed.start(job.config.train)
+    recorder: Recorder | None = None
+    if not distributed.rank() and job.run_id:
+        from segpipe import tracking
+        from segpipe.spool import Spool
+
+        tracking.connect()
+        recorder = Spool(job.run_id, job.record, cli.say)
+    elif not distributed.rank():
+        recorder = offline.FolderRecorder(job.record)
+    with blaming_the_lost():
+        figure = take_part(job, accelerator, recorder)
+    if recorder:
+        (job.checkpoints / FIGURE).write_text(figure, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

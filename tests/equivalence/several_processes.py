@@ -1,0 +1,49 @@
+"""Run under torchrun: train a little with every named architecture, and leave losses and weights behind.
+
+torchrun ... several_processes.py DATASET.json OUT.pt
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from segpipe import distributed, engine, models, settings
+from segpipe.data.batches import Batches
+from segpipe.learner import Learner
+from segpipe.manifest import Manifest
+
+
+def main(job: Path, out: Path) -> None:
+    asked = json.loads(job.read_text())
+    found = {}
+    for name, knobs in asked["trainings"].items():
+        config = settings.build(knobs)
+        accelerator = distributed.start(config.train)
+        manifest, folder = Manifest.load(Path(asked["dataset"])), Path(asked["dataset"])
+        train, val = (Batches(manifest, folder, s, config.train, accelerator.device) for s in ("train", "val"))
+        network = models.build(config.model, 1, 1, config.seed)
+        learner, losses = Learner(network, config.train, accelerator), []
+        forward = learner.forward
+
+        def noted(*arguments, forward=forward, losses=losses):
+            loss, logits = forward(*arguments)
+            losses.append(float(loss.detach()))
+            return loss, logits
+
+        learner.forward = noted
+        for epoch in range(config.train.epochs):
+            passed = engine.train_one_epoch(learner, train, config, engine.Position(epoch))
+        found[name] = {
+            "losses": losses,
+            "train": tuple(passed),
+            "val": engine.validate(learner, val, config),
+            "weights": network.state_dict(),
+        }
+    if not distributed.rank():
+        torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
