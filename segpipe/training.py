@@ -30,8 +30,8 @@ TIMED = 5
 
 @dataclass(frozen=True)
 class Job:
-    """What a training needs: its config, the dataset's folder, the key of the step, the folder for its checkpoints, and
-    where it is recorded: the MLflow run `run_id` by way of the folder `record`, or that folder alone.
+    """What a training needs: its config, the dataset's folder and artifact URI, the key of the step, the folder for its
+    checkpoints, and where it is recorded: the MLflow run `run_id` by way of the folder `record`, or that folder alone.
     """
 
     config: Config
@@ -40,19 +40,27 @@ class Job:
     checkpoints: Path
     record: Path
     run_id: str = ""
+    dataset_uri: str = ""
 
     def text(self) -> str:
         """As JSON, for another process."""
         paths = {name: str(getattr(self, name)) for name in ("dataset", "checkpoints", "record")}
-        names = {**paths, "key": self.key, "run_id": self.run_id}
+        names = {**paths, **{name: getattr(self, name) for name in ("key", "run_id", "dataset_uri")}}
         return json.dumps({**names, "config": self.config.model_dump(mode="json")})
 
     @classmethod
     def read(cls, path: Path) -> "Job":
         """What `text` gave, from a file."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        paths = {name: Path(values[name]) for name in ("dataset", "checkpoints", "record")}
-        return cls(config=settings.build(values["config"]), key=values["key"], run_id=values["run_id"], **paths)
+        return cls(
+            config=settings.build(values["config"]),
+            dataset=Path(values["dataset"]),
+            key=values["key"],
+            checkpoints=Path(values["checkpoints"]),
+            record=Path(values["record"]),
+            run_id=values["run_id"],
+            dataset_uri=values["dataset_uri"],
+        )
 
 
 def run(

@@ -125,7 +125,9 @@ def reason(name: str, config: Config, wanted: Key) -> str:
     said = []
     for part in changed:
         section = part.removeprefix("config ")
-        knobs = [k for k in now if k.split(".")[0] == section and k != "data.root"] if section != part else []
+        knobs = (
+            [k for k in now if k.split(".")[0] == section and k not in keys.WITHOUT_EFFECT] if section != part else []
+        )
         differing = [k for k in knobs if params.get(f"cfg.{k}") != now[k]]
         said += [f"{k} {params.get(f'cfg.{k}')} -> {now[k]}" for k in differing] or [f"{part} changed"]
     return ", ".join(said) or "it was asked for"

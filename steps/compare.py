@@ -24,7 +24,7 @@ AFTERWARDS = {"promote": ("evaluate", "register"), "evaluate": ("evaluate",), "s
 COLUMNS = ("model", "val_dice", "best_epoch", "seconds_per_epoch", "parameters", "inference_ms", "status", "run")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """One model to compare."""
 
@@ -168,7 +168,7 @@ def _show(board: "pd.DataFrame") -> None:
             row["model"],
             f"{row['val_dice']:.4f}",
             bar,
-            f"{row['best_epoch']:.0f}",
+            f"{row['best_epoch'] + 1:.0f}",
             f"{row['seconds_per_epoch']:.1f}",
             f"{row['parameters'] / 1e6:.2f} M",
             f"{row['inference_ms']:.1f}",

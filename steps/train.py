@@ -34,7 +34,8 @@ def main(config: Config, preprocess: str) -> str:
     from segpipe.training import Job
     from steps import resume
 
-    dataset = artifacts.local(f"runs:/{preprocess}/dataset")
+    uri = f"runs:/{preprocess}/dataset"
+    dataset = artifacts.local(uri)
     manifest = Manifest.load(dataset)
     key = tracking.tag_of(tracking.active().info.run_id, tracking.KEY)
     outputs = offline.outputs(config)
@@ -42,10 +43,10 @@ def main(config: Config, preprocess: str) -> str:
     run = tracking.active()
     if run.info.run_id == checkpoints.name and tracking.RESUMED not in run.data.tags:
         tracking.name_run(journal.run_name(config, time.time()))
-    artifacts.log_dataset(manifest.reader, f"runs:/{preprocess}/dataset", manifest.digest, "train")
+    artifacts.log_dataset(manifest.reader, uri, manifest.digest, "train")
     spool = Spool(run.info.run_id, outputs / "spool" / run.info.run_id, cli.say)
     tracking.speak_through(spool)
-    job = Job(config, dataset, key, checkpoints, spool.folder, run.info.run_id)
+    job = Job(config, dataset, key, checkpoints, spool.folder, run.info.run_id, uri)
     return _train(job, spool)
 
 

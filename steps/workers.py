@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,11 @@ def follow(config: Config) -> None:
     job: Job | None = distributed.share(None)
     if job is None:
         raise InputError("process 0 has nothing to train")
+    if not job.dataset.is_dir():
+        from segpipe import artifacts, tracking
+
+        tracking.connect()
+        job = replace(job, dataset=artifacts.local(job.dataset_uri))
     try:
         with blaming_the_lost():
             take_part(job, accelerator, None)
