@@ -187,15 +187,15 @@ def validate(learner: Learner, batches: Batches, config: Config) -> tuple[float,
 class Course:
     """How a training has gone so far: its position, every epoch's report, the best weights; kept in checkpoints."""
 
-    def __init__(self, learner: Learner, checkpoints: Checkpoints | None) -> None:
+    def __init__(self, learner: Learner, checkpoints: Checkpoints | None, state: dict[str, Any] | None) -> None:
         self.learner, self.checkpoints = learner, checkpoints
         self.at, self.weights = Position(), Weights()
         self.history: list[EpochReport] = []
-        state = checkpoints.newest() if checkpoints else None
         if state:
             learner.restore(state)
             self.weights, self.at = state["weights"], Position(**state["position"])
             self.history = [EpochReport(**report) for report in state["history"]]
+            state.clear()
         if distributed.share((self.at.epoch, self.at.batch)) != (self.at.epoch, self.at.batch):
             raise InputError("tracking.outputs: processes found different checkpoints; give a folder that all share")
 
@@ -243,17 +243,18 @@ def fit(
     accelerator: "Accelerator",
     on_epoch: OnEpoch,
     checkpoints: Checkpoints | None = None,
+    resume: dict[str, Any] | None = None,
     stop: Callable[[], bool] = never,
 ) -> FitResult:
     """Train for train.epochs, or until patience is lost, and keep the weights with the best validation Dice.
 
     `on_epoch`, called on process 0 after each epoch, gets all reports so far and the network that the last is about;
-    after a resume the last epoch is told again. With `checkpoints` a training goes on where it was left, and each epoch
-    is saved before it is reported. Raises KeyboardInterrupt, its position saved, where `stop` said so.
+    after a resume the last epoch is told again. With `checkpoints` each epoch is saved before it is reported; `resume`
+    is what was saved last, and is emptied. Raises KeyboardInterrupt, its position saved, where `stop` said so.
     """
     models.check_batches(config.model, {max(1, len(p)) for n in train.sizes() for p in distributed.parts(n)})
     learner = Learner(network, config.train, accelerator)
-    course = Course(learner, checkpoints)
+    course = Course(learner, checkpoints, resume)
     if course.history and not course.at.batch and not distributed.rank():
         on_epoch(course.history, learner.evaluated)
     while course.at.epoch < config.train.epochs:

@@ -1,12 +1,10 @@
 """One training, from a dataset on disk to the recorded model: what every way of starting one comes down to."""
 
-import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from segpipe import distributed, engine, losses, models, settings
+from segpipe import distributed, engine, losses, models
 from segpipe.checkpoint import Checkpoints
-from segpipe.config import Config
+from segpipe.config import Config, Section
 from segpipe.data.batches import Batches
 from segpipe.inference import ModelSpec, Predictor
 from segpipe.journal import Journal, Recorder
@@ -28,8 +26,7 @@ if TYPE_CHECKING:
 TIMED = 5
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(Section):
     """What a training needs: its config, the dataset's folder and artifact URI, the key of the step, the folder for its
     checkpoints, and where it is recorded: the MLflow run `run_id` by way of the folder `record`, or that folder alone.
     """
@@ -41,26 +38,6 @@ class Job:
     record: Path
     run_id: str = ""
     dataset_uri: str = ""
-
-    def text(self) -> str:
-        """As JSON, for another process."""
-        paths = {name: str(getattr(self, name)) for name in ("dataset", "checkpoints", "record")}
-        names = {**paths, **{name: getattr(self, name) for name in ("key", "run_id", "dataset_uri")}}
-        return json.dumps({**names, "config": self.config.model_dump(mode="json")})
-
-    @classmethod
-    def read(cls, path: Path) -> "Job":
-        """What `text` gave, from a file."""
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            config=settings.build(values["config"]),
-            dataset=Path(values["dataset"]),
-            key=values["key"],
-            checkpoints=Path(values["checkpoints"]),
-            record=Path(values["record"]),
-            run_id=values["run_id"],
-            dataset_uri=values["dataset_uri"],
-        )
 
 
 def run(
@@ -78,8 +55,8 @@ def run(
     train = Batches(manifest, job.dataset, "train", config.train, device)
     val = Batches(manifest, job.dataset, "val", config.train, device)
     checkpoints = Checkpoints(job.checkpoints, job.key, say)
-    pretrained = not checkpoints.paths()
-    network = models.build(config.model, len(manifest.channels), len(manifest.classes), config.seed, pretrained)
+    state, sizes = checkpoints.newest(), (len(manifest.channels), len(manifest.classes))
+    network = models.build(config.model, *sizes, config.seed, pretrained=state is None)
     spec = ModelSpec(
         model=config.model.model_copy(update={"encoder_weights": "none"}),
         preprocess=manifest.preprocess,
@@ -96,7 +73,7 @@ def run(
         if journal:
             journal.epoch(history, current, Predictor(spec, current, device))
 
-    result = engine.fit(network, train, val, config, accelerator, report, checkpoints, stop)
+    result = engine.fit(network, train, val, config, accelerator, report, checkpoints, state, stop)
 
     if journal:
         network.load_state_dict(result.weights)

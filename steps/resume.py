@@ -21,7 +21,8 @@ _held: list[IO[bytes]] = []
 
 def claim_run(config: Config, key: str, folder: Path) -> Path:
     """The folder of checkpoints, below `folder`, of the run to work on, which is then the active one: an interrupted
-    one, as train.resume says, or the one that is active now. Raises InputError where that can't be continued.
+    one, as train.resume says, or the one that is active now, which gets its name. Raises InputError where train.resume
+    can't be followed.
     """
     from segpipe import tracking
 
@@ -34,6 +35,7 @@ def claim_run(config: Config, key: str, folder: Path) -> Path:
     if _mode(config) not in ("auto", "never"):
         raise InputError(f"train.resume={config.train.resume}: that run is at work right now")
     _claim(folder / active)
+    tracking.name_run(journal.run_name(config, time.time()))
     return folder / active
 
 

@@ -1,7 +1,6 @@
 """`python -m steps.train`"""
 
 import os
-import time
 from typing import TYPE_CHECKING
 
 from segpipe.config import Config
@@ -28,7 +27,7 @@ def elsewhere(config: Config) -> bool:
 @cli.step("train", inputs=("preprocess",), elsewhere=elsewhere)
 def main(config: Config, preprocess: str) -> str:
     """Train the configured model and log the one with the best validation Dice."""
-    from segpipe import artifacts, journal, offline, tracking
+    from segpipe import artifacts, offline, tracking
     from segpipe.manifest import Manifest
     from segpipe.spool import Spool
     from segpipe.training import Job
@@ -40,13 +39,19 @@ def main(config: Config, preprocess: str) -> str:
     key = tracking.tag_of(tracking.active().info.run_id, tracking.KEY)
     outputs = offline.outputs(config)
     checkpoints = resume.claim_run(config, key, outputs / "checkpoints")
-    run = tracking.active()
-    if run.info.run_id == checkpoints.name and tracking.RESUMED not in run.data.tags:
-        tracking.name_run(journal.run_name(config, time.time()))
+    run_id = tracking.active().info.run_id
     artifacts.log_dataset(manifest.reader, uri, manifest.digest, "train")
-    spool = Spool(run.info.run_id, outputs / "spool" / run.info.run_id, cli.say)
+    spool = Spool(run_id, outputs / "spool" / run_id, cli.say)
     tracking.speak_through(spool)
-    job = Job(config, dataset, key, checkpoints, spool.folder, run.info.run_id, uri)
+    job = Job(
+        config=config,
+        dataset=dataset,
+        key=key,
+        checkpoints=checkpoints,
+        record=spool.folder,
+        run_id=run_id,
+        dataset_uri=uri,
+    )
     return _train(job, spool)
 
 
@@ -62,7 +67,8 @@ def _offline(config: Config) -> None:
     root = resume.claim_folder(config, key, outputs)
     recorder = offline.FolderRecorder(root)
     with recorder.status(key):
-        cli.say(_train(Job(config, dataset, key, root / "resume", root), recorder))
+        job = Job(config=config, dataset=dataset, key=key, checkpoints=root / offline.RESUME, record=root)
+        cli.say(_train(job, recorder))
     cli.say(f"recorded in {root}")
 
 

@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,7 @@ def launch(job: "Job") -> str:
 
     knobs = job.config.train
     path = job.checkpoints / "job.json"
-    path.write_text(job.text(), encoding="utf-8")
+    path.write_text(job.model_dump_json(), encoding="utf-8")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // knobs.processes)))
     launcher = LaunchConfig(
         min_nodes=1,
@@ -78,7 +77,7 @@ def follow(config: Config) -> None:
         from segpipe import artifacts, tracking
 
         tracking.connect()
-        job = replace(job, dataset=artifacts.local(job.dataset_uri))
+        job = job.model_copy(update={"dataset": artifacts.local(job.dataset_uri)})
     try:
         with blaming_the_lost():
             take_part(job, accelerator, None)
@@ -120,7 +119,7 @@ def main(path: Path) -> None:
     from segpipe import distributed, offline
     from segpipe.training import Job
 
-    job = Job.read(path)
+    job = Job.model_validate_json(path.read_bytes())
     accelerator = distributed.start(job.config.train)
     recorder: Recorder | None = None
     if not distributed.rank() and job.run_id:

@@ -50,7 +50,7 @@ def trained(dataset, folder, key="key", stop=engine.never, on_epoch=lambda *_: N
     splits = (Batches(dataset[1], dataset[2], split, config.train, torch.device("cpu")) for split in ("train", "val"))
     checkpoints = Checkpoints(folder, key, (warned if warned is not None else []).append)
     accelerator = distributed.start(config.train)
-    return engine.fit(network(config), *splits, config, accelerator, on_epoch, checkpoints, stop)
+    return engine.fit(network(config), *splits, config, accelerator, on_epoch, checkpoints, checkpoints.newest(), stop)
 
 
 def same(one, other):
@@ -228,6 +228,7 @@ def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undistur
     first = start(raw, tmp_path)
     wait_for(first, lambda: checkpoints(tmp_path))
     time.sleep(rng.uniform(0, 1.5))
+    name = client.get_run(checkpoints(tmp_path)[0].parent.name).info.run_name
     first.send_signal(signal.SIGKILL)
     first.communicate()
     code, shown = finish(start(raw, tmp_path))
@@ -235,6 +236,7 @@ def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undistur
     assert "continues run" in shown
     (run,) = [run for run in tracking.finished("train") if run.info.run_id not in before]
     assert run.data.tags["segpipe.resumed"] == "1"
+    assert run.info.run_name == name
     check_equal(result(client, run), undisturbed)
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert list((tmp_path / "spool").iterdir()) == []
