@@ -258,6 +258,8 @@ def fit(
     if course.history and not course.at.batch and not distributed.rank():
         on_epoch(course.history, learner.evaluated)
     while course.at.epoch < config.train.epochs:
+        if stop():
+            raise KeyboardInterrupt
         if config.train.patience and schedule.waited(course.dice, config.train.min_delta) >= config.train.patience:
             break
         passed = train_one_epoch(learner, train, config, course.at, course.dice, stop)

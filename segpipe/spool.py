@@ -86,7 +86,7 @@ class Spool:
         Raises InputError where the server is there and refuses a record of a run that did not fail otherwise.
         """
         self._put({"kind": "end", "status": status, "tags": tags, "ended_ms": round(time.time() * 1000)})
-        until = time.monotonic() + LAST_WAIT_SECONDS
+        until = time.monotonic() + (LAST_WAIT_SECONDS if status == "FINISHED" else AGAIN_SECONDS)
         while self.pending() and time.monotonic() < until:
             time.sleep(1)
             self.send()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,15 @@ def write_nifti(root: Path, cases: int = 4, slices: int = 3) -> Path:
         rows.append(f"{name}\tpatient{index}\tsite{index % 2}")
     (root / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return root
+
+
+def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], object], seconds: float = 180) -> None:
+    """Wait until something is so while a process is at work."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def training_set(root: Path, **knobs: str) -> tuple[Config, Manifest, Path]:

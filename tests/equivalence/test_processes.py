@@ -12,7 +12,7 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from conftest import TINY, training_set, with_knobs, write_folder
+from conftest import TINY, training_set, wait_for, with_knobs, write_folder
 
 from segpipe import models
 from segpipe.sources import PROJECT
@@ -143,14 +143,6 @@ def workers(process):
     return [p for p in psutil.Process(process.pid).children(recursive=True) if "steps.workers" in p.cmdline()]
 
 
-def wait_for(process, condition, seconds=180):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 def test_a_lost_process_is_started_again_from_the_checkpoint(alone, raw, tmp_path):
     process = start(raw, tmp_path, "--train.processes=2", "--train.resume=never", "--train.max_restarts=1")
     wait_for(process, lambda: list((tmp_path / "checkpoints").glob("*/*.ckpt")))
@@ -198,7 +190,7 @@ def test_torchrun_starts_the_step_as_well(alone, raw, tmp_path):
     check(newest(), alone)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_under_torchrun_too_a_lost_process_ends_the_run_as_failed(alone, raw, tmp_path, rank):
     torchrun = (*TORCHRUN, "2", "-m", "steps.train")
     process = start(raw, tmp_path, "--train.resume=never", "--train.epochs=400", program=torchrun)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import EPOCH_TIMES, TIMES, TINY, network, training_set, with_knobs, write_folder
+from conftest import EPOCH_TIMES, TIMES, TINY, network, training_set, wait_for, with_knobs, write_folder
 
 from segpipe import distributed, engine
 from segpipe.checkpoint import Checkpoints
@@ -89,6 +89,20 @@ def test_a_training_stopped_between_two_steps_goes_on_from_there(dataset, tmp_pa
     (newest, *_) = Checkpoints(tmp_path / "stopped", "key", print).paths()
     assert "batch_00000000" not in newest.name
     same(trained(dataset, tmp_path / "stopped"), whole)
+
+
+def test_a_training_of_one_batch_an_epoch_stops_between_epochs(dataset, tmp_path):
+    asked = []
+
+    def third():
+        asked.append(1)
+        return len(asked) == 3
+
+    knobs = {"batch_size": 64, "accumulate": 1}
+    with pytest.raises(KeyboardInterrupt):
+        trained(dataset, tmp_path / "stopped", stop=third, **knobs)
+    assert Checkpoints(tmp_path / "stopped", "key", print).paths()[0].name.startswith("epoch_000002")
+    same(trained(dataset, tmp_path / "stopped", **knobs), trained(dataset, tmp_path / "whole", **knobs))
 
 
 def interrupted(dataset, folder):
@@ -179,14 +193,6 @@ def finish(process):
     return process.returncode, shown
 
 
-def wait_for(process, condition, seconds=120):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def checkpoints(outputs):
     return list((Path(outputs) / "checkpoints").glob("*/*.ckpt"))
 
@@ -219,7 +225,7 @@ def check_equal(found, expected):
     assert found[1] == expected[1]
 
 
-@pytest.mark.parametrize("moment", [0, 1, 2])
+@pytest.mark.parametrize("moment", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 8))])
 def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undisturbed, raw, tmp_path, moment):
     from segpipe import tracking
 
@@ -227,7 +233,7 @@ def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undistur
     before = {run.info.run_id for run in tracking.finished("train")}
     first = start(raw, tmp_path)
     wait_for(first, lambda: checkpoints(tmp_path))
-    time.sleep(rng.uniform(0, 1.5))
+    time.sleep(rng.uniform(0, 2))
     name = client.get_run(checkpoints(tmp_path)[0].parent.name).info.run_name
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -242,7 +248,7 @@ def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undistur
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_leaves_a_checkpoint_and_the_run_killed(undisturbed, raw, tmp_path, number):
     from segpipe import tracking
 

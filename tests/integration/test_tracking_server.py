@@ -10,12 +10,12 @@ import time
 import urllib.request
 
 import pytest
-from conftest import TINY, write_folder
+from conftest import TINY, wait_for, write_folder
 
 from segpipe.journal import HISTORY
 from segpipe.sources import PROJECT
 
-EPOCHS = 120
+EPOCHS = 90
 
 
 class Server:
@@ -89,14 +89,6 @@ def reached(tmp_path):
     """The epoch of the newest checkpoint."""
     names = [path.name for path in (tmp_path / "out puts" / "checkpoints").glob("*/*.ckpt")]
     return max((int(name.split("_")[1]) for name in names), default=0)
-
-
-def wait_for(process, condition, seconds=180):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def check_complete(server):
