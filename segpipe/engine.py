@@ -144,7 +144,7 @@ def train_one_epoch(
         at.waited += time.perf_counter() - asked
         step, last = index // per, (index + 1) % per == 0 or index + 1 == len(sizes)
         share = batch.size / sum(sizes[step * per : (step + 1) * per])
-        _seed_dropout(config.seed, at.epoch, index)
+        _seed_dropout(config.seed, at.epoch, index, batches.device)
         with nullcontext() if last else learner.accelerator.no_sync(learner.model):
             loss, logits = learner.forward(learner.model, batch, config)
             finite = Finite(loss)
@@ -167,10 +167,11 @@ def train_one_epoch(
     return result
 
 
-def _seed_dropout(seed: int, epoch: int, batch: int) -> None:
-    """Layers such as dropout draw from torch's own generator: make it depend on the batch alone."""
+def _seed_dropout(seed: int, epoch: int, batch: int, device: torch.device) -> None:
+    """Layers such as dropout draw from the device's own generator: make it depend on the batch alone."""
     state = np.random.SeedSequence([seed, epoch, batch, distributed.rank(), DROPOUT]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0]) >> 1)
+    generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+    generator.manual_seed(int(state[0]) >> 1)
 
 
 @torch.no_grad()

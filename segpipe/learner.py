@@ -101,8 +101,13 @@ def averaging(decay: float) -> Callable[..., None]:
 
 def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     nesterov = config.momentum > 0
     return torch.optim.SGD(
-        network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=nesterov
+        network.parameters(),
+        config.lr,
+        config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=nesterov,
+        fused=True,
     )
