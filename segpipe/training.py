@@ -5,7 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,8 +95,15 @@ def facts(config: Config, network: nn.Module, device: torch.device) -> dict[str,
         "hardware.precision": distributed.precision(config.train),
         "hardware.processes": str(distributed.world()),
         "version.python": platform.python_version(),
-        **{f"version.{name}": version(name) for name in packages},
+        **{f"version.{name}": _version(name) for name in packages},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 @torch.inference_mode()

@@ -1,12 +1,14 @@
 """The command line that all entry points share: every knob, one line for an error, one MLflow run."""
 
 import atexit
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -149,6 +151,9 @@ def _note(reason: str) -> None:
 
 def _leave(name: str | None, reason: str, code: int) -> None:
     click.echo(f"segpipe {name}: {reason}", err=True)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # where torchrun looks for what became of a process
+        content = json.dumps({"message": reason, "timestamp": int(time.time())})
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(content, encoding="utf-8")
     sys.exit(code)
 
 

@@ -82,13 +82,12 @@ def _train(job: "Job", recorder: "Recorder") -> str:
     else:
         accelerator = distributed.start(job.config.train)
         distributed.share(job)
-        show, alone = cli.reporter(job.config.train.epochs), distributed.world() == 1
-        if alone:
+        if distributed.world() == 1:
+            show = cli.reporter(job.config.train.epochs)
             with cli.stoppable() as stop:
                 figure = training.run(job, accelerator, recorder, cli.say, show, stop)
         else:
-            with workers.blaming_the_lost():
-                figure = training.run(job, accelerator, recorder, cli.say, show, workers.go_on)
+            figure = workers.take_part(job, accelerator, recorder)
     resume.release(job.checkpoints)
     return figure
 

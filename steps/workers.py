@@ -3,8 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,9 @@ def launch(job: "Job") -> str:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise InputError(f"process {rank} ended with exit code {failure.exitcode}: {failure.message}") from None
+        own = failure.exitcode == cli.FAILED
+        told = failure.message if own else f"process {rank} ended with exit code {failure.exitcode}: {failure.message}"
+        raise InputError(told) from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -79,8 +80,7 @@ def follow(config: Config) -> None:
         tracking.connect()
         job = job.model_copy(update={"dataset": artifacts.local(job.dataset_uri)})
     try:
-        with blaming_the_lost():
-            take_part(job, accelerator, None)
+        take_part(job, accelerator, None)
     except InputError:
         if job.run_id and distributed.lost_one():
             from segpipe import tracking
@@ -91,20 +91,15 @@ def follow(config: Config) -> None:
 
 
 def take_part(job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
-    """The share that this process has in a training; process 0 has a recorder. Returns the key figure."""
-    from segpipe import training
+    """The share that this process has in a training; process 0 has a recorder. Returns the key figure.
+
+    Raises InputError for an interrupt, or a broken connection, that is due to the death of another process.
+    """
+    from segpipe import distributed, training
 
     show: Callable[[EpochReport], None] = cli.reporter(job.config.train.epochs)
-    return training.run(job, accelerator, recorder, cli.say, show, go_on)
-
-
-@contextmanager
-def blaming_the_lost() -> Iterator[None]:
-    """Tell an interrupt, or a broken connection, that is due to the death of another process."""
-    from segpipe import distributed
-
     try:
-        yield
+        return training.run(job, accelerator, recorder, cli.say, show, go_on)
     except (KeyboardInterrupt, RuntimeError):
         cli.once()
         if distributed.lost_one():
@@ -130,8 +125,7 @@ def main(path: Path) -> None:
         recorder = Spool(job.run_id, job.record, cli.say)
     elif not distributed.rank():
         recorder = offline.FolderRecorder(job.record)
-    with blaming_the_lost():
-        figure = take_part(job, accelerator, recorder)
+    figure = take_part(job, accelerator, recorder)
     if recorder:
         (job.checkpoints / FIGURE).write_text(figure, encoding="utf-8")
 

@@ -170,6 +170,15 @@ def test_a_process_lost_too_often_ends_the_run_as_failed_within_a_minute(alone, 
     assert "exit code -9" in run.data.tags["segpipe.reason"]
 
 
+def test_an_error_of_their_own_is_the_runs_reason(alone, raw, tmp_path):
+    knobs = ("--train.processes=2", "--train.max_restarts=0", "--model.arch=deeplabv3", "--train.batch_size=2")
+    process = start(raw, tmp_path, *knobs, "--model.norm=batch")
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Traceback" not in shown
+    assert "deeplabv3 can't train on a batch of one" in newest().data.tags["segpipe.reason"]
+
+
 def test_an_interrupt_ends_all_processes(alone, raw, tmp_path):
     process = start(raw, tmp_path, "--train.processes=2", "--train.resume=never")
     wait_for(process, lambda: list((tmp_path / "checkpoints").glob("*/*.ckpt")))
