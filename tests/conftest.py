@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are tiny: a second thread would only be waited for
+
 import nibabel as nib
 import numpy as np
 import pytest

@@ -170,6 +170,7 @@ def test_a_process_lost_too_often_ends_the_run_as_failed_within_a_minute(alone, 
     assert "exit code -9" in run.data.tags["segpipe.reason"]
 
 
+@pytest.mark.slow
 def test_an_error_of_their_own_is_the_runs_reason(alone, raw, tmp_path):
     knobs = ("--train.processes=2", "--train.max_restarts=0", "--model.arch=deeplabv3", "--train.batch_size=2")
     process = start(raw, tmp_path, *knobs, "--model.norm=batch")
@@ -179,6 +180,7 @@ def test_an_error_of_their_own_is_the_runs_reason(alone, raw, tmp_path):
     assert "deeplabv3 can't train on a batch of one" in newest().data.tags["segpipe.reason"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_all_processes(alone, raw, tmp_path):
     process = start(raw, tmp_path, "--train.processes=2", "--train.resume=never")
     wait_for(process, lambda: list((tmp_path / "checkpoints").glob("*/*.ckpt")))
@@ -199,7 +201,8 @@ def test_torchrun_starts_the_step_as_well(alone, raw, tmp_path):
     check(newest(), alone)
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_under_torchrun_too_a_lost_process_ends_the_run_as_failed(alone, raw, tmp_path, rank):
     torchrun = (*TORCHRUN, "2", "-m", "steps.train")
     process = start(raw, tmp_path, "--train.resume=never", "--train.epochs=400", program=torchrun)
