@@ -248,7 +248,8 @@ def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undistur
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_and_the_run_killed(undisturbed, raw, tmp_path, number):
     from segpipe import tracking
 

@@ -126,6 +126,7 @@ def test_a_server_that_is_away_for_twenty_seconds_gets_everything(server, traini
     assert list((tmp_path / "out puts" / "spool").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_a_server_never_took_is_kept_with_the_command_that_sends_it(server, training, tmp_path):
     server.kill()
     _, shown = training.communicate(timeout=240)
