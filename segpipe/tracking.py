@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -23,9 +23,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from segpipe import settings, sources
 from segpipe.config import Config
 from segpipe.errors import InputError, one_line, redact
-
-if TYPE_CHECKING:
-    pass
 
 STEP, KEY, PARTS = "segpipe.step", "segpipe.key", "segpipe.parts"
 REASON, FIGURE, BECAUSE = "segpipe.reason", "segpipe.figure", "segpipe.because"
@@ -98,12 +95,11 @@ def experiment(name: str) -> str:
 
 
 @contextmanager
-def run(step: str, config: Config, ends: bool = True) -> Iterator[Run]:
+def run(step: str, config: Config) -> Iterator[Run]:
     """The MLflow run that stands for one step, or for the whole chain: the one MLflow Projects has opened for this
     process, or a new one. The resolved config is logged at once.
 
-    An exception ends the run as FAILED with its reason as a tag, an interrupt as KILLED; both pass on. With `ends`
-    false it is somebody else's to end.
+    An exception ends the run as FAILED with its reason as a tag, an interrupt as KILLED; both pass on.
     """
     given = os.environ.pop("MLFLOW_RUN_ID", None)
     if not given and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
@@ -118,13 +114,13 @@ def run(step: str, config: Config, ends: bool = True) -> Iterator[Run]:
         MlflowClient().set_tag(started.info.run_id, STEP, step)
         mlflow.log_text(settings.dump(config), CONFIG)
         yield started
-        _end("FINISHED" if ends else "RUNNING", {})
+        _end("FINISHED", {})
     except (KeyboardInterrupt, SystemExit):
         _end("KILLED", {REASON: "interrupted"})
         raise
     except BaseException as error:
         if not isinstance(error, InputError):
-            _log_text(redact(traceback.format_exc()), "logs/traceback.txt")
+            log_text(redact(traceback.format_exc()), "logs/traceback.txt")
         _end("FAILED", {REASON: one_line(error)})
         raise
 
@@ -143,7 +139,8 @@ def _end(status: str, tags: dict[str, str]) -> None:
             raise
 
 
-def _log_text(text: str, path: str) -> None:
+def log_text(text: str, path: str) -> None:
+    """Write a file among the active run's artifacts."""
     if not _sender:
         mlflow.log_text(text, path)
         return
@@ -209,11 +206,6 @@ def fail_given_run(reason: str) -> None:
 def history(run_id: str, metric: str) -> list[float]:
     """A metric's values, one an epoch."""
     return [point.value for point in sorted(MlflowClient().get_metric_history(run_id, metric), key=lambda p: p.step)]
-
-
-def log_text(text: str, path: str) -> None:
-    """Write a file among the active run's artifacts."""
-    mlflow.log_text(text, path)
 
 
 def tag(**values: str) -> None:

@@ -1,5 +1,6 @@
 """Train every combination of architectures, encoders, initial weights and seeds on one dataset, and rank them."""
 
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +8,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from segpipe import settings
 from segpipe.config import Config
 from segpipe.errors import InputError
-from steps import driver
+from steps import cli, driver
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +98,7 @@ def _train(
         except InputError as error:
             outcome = error
         told = f"failed: {outcome}" if isinstance(outcome, InputError) else outcome.told()
-        click.echo(f"{member.name}: {told}", err=True)
+        cli.say(f"{member.name}: {told}")
         return outcome
 
     if parallel == 1:
@@ -148,8 +147,6 @@ def _save(board: "pd.DataFrame", trained: "dict[Member, chain.Result | InputErro
 
 
 def _show(board: "pd.DataFrame") -> None:
-    import sys
-
     from rich.console import Console
     from rich.table import Table
 

@@ -11,6 +11,7 @@ import click
 
 from segpipe.config import Config
 from segpipe.errors import redact
+from steps import cli
 from steps.keys import STEPS
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def advance(
         inputs = {i: results[i].run for i in STEPS[step].inputs}
         launcher = chain.Launcher(tracking.active(), env_manager, recipe or tracking.CONFIG)
         results[step] = chain.obtain(step, config, inputs, launcher, valid)
-        click.echo(f"{step}: {results[step].told()}", err=True)
+        cli.say(f"{step}: {results[step].told()}")
     tracking.tag(**{f"run.{step}": result.run.info.run_id for step, result in results.items()})
 
 

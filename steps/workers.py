@@ -22,11 +22,6 @@ LOST = "another process of this training died"
 FIGURE = "figure.txt"
 
 
-def go_on() -> bool:
-    """Several processes can't stop between two steps of their own accord: an interrupt ends them at once."""
-    return False
-
-
 def launch(job: "Job") -> str:
     """Run a job in train.processes processes, started again from the last checkpoint when one is lost.
 
@@ -93,13 +88,15 @@ def follow(config: Config) -> None:
 def take_part(job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
     """The share that this process has in a training; process 0 has a recorder. Returns the key figure.
 
+    Several processes can't stop between two steps of their own accord: an interrupt ends them at once.
+
     Raises InputError for an interrupt, or a broken connection, that is due to the death of another process.
     """
-    from segpipe import distributed, training
+    from segpipe import distributed, engine, training
 
     show: Callable[[EpochReport], None] = cli.reporter(job.config.train.epochs)
     try:
-        return training.run(job, accelerator, recorder, cli.say, show, go_on)
+        return training.run(job, accelerator, recorder, cli.say, show, engine.never)
     except (KeyboardInterrupt, RuntimeError):
         cli.once()
         if distributed.lost_one():

@@ -213,7 +213,7 @@ def test_a_comparison_ranks_its_members_and_shows_what_failed(compared):
     assert {"unet_seed0", "unet_seed1"} == set(table["model"][:2])
     assert all(name in first.stdout for name in table["model"])
     children = tracking.MlflowClient().search_runs(
-        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`segpipe.step` = 'train'"
     )
     assert {child.info.run_id for child in children} >= set(table["run"][:2])
     assert len({child.data.tags["segpipe.input.preprocess"] for child in children}) == 1
