@@ -1,9 +1,4 @@
-"""Overlap metrics per case, with one convention for empty masks.
-
-A case is a whole volume or image; foreground classes only; means are over cases, never over pooled pixels. Where
-reference and prediction are both empty a case has no value (NaN) and is left out of the mean, but counted; where only
-one of them is empty, a missed or a falsely found lesion, every overlap metric is 0.
-"""
+"""Overlap of masks from counts of voxels, per class."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,10 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from segpipe.data.volume import IGNORE
 
-CONVENTION = (
-    "Per case (a whole volume or image), foreground only, then averaged over cases. Reference and prediction both "
-    "empty: left out of the mean, but counted. Only one of them empty (missed, or false alarm): 0."
-)
 Values = NDArray[np.float64]
 
 
@@ -37,12 +28,34 @@ OVERLAPS: dict[str, Callable[[Values, Values, Values], tuple[Values, Values]]] =
 }
 
 
+def _known(counts: Counts) -> tuple[Values, Values, Values]:
+    both, predicted, reference = (np.asarray(c, dtype=np.float64) for c in counts)
+    return both, predicted, reference
+
+
 def overlap(name: str, counts: Counts) -> Values:
     """One of dice, iou, precision, recall; in 0..1, or NaN where both masks are empty."""
-    both, predicted, reference = (np.asarray(c, dtype=np.float64) for c in counts)
+    both, predicted, reference = _known(counts)
     above, below = OVERLAPS[name](both, predicted, reference)
     value = np.divide(above, below, out=np.zeros_like(below), where=below > 0)
     return np.where(predicted + reference > 0, value, np.nan)
+
+
+def specificity(counts: Counts, voxels: int) -> Values:
+    """Share of the `voxels` outside the reference that the prediction leaves out too; NaN where both masks are empty or
+    the reference is everywhere.
+    """
+    both, predicted, reference = _known(counts)
+    outside = voxels - reference
+    defined = (predicted + reference > 0) & (outside > 0)
+    return np.divide(outside - predicted + both, outside, out=np.full_like(outside, np.nan), where=defined)
+
+
+def volume_errors(counts: Counts, voxel_ml: float) -> tuple[Values, Values]:
+    """Absolute difference of the volumes, in ml, and as a share of the reference's (NaN where that is empty)."""
+    _, predicted, reference = _known(counts)
+    error = np.abs(predicted - reference)
+    return error * voxel_ml, np.divide(error, reference, out=np.full_like(error, np.nan), where=reference > 0)
 
 
 def count(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], classes: int) -> Counts:
