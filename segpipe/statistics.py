@@ -1,9 +1,18 @@
-"""How sure a mean over cases is."""
+"""How sure a mean over cases is, whether two models differ, and which groups of cases there are."""
 
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from string import ascii_lowercase
+from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+
+Values = NDArray[np.float64]
+CHUNK = 2**20  # numbers drawn at a time
+EXACT = 15  # patients up to which every pattern of signs is looked at: 2**15
+DECIMALS = 12  # rounding errors of a difference end before these
+SIZES = ("small", "medium", "large")
 
 
 class Interval(NamedTuple):
@@ -14,6 +23,18 @@ class Interval(NamedTuple):
     high: float
     n: int
     n_valid: int
+
+
+class Difference(NamedTuple):
+    """A mean paired difference with its 95 % confidence interval and p-values, over `n` pairs of so many patients."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    wilcoxon: float
+    n: int
+    patients: int
 
 
 def bootstrap_mean(values: ArrayLike, patients: ArrayLike, samples: int, seed: int) -> Interval:
@@ -27,18 +48,132 @@ def bootstrap_mean(values: ArrayLike, patients: ArrayLike, samples: int, seed: i
     n, n_valid = len(known), int(valid.sum())
     if not n_valid:
         return Interval(float("nan"), float("nan"), float("nan"), n, 0)
-    _, owner = np.unique(np.asarray(patients)[valid], return_inverse=True)
-    sums = np.asarray(np.bincount(owner, weights=known[valid]), dtype=np.float64)
-    counts = np.asarray(np.bincount(owner), dtype=np.float64)
+    sums, counts = _by_patient(known[valid], np.asarray(patients)[valid])
     mean = float(sums.sum() / counts.sum())
     means = _resampled(sums, counts, samples, np.random.default_rng([seed, 0xB007]))
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(mean, float(low), float(high), n, n_valid)
 
 
-def _resampled(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], samples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    drawn = rng.integers(0, len(sums), (samples, len(sums)))
-    result: NDArray[np.float64] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return result
+def _by_patient(values: Values, patients: NDArray[np.generic]) -> tuple[Values, Values]:
+    """Sum and number of the values of each patient, patients sorted."""
+    owners, owner = np.unique(patients, return_inverse=True)
+    sums = np.bincount(owner, weights=values, minlength=len(owners)).astype(np.float64)
+    return sums, np.bincount(owner, minlength=len(owners)).astype(np.float64)
+
+
+def _chunks(samples: int, width: int) -> list[int]:
+    rows = max(1, CHUNK // max(1, width))
+    return [min(rows, samples - begun) for begun in range(0, samples, rows)]
+
+
+def _resampled(sums: Values, counts: Values, samples: int, rng: np.random.Generator) -> Values:
+    means = []
+    for rows in _chunks(samples, len(sums)):
+        drawn = rng.integers(0, len(sums), (rows, len(sums)))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    return np.concatenate(means)
+
+
+def paired(
+    ours: ArrayLike,
+    theirs: ArrayLike,
+    patients: ArrayLike,
+    samples: int,
+    seed: int,
+    margin: float = 0.0,
+    alternative: Literal["greater", "two-sided"] = "greater",
+) -> Difference:
+    """Mean of ours - theirs over the pairs in which both have a value, its interval as in `bootstrap_mean`, and whether
+    it is greater than -margin (two-sided: other than -margin).
+
+    `p` is that of the sign-flip permutation test on the sum of each patient's differences (Good 2005, ch. 3): exact if
+    the two models are exchangeable within a patient (Fisher 1935). Patients are its units because cases of one patient
+    are not independent. Up to 15 patients with a difference every pattern of signs counts, beyond that `samples` drawn
+    ones and the observed (Phipson and Smyth 2010). `wilcoxon` is the p-value of the signed-rank test on each patient's
+    mean difference. Without a pair the means are NaN and the p-values 1.
+    """
+    ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    differences = np.round(ours - theirs, DECIMALS)
+    valid = ~np.isnan(differences)
+    interval = bootstrap_mean(differences, patients, samples, seed)
+    sums, counts = _by_patient(differences[valid] + margin, np.asarray(patients)[valid])
+    p = _sign_flip(np.round(sums, DECIMALS), samples, np.random.default_rng([seed, 0xF11B]), alternative)
+    wilcoxon = _wilcoxon(np.round(sums / counts, DECIMALS), alternative)
+    return Difference(interval.mean, interval.low, interval.high, p, wilcoxon, interval.n_valid, len(sums))
+
+
+def _sign_flip(sums: Values, samples: int, rng: np.random.Generator, alternative: str) -> float:
+    """Share of the patterns of signs whose total is at least as large as the observed one."""
+    sums = sums[sums != 0]
+    exact = len(sums) <= EXACT
+    if exact:
+        patterns = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
+        totals = (2 * patterns - 1) @ sums
+    else:
+        drawn = [rng.integers(0, 2, (rows, len(sums))) @ (2 * sums) for rows in _chunks(samples, len(sums))]
+        totals = np.concatenate(drawn) - sums.sum()
+    observed, ties = sums.sum(), 1e-9 * np.abs(sums).sum()
+    if alternative == "two-sided":
+        totals, observed = np.abs(totals), abs(observed)
+    reached = int((totals >= observed - ties).sum())
+    return reached / len(totals) if exact else (reached + 1) / (len(totals) + 1)
+
+
+def _wilcoxon(means: Values, alternative: str) -> float:
+    from scipy import stats
+
+    means = means[means != 0]
+    return float(stats.wilcoxon(means, alternative=alternative).pvalue) if means.size else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number (Holm 1979), in the order given."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1)
+    return [float(value) for value in adjusted]
+
+
+def letters(names: Sequence[str], different: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Compact letter display of names in rank order (Piepho 2004, insert and absorb): two share a letter unless they
+    are a pair in `different`; the first has an a. After z come a1, b1 and so on.
+    """
+    rank = {name: place for place, name in enumerate(names)}
+    columns = [frozenset(range(len(names)))] if names else []
+    for one, other in sorted(sorted((rank[a], rank[b])) for a, b in different):
+        split = [c - {leaving} if {one, other} <= c else c for c in columns for leaving in (one, other)]
+        columns = [c for c in dict.fromkeys(split) if not any(c < larger for larger in split)]
+    columns.sort(key=sorted)
+    symbols = [f"{ascii_lowercase[n % 26]}{n // 26 or ''}" for n in range(len(columns))]
+    return {
+        name: "".join(symbol for symbol, column in zip(symbols, columns, strict=True) if place in column)
+        for name, place in rank.items()
+    }
+
+
+def by_group(cases: pd.DataFrame, column: str, metrics: Sequence[str], samples: int, seed: int) -> pd.DataFrame:
+    """One row per group of cases and metric, groups sorted: group, metric, the fields of its Interval, and the patients
+    that have a value.
+    """
+    rows = []
+    for group, members in cases.groupby(column, sort=True):
+        for metric in metrics:
+            interval = bootstrap_mean(members[metric], members["patient"], samples, seed)
+            patients = int(members.loc[members[metric].notna(), "patient"].nunique())
+            rows.append({"group": group, "metric": metric, **interval._asdict(), "patients": patients})
+    return pd.DataFrame(rows, columns=["group", "metric", *Interval._fields, "patients"])
+
+
+def tertiles(volumes: ArrayLike) -> list[str]:
+    """`small`, `medium` or `large` by tertile of the volumes above 0, equal ones in the lower group; `none` for the
+    others. Fewer than three volumes above 0 are all `medium`.
+    """
+    sizes = np.asarray(volumes, dtype=np.float64)
+    positive = np.sort(sizes[sizes > 0])
+    if len(positive) < len(SIZES):
+        return ["medium" if size > 0 else "none" for size in sizes]
+    third = len(SIZES) * np.searchsorted(positive, sizes, side="left") // len(positive)
+    return [SIZES[place] if size > 0 else "none" for size, place in zip(sizes, third, strict=True)]
