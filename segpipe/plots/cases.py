@@ -1,36 +1,26 @@
-"""Pictures for a person to look at."""
+"""Cases with their masks."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from segpipe.data.volume import IGNORE
+from segpipe.plots.style import FALSE, HIT, IGNORED, MISSED, printable
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from segpipe.inference import Predictor
     from segpipe.manifest import Manifest
-
-matplotlib.use("agg")
-from matplotlib.colors import to_rgb  # the backend must be chosen before anything else of matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.uint8]
-HIT, MISSED, FALSE, IGNORED = "#2ca25f", "#3182bd", "#de2d26", "#bdbdbd"
-CURVES = {
-    "loss": {"train_loss": HIT, "val_loss": FALSE},
-    "Dice": {"train_dice": HIT, "val_dice": FALSE},
-    "learning rate": {"learning_rate": MISSED},
-}
-PANEL = 192  # pixels: the shorter side of a panel of `prediction_png`, at least
+PANEL = 192  # pixels: the shorter side of a panel of `prediction_png` and `slices`, at least
+LARGEST = 256  # pixels: the longer side of a panel of `slices`, at most; three times that for a picture
 
 
 def _foreground(mask: Mask) -> NDArray[np.bool_]:
@@ -65,17 +55,6 @@ def _outline(axes: Any, mask: Mask, colour: str) -> None:
         axes.contour(foreground, levels=[0.5], colors=colour, linewidths=1.0)
 
 
-def extremes(
-    predictor: "Predictor", manifest: "Manifest", dataset: Path, chosen: dict[str, str], threshold: float, folder: Path
-) -> None:
-    """An overlay of each chosen test case, `{rank: case}`, as RANK.png in `folder`."""
-    cases = {case.case: case for case in manifest.of("test")}
-    for rank, name in chosen.items():
-        image, reference = manifest.native(dataset, cases[name])
-        predicted = predictor.segment(image, threshold).mask
-        overlay(image, reference, predicted, f"{rank}: {name}", folder / f"{rank}.png")
-
-
 def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Path) -> None:
     """One case (image C,D,H,W; masks D,H,W) at its busiest slice: image, reference, prediction, agreement."""
     z = busiest_slice(reference if _foreground(reference).any() else predicted)
@@ -92,7 +71,7 @@ def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Pa
     panels[3].imshow(_agreement(truth, guess), interpolation="nearest")
     ignored = ", grey ignored" if (truth == IGNORE).any() else ""
     panels[3].set_title("green agreed, blue missed, red false" + ignored, fontsize=8)
-    figure.suptitle(f"{title}, slice {z + 1} of {len(reference)}" if volume else title, fontsize=10)
+    figure.suptitle(printable(f"{title}, slice {z + 1} of {len(reference)}" if volume else title), fontsize=10)
     figure.savefig(path, dpi=110)
 
 
@@ -117,17 +96,77 @@ def prediction_png(image: Array, reference: Mask, predicted: Mask, path: Path, v
     `volume` says that the rows run from posterior to anterior.
     """
     plane, truth, guess = (_upright(a, volume) for a in (image, reference, predicted))
-    low, high = _range(plane)
-    grey = np.repeat(np.clip((plane - low) / (high - low), 0, 1)[..., None], 3, axis=2)
-    panels = [grey]
-    for colours in (_agreement(truth, truth), _agreement(truth, guess)):
-        share = colours[..., 3:]
-        panels.append(grey * (1 - share) + colours[..., :3] * share)
-    times = max(1, -(-PANEL // min(plane.shape)))
+    grey = _grey_pixels(plane, _range(plane))
+    panels = [grey, _tinted(grey, _agreement(truth, truth)), _tinted(grey, _agreement(truth, guess))]
     gap = np.ones((plane.shape[0], 1, 3), dtype=np.float32)
     row = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
-    pixels = (row * 255).round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
-    Image.fromarray(pixels).save(path, compress_level=1)
+    _enlarged(row, plane.shape).save(path, compress_level=1)
+
+
+def _grey_pixels(plane: Array, limits: tuple[float, float]) -> Array:
+    low, high = limits
+    return np.repeat(np.clip((plane - low) / (high - low), 0, 1)[..., None], 3, axis=2)
+
+
+def _tinted(grey: Array, colours: Array) -> Array:
+    share = colours[..., 3:]
+    return np.asarray(grey * (1 - share) + colours[..., :3] * share)
+
+
+def _enlarged(row: Array, panel: tuple[int, ...]) -> Image.Image:
+    """H,W,3 in 0..1 as a picture, its pixels squares so large that a panel of that shape is PANEL pixels at least."""
+    times = max(1, -(-PANEL // min(panel)))
+    return Image.fromarray((row * 255).round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1))
+
+
+class Slice(NamedTuple):
+    """A slice, counted from 0, as WebP: image, reference, prediction and agreement side by side, of equal width."""
+
+    slice: int
+    webp: bytes
+
+
+class Slices(NamedTuple):
+    """Slices of a case, the place among them of the busiest, width and height of one panel in pixels."""
+
+    shown: list[Slice]
+    first: int
+    size: tuple[int, int]
+
+
+def slices(image: Array, reference: Mask, predicted: Mask, most: int = 64) -> Slices:
+    """At most so many slices of a case (image C,D,H,W; masks D,H,W), evenly chosen, the busiest among them.
+
+    All slices share one grey scale. Blue is the reference, red the prediction, green where they agree.
+    """
+    depth, volume = len(reference), image.shape[1] > 1
+    chosen = np.unique(np.linspace(0, depth - 1, min(most, depth)).round().astype(int))
+    busiest = busiest_slice(reference if _foreground(reference).any() else predicted)
+    first = int(np.abs(chosen - busiest).argmin())
+    chosen[first] = busiest
+    limits = _range(image[0])
+    strips = [_strip(image[0, z], reference[z], predicted[z], limits, volume) for z in chosen]
+    shown = [Slice(int(z), _webp(strip)) for z, strip in zip(chosen, strips, strict=True)]
+    return Slices(shown, first, (strips[0].width // 4, strips[0].height))
+
+
+def _strip(plane: Array, truth: Mask, guess: Mask, limits: tuple[float, float], volume: bool) -> Image.Image:
+    plane, truth, guess = (_upright(a, volume) for a in (plane, truth, guess))
+    grey, nothing = _grey_pixels(plane, limits), np.where(truth == IGNORE, truth, np.uint8(0))
+    panels = [_tinted(grey, _agreement(a, b)) for a, b in ((truth, nothing), (nothing, guess), (truth, guess))]
+    strip = _enlarged(np.concatenate([grey, *panels], axis=1), plane.shape)
+    width, height = strip.width // 4, strip.height
+    share = (LARGEST if volume else 3 * LARGEST) / max(width, height)
+    if share >= 1:
+        return strip
+    smaller = (4 * max(1, round(width * share)), max(1, round(height * share)))
+    return strip.resize(smaller, Image.Resampling.BOX)
+
+
+def _webp(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "webp", quality=85, method=1)
+    return file.getvalue()
 
 
 def augmented(
@@ -153,7 +192,7 @@ def augmented(
             _grey(panels[row, k], _upright(images[k, 0], volume), limits)
             _outline(panels[row, k], _upright(labels[k], volume), FALSE)
             panels[row, k].set_axis_off()
-        panels[0, k].set_title(names[k], fontsize=7)
+        panels[0, k].set_title(printable(names[k]), fontsize=7)
     figure.suptitle("above: original, below: augmented", fontsize=9)
     figure.savefig(path, dpi=110)
 
@@ -175,75 +214,5 @@ def dataset(manifest: "Manifest", folder: Path, path: Path, count: int = 6) -> N
             _grey(axes, _upright(images[case.start + z, row].astype(np.float32), volume))
             _outline(axes, _upright(mask[z], volume), FALSE)
             axes.set_axis_off()
-        panels[0][column].set_title(f"{case.case}\n{case.site}", fontsize=7)
-    figure.savefig(path, dpi=100)
-
-
-def curves(history: list[dict[str, float]], path: Path) -> None:
-    """Loss, Dice and learning rate over the epochs; a dotted line where the validation Dice is best.
-
-    Few ticks and titles in a fixed place: those are what matplotlib takes most of its time for.
-    """
-    figure = Figure(figsize=(11, 3))
-    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.16, top=0.89, wspace=0.15)
-    dice = np.array([report["val_dice"] for report in history])
-    marker, last = "." if len(history) < 30 else "", max(len(history) - 1, 1)
-    for axes, (title, names) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
-        axes.tick_params(labelsize=8)
-        for name, colour in names.items():
-            values = [report[name] for report in history]
-            axes.plot(values, colour, marker=marker, linewidth=1.2, label=name.partition("_")[0])
-        if not np.isnan(dice).all():
-            best = int(np.nanargmax(dice))
-            axes.axvline(best, color="0.4", linestyle=":", linewidth=1, label=f"best: {dice[best]:.3f}, epoch {best}")
-        axes.set_xlim(-0.02 * last, 1.02 * last)
-        axes.set_title(title, fontsize=10, y=1.0)
-        axes.set_xlabel("epoch", fontsize=9)
-        if title == "Dice":
-            axes.legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=80, pil_kwargs={"compress_level": 1})
-
-
-def leaderboard(board: "pd.DataFrame", path: Path) -> None:
-    """Validation Dice, seconds per epoch, parameters and inference time of each model, as bars beside a table."""
-    columns = {
-        "val_dice": ("validation Dice", "{:.3f}", 1.0),
-        "seconds_per_epoch": ("s per epoch", "{:.1f}", 1.0),
-        "parameters": ("parameters (M)", "{:.2f}", 1e6),
-        "inference_ms": ("inference (ms)", "{:.1f}", 1.0),
-    }
-    figure = Figure(figsize=(12, 1.1 + 0.42 * len(board)), layout="constrained")
-    rows = np.arange(len(board))[::-1]
-    for axes, (name, (title, form, unit)) in zip(
-        figure.subplots(1, len(columns), sharey=True), columns.items(), strict=True
-    ):
-        values = board[name].to_numpy(dtype=float) / unit
-        axes.barh(rows, np.nan_to_num(values), color=HIT if name == "val_dice" else MISSED, height=0.65)
-        top = np.nanmax(values) if np.isfinite(values).any() else 1.0
-        for row, value in zip(rows, values, strict=True):
-            shown = form.format(value) if np.isfinite(value) else "failed" if name == "val_dice" else ""
-            axes.text(0.02 * top if np.isnan(value) else value + 0.02 * top, row, shown, va="center", fontsize=8)
-        axes.set_xlim(0, 1.25 * top)
-        axes.set_title(title, fontsize=10)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_yticks(rows, board["model"])
-    figure.savefig(path, dpi=110)
-
-
-def overlaid(histories: dict[str, list[float]], title: str, path: Path) -> None:
-    """One curve over the epochs for each model."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    for name, values in histories.items():
-        axes.plot(values, label=name, linewidth=1.4)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_title(title)
-    axes.grid(alpha=0.25)
-    if histories:
-        axes.legend(fontsize=8)
+        panels[0][column].set_title(printable(f"{case.case}\n{case.site}"), fontsize=7)
     figure.savefig(path, dpi=100)

@@ -1,0 +1,89 @@
+"""How trainings went."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from segpipe.plots.style import FALSE, HIT, MISSED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CURVES = {
+    "loss": {"train_loss": HIT, "val_loss": FALSE},
+    "Dice": {"train_dice": HIT, "val_dice": FALSE},
+    "learning rate": {"learning_rate": MISSED},
+}
+
+
+def curves(history: list[dict[str, float]], path: Path) -> None:
+    """Loss, Dice and learning rate over the epochs; a dotted line where the validation Dice is best.
+
+    Few ticks and titles in a fixed place: those are what matplotlib takes most of its time for.
+    """
+    figure = Figure(figsize=(11, 3))
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.16, top=0.89, wspace=0.15)
+    dice = np.array([report["val_dice"] for report in history])
+    marker, last = "." if len(history) < 30 else "", max(len(history) - 1, 1)
+    for axes, (title, names) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        axes.tick_params(labelsize=8)
+        for name, colour in names.items():
+            values = [report[name] for report in history]
+            axes.plot(values, colour, marker=marker, linewidth=1.2, label=name.partition("_")[0])
+        if not np.isnan(dice).all():
+            best = int(np.nanargmax(dice))
+            axes.axvline(best, color="0.4", linestyle=":", linewidth=1, label=f"best: {dice[best]:.3f}, epoch {best}")
+        axes.set_xlim(-0.02 * last, 1.02 * last)
+        axes.set_title(title, fontsize=10, y=1.0)
+        axes.set_xlabel("epoch", fontsize=9)
+        if title == "Dice":
+            axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=80, pil_kwargs={"compress_level": 1})
+
+
+def leaderboard(board: "pd.DataFrame", path: Path) -> None:
+    """Validation Dice, seconds per epoch, parameters and inference time of each model, as bars beside a table."""
+    columns = {
+        "val_dice": ("validation Dice", "{:.3f}", 1.0),
+        "seconds_per_epoch": ("s per epoch", "{:.1f}", 1.0),
+        "parameters": ("parameters (M)", "{:.2f}", 1e6),
+        "inference_ms": ("inference (ms)", "{:.1f}", 1.0),
+    }
+    figure = Figure(figsize=(12, 1.1 + 0.42 * len(board)), layout="constrained")
+    rows = np.arange(len(board))[::-1]
+    for axes, (name, (title, form, unit)) in zip(
+        figure.subplots(1, len(columns), sharey=True), columns.items(), strict=True
+    ):
+        values = board[name].to_numpy(dtype=float) / unit
+        axes.barh(rows, np.nan_to_num(values), color=HIT if name == "val_dice" else MISSED, height=0.65)
+        top = np.nanmax(values) if np.isfinite(values).any() else 1.0
+        for row, value in zip(rows, values, strict=True):
+            shown = form.format(value) if np.isfinite(value) else "failed" if name == "val_dice" else ""
+            axes.text(0.02 * top if np.isnan(value) else value + 0.02 * top, row, shown, va="center", fontsize=8)
+        axes.set_xlim(0, 1.25 * top)
+        axes.set_title(title, fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_yticks(rows, board["model"])
+    figure.savefig(path, dpi=110)
+
+
+def overlaid(histories: dict[str, list[float]], title: str, path: Path) -> None:
+    """One curve over the epochs for each model."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, values in histories.items():
+        axes.plot(values, label=name, linewidth=1.4)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_title(title)
+    axes.grid(alpha=0.25)
+    if histories:
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,128 @@
+"""A small Evidence, whole or with parts missing, for the tests of the report."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from segpipe import report
+from segpipe.metrics import CONVENTION, METRICS, pixels
+
+NASTY = "a<b>&\"'$x$\N{GREEK SMALL LETTER ALPHA}\N{CJK UNIFIED IDEOGRAPH-4E2D}|`*"
+
+
+def volume(depth: int, seed: int = 0) -> report.Shown:
+    """A noisy case of D,40,36 with a bright column whose prediction is shifted."""
+    y, x = np.mgrid[:40, :36]
+    reference = np.zeros((depth, 40, 36), np.uint8)
+    reference[depth // 3 :] = (y - 20) ** 2 + (x - 15) ** 2 < 36
+    image = np.random.default_rng(seed).normal(0, 0.2, (1, depth, 40, 36)).astype(np.float32) + reference
+    return report.Shown(f"case{seed}", image, reference, np.roll(reference, 2, axis=2))
+
+
+def table(count: int = 8) -> pd.DataFrame:
+    """Cases of two sites: the first missed, the second a false alarm, the third empty as it should be."""
+    rng = np.random.default_rng(1)
+    cases = pd.DataFrame({"case": [f"case{i}" for i in range(count)], "patient": [f"p{i // 2}" for i in range(count)]})
+    cases["site"], cases["outcome"] = [f"site{i % 2}" for i in range(count)], "found"
+    for name in METRICS:
+        cases[name] = rng.uniform(0.5, 1, count)
+    cases["reference_ml"], cases["predicted_ml"] = rng.uniform(1, 9, (2, count))
+    cases["reference_voxels"], cases["predicted_voxels"] = rng.integers(100, 900, (2, count))
+    for row, outcome in enumerate(("missed", "false alarm", "both empty")[: count - 1]):
+        cases.loc[row, "outcome"] = outcome
+        cases.loc[row, ["dice", "iou"]] = np.nan if outcome == "both empty" else 0.0
+    return cases
+
+
+def summarised(cases: pd.DataFrame) -> dict:
+    """A summary of `table`; its intervals are from the lowest to the highest value."""
+    metrics = {
+        name: {
+            "mean": float(cases[name].mean()), "low": float(cases[name].min()), "high": float(cases[name].max()),
+            "n": len(cases), "n_valid": int(cases[name].notna().sum()),
+        }
+        for name in METRICS
+        if cases[name].notna().any()
+    }  # fmt: skip
+    return {
+        "metrics": metrics,
+        "outcomes": cases["outcome"].value_counts().to_dict(),
+        "patients": cases["patient"].nunique(),
+        "threshold": 0.42,
+        "threshold_from": "chosen on the validation set",
+        "interval": "95 %, bootstrap over patients, 100 resamples",
+        "convention": CONVENTION,
+        "lesions": {"lesions": 4, "found": 3, "predicted": 5, "false": 2},
+        "confusion": {"tp": 50, "fp": 7, "fn": 9, "tn": 400},
+        "latency_ms": 12.5,
+        "size_mb": 3.25,
+    }
+
+
+def by_group(cases: pd.DataFrame) -> pd.DataFrame:
+    """Each site's means."""
+    rows = [
+        {"column": "site", "group": site, "metric": name, "patients": part["patient"].nunique(), **values}
+        for site, part in cases.groupby("site")
+        for name, values in summarised(part)["metrics"].items()
+    ]
+    columns = ["column", "group", "metric", "patients", "mean", "low", "high", "n", "n_valid"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def evidence(**changes: object) -> report.Evidence:
+    """Everything there is, with some of it changed."""
+    cases, rng = table(), np.random.default_rng(2)
+    edges = np.linspace(0, 1, pixels.BINS + 1)
+    band = np.stack([np.histogram(rng.normal(m, 0.15, n).clip(0, 1), edges)[0] for m, n in ((0.3, 2400), (0.7, 1600))])
+    sizes = {"voxels": [3, 20, 20, 400], "ml": [0.1, 0.4, 0.4, 9.0], "found": [0, 1, 1, 1]}
+    names = {"case": ["case3"] * 4, "patient": ["p1"] * 4, "site": ["site1"] * 4, "lesion": [1, 2, 3, 4]}
+    losses = {"train_loss": 0.5, "val_loss": 0.6, "train_dice": 0.7, "val_dice": 0.6, "learning_rate": 1e-3}
+    whole = report.Evidence(
+        title="stroke, unet resnet18",
+        summary=summarised(cases),
+        cases=cases,
+        lesions=pd.DataFrame({**names, **sizes}),
+        subgroups=by_group(cases),
+        sweep=pd.DataFrame({"threshold": [0.1, 0.4, 0.9], "val_dice": [0.5, 0.7, 0.6], "test_dice": [0.4, 0.6, 0.6]}),
+        band=band,
+        whole=band * 3,
+        embeddings=rng.normal(size=(len(cases), 16)),
+        shown={"worst": volume(5, 3), "median": volume(6, 4), "best": volume(1, 5)},
+        history=[losses] * 3,
+        lineage=[("train", "run 12ab"), ("commit", "2812a0c")],
+        tree=[
+            {"id": "raw", "lines": ["raw data", "8 patients"], "parents": []},
+            {"id": "pre", "lines": ["preprocess", "run 34cd"], "parents": ["raw"]},
+            {"id": "train", "lines": ["train", "run 12ab"], "parents": ["pre", "not there"]},
+            {"id": "evaluate", "lines": ["evaluate", "run 56ef"], "parents": ["train", "pre"]},
+        ],
+        facts=[("encoder", "resnet18")],
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+def nothing() -> report.Evidence:
+    """What is left where one test case has no foreground and nothing was predicted: not a single value."""
+    cases = table(1)
+    cases["outcome"] = "both empty"
+    cases[[*METRICS, "reference_ml", "predicted_ml"]] = np.nan
+    cases[["reference_voxels", "predicted_voxels"]] = 0
+    summary = {**summarised(cases), "lesions": dict.fromkeys(("lesions", "found", "predicted", "false"), 0)}
+    empty = evidence()
+    return evidence(
+        summary={**summary, "confusion": dict.fromkeys(("tp", "fp", "fn", "tn"), 0)},
+        cases=cases,
+        lesions=empty.lesions[:0],
+        subgroups=empty.subgroups[:0],
+        sweep=empty.sweep[:0],
+        band=np.zeros_like(empty.band),
+        whole=np.zeros_like(empty.whole),
+        embeddings=empty.embeddings[:1],
+        shown={},
+        history=[],
+        lineage=[],
+        tree=[],
+        facts=[],
+    )
