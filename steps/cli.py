@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +69,15 @@ def resolve(recipe: str, values: dict[str, Any]) -> Config:
 
 
 def step(
-    name: str, inputs: tuple[str, ...] = (), elsewhere: Callable[[Config], bool] | None = None
+    name: str,
+    inputs: tuple[str, ...] = (),
+    elsewhere: Callable[..., bool] | None = None,
+    more: tuple[click.Parameter, ...] = (),
 ) -> Callable[[Body], click.Command]:
     """Make `body(config, **run IDs of its inputs) -> key figure` an entry point.
 
     An input that is not given on the command line is found by its key, or run first. `elsewhere(config)` may do the
-    work without a run of MLflow and say so.
+    work without a run of MLflow and say so. Both get the values of the parameters in `more`, by name.
     """
 
     def decorate(body: Body) -> click.Command:
@@ -86,17 +90,18 @@ def step(
 
         def callback(recipe: str, **values: Any) -> None:
             given = {i: values.pop(f"{i}_run") for i in inputs}
+            asked = {str(p.name): values.pop(str(p.name)) for p in more}
             try:
                 config = resolve(recipe, values)
             except InputError as error:
                 raise Refused(str(error)) from None
-            if elsewhere is not None and elsewhere(config):
+            if elsewhere is not None and elsewhere(config, **asked):
                 return
             if not config.tracking.enabled:
                 raise Refused(f"{name} needs MLflow; without it (--no-mlflow) there are preprocess and train")
-            _run(name, config, given, body)
+            _run(name, config, given, partial(body, **asked))
 
-        return Command(name, callback=callback, params=[*upstream, *options()], help=body.__doc__)
+        return Command(name, callback=callback, params=[*more, *upstream, *options()], help=body.__doc__)
 
     return decorate
 
