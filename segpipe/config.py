@@ -54,6 +54,12 @@ Options = Annotated[dict[str, Any], BeforeValidator(_pairs)]
 Side = Annotated[int, Field(ge=16, le=4096)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Threshold = Literal["auto"] | Annotated[float, Field(gt=0, lt=1)]
+MetricName = Literal[
+    "dice", "iou", "precision", "recall", "specificity", "hd95", "assd", "nsd", "cldice", "volume_error_ml",
+    "volume_error_relative", "lesion_recall", "lesion_precision", "lesion_f1",
+]  # fmt: skip
+Floors = Annotated[dict[MetricName, float], BeforeValidator(_pairs)]
 
 
 class Section(BaseModel):
@@ -231,15 +237,45 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """How the test set is measured."""
 
-    threshold: float = Field(0.5, gt=0, lt=1, description="foreground probability from which a voxel is foreground")
-    bootstrap_samples: int = Field(2000, ge=100, le=1_000_000, description="resamples behind a confidence interval")
+    threshold: Threshold = Field(
+        "auto",
+        description="foreground probability from which a voxel is foreground; auto: chosen on the validation set",
+    )
+    tolerance: float = Field(
+        2.0, gt=0, le=100, description="normalised surface Dice: tolerance, mm (pixels without mm)"
+    )
+    band: float = Field(
+        10.0, gt=0, le=1000, description="pixel-wise metrics: how far around the reference, mm (pixels without mm)"
+    )
+    subgroups: Names = Field(
+        ("site", "size"), description="columns to tell results by; size: tertiles of the reference"
+    )
+    bootstrap_samples: int = Field(10_000, ge=100, le=1_000_000, description="resamples behind a confidence interval")
 
 
 class GateConfig(Section):
     """What a model must show before it becomes champion."""
 
-    min_dice: Fraction = Field(0.0, description="floor on the mean test Dice")
-    min_improvement: float = Field(0.0, ge=0, le=1, description="mean Dice a challenger must gain over the champion")
+    floors: Floors = Field(
+        {}, description="metric=value,...: what the confidence bound on the bad side of each mean must reach"
+    )
+    min_patients: int = Field(6, ge=1, description="fewest test patients; 6 are the fewest that can show 2.5 %")
+    metric: MetricName = Field("dice", description="metric that decides")
+    rule: Literal["superiority", "non_inferiority"] = Field(
+        "superiority", description="better than the champion, or not worse by gate.margin and better in gate.guard"
+    )
+    alpha: float = Field(0.025, gt=0, lt=0.5, description="one-sided level of the paired test over patients")
+    margin: float = Field(0.01, ge=0, description="non_inferiority: largest loss in gate.metric, in its unit")
+    guard: MetricName = Field("hd95", description="non_inferiority: metric that must be significantly better")
+    subgroup_margin: float = Field(0.05, ge=0, description="largest loss of a subgroup in gate.metric, in its unit")
+    subgroup_patients: int = Field(3, ge=1, description="fewest patients of a subgroup that is looked at")
+    missed_margin: Fraction = Field(0.05, description="largest rise of the share of reference lesions that are missed")
+    false_alarm_margin: Fraction = Field(0.05, description="largest rise of the share of found lesions that are false")
+    max_latency_ms: float = Field(0.0, ge=0, description="longest median time for a test case; 0: no limit")
+    max_size_mb: float = Field(0.0, ge=0, description="largest file of weights; 0: no limit")
+    approval: Literal["auto", "manual"] = Field(
+        "auto", description="manual: what passes waits as challenger for `python -m steps.register approve VERSION`"
+    )
 
 
 class RegistryConfig(Section):
@@ -248,6 +284,17 @@ class RegistryConfig(Section):
     model_name: str = Field(
         "segpipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$", description="name in the Model Registry"
     )
+
+
+class CardConfig(Section):
+    """What the model card says that no run can know."""
+
+    intended_use: str = Field("", description="what the model is for, and what not")
+    limits: str = Field("", description="known limits beside those that the results show")
+    data_source: str = Field("", description="where the data comes from, with its licence")
+    authors: str = Field("", description="who answers for the model")
+    licence: str = Field("", description="licence of the model")
+    references: str = Field("", description="publications")
 
 
 class TrackingConfig(Section):
@@ -290,6 +337,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     registry: RegistryConfig = RegistryConfig()
+    card: CardConfig = CardConfig()
     tracking: TrackingConfig = TrackingConfig()
     compare: CompareConfig = CompareConfig()
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw")

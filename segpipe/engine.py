@@ -50,14 +50,25 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class FitResult:
-    """The best epoch by validation Dice, its weights (on the CPU), and every epoch's report."""
+    """The best epoch by validation Dice, its weights (on the CPU), its Dice of each validation case, NaN where both
+    masks are empty, and every epoch's report.
+    """
 
     best: EpochReport
     weights: Weights
+    val_cases: list[float]
     history: list[EpochReport]
 
 
 OnEpoch = Callable[[list[EpochReport], models.SegmentationModel], None]
+
+
+class Scores(NamedTuple):
+    """Mean loss over samples, mean Dice over cases, and the Dice of each case, NaN where both masks are empty."""
+
+    loss: float
+    dice: float
+    cases: list[float]
 
 
 class Tally:
@@ -79,11 +90,12 @@ class Tally:
             for row, mask in enumerate((found & wanted, found, wanted)):
                 self.counts[row, :, k].index_add_(0, batch.cases, mask.sum(dim=(1, 2)))
 
-    def result(self) -> tuple[float, float]:
-        """Mean loss over samples and mean Dice over cases, of all processes together."""
+    def result(self) -> Scores:
+        """Of all processes together."""
         both, predicted, reference = distributed.total(self.counts).cpu().numpy()
         values = metrics.overlap("dice", metrics.Counts(both, predicted, reference))
-        return float(self.loss) / self.samples, metrics.class_mean(np.array([metrics.class_mean(v) for v in values]))
+        cases = [metrics.class_mean(v) for v in values]
+        return Scores(float(self.loss) / self.samples, metrics.class_mean(np.array(cases)), cases)
 
     def state(self) -> dict[str, Any]:
         """What `restore` takes."""
@@ -108,10 +120,9 @@ class Position:
 
 
 class Passed(NamedTuple):
-    """What a pass over the training set showed: mean loss and Dice while training, and the last learning rate."""
+    """What a pass over the training set showed, while the weights changed, and the last learning rate."""
 
-    loss: float
-    dice: float
+    scores: Scores
     learning_rate: float
 
 
@@ -162,7 +173,7 @@ def train_one_epoch(
                 at.batch, at.tally, at.seconds = index + 1, tally.state(), at.seconds + time.perf_counter() - began
                 return None
         asked = time.perf_counter()
-    result = Passed(*tally.result(), rate)
+    result = Passed(tally.result(), rate)
     at.seconds += time.perf_counter() - began
     return result
 
@@ -175,8 +186,8 @@ def _seed_dropout(seed: int, epoch: int, batch: int, device: torch.device) -> No
 
 
 @torch.no_grad()
-def validate(learner: Learner, batches: Batches, config: Config) -> tuple[float, float]:
-    """Mean loss over slices and mean Dice over whole cases of the validation set."""
+def validate(learner: Learner, batches: Batches, config: Config) -> Scores:
+    """The validation set: loss over slices, Dice over whole cases."""
     model, tally = learner.evaluated.eval(), Tally(batches)
     distributed.synchronise(model)
     for batch in batches.in_order():
@@ -191,10 +202,12 @@ class Course:
     def __init__(self, learner: Learner, checkpoints: Checkpoints | None, state: dict[str, Any] | None) -> None:
         self.learner, self.checkpoints = learner, checkpoints
         self.at, self.weights = Position(), Weights()
+        self.val_cases: list[float] = []
         self.history: list[EpochReport] = []
         if state:
             learner.restore(state)
             self.weights, self.at = state["weights"], Position(**state["position"])
+            self.val_cases = state["val_cases"]
             self.history = [EpochReport(**report) for report in state["history"]]
             state.clear()
         if distributed.share((self.at.epoch, self.at.batch)) != (self.at.epoch, self.at.batch):
@@ -209,21 +222,22 @@ class Course:
         """Write a checkpoint, from the one process that writes."""
         if self.checkpoints is None or distributed.rank():
             return
-        mine = {"weights": self.weights, "position": vars(self.at), "history": [asdict(r) for r in self.history]}
-        self.checkpoints.save(self.at.epoch, self.at.batch, {**self.learner.state(), **mine})
+        best = {"weights": self.weights, "val_cases": self.val_cases}
+        course = {"position": vars(self.at), "history": [asdict(r) for r in self.history]}
+        self.checkpoints.save(self.at.epoch, self.at.batch, {**self.learner.state(), **best, **course})
 
-    def ended(self, passed: Passed, images: int, val_loss: float, val_dice: float, seconds: float) -> None:
+    def ended(self, passed: Passed, images: int, val: Scores, seconds: float) -> None:
         """Take in a finished epoch and move on to the next."""
-        best = not self.history or val_dice > max(self.dice)
+        best = not self.history or val.dice > max(self.dice)
         report = EpochReport(
             epoch=self.at.epoch,
-            train_loss=passed.loss,
-            train_dice=passed.dice,
-            val_loss=val_loss,
-            val_dice=val_dice,
+            train_loss=passed.scores.loss,
+            train_dice=passed.scores.dice,
+            val_loss=val.loss,
+            val_dice=val.dice,
             learning_rate=passed.learning_rate,
             epoch_time_seconds=self.at.seconds + seconds,
-            overfitting_gap=passed.dice - val_dice,
+            overfitting_gap=passed.scores.dice - val.dice,
             images_per_second=images / self.at.seconds,
             data_wait_share=self.at.waited / self.at.seconds,
             ended_ms=round(time.time() * 1000),
@@ -232,6 +246,7 @@ class Course:
         if best:
             state = self.learner.evaluated.state_dict()
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+            self.val_cases = val.cases
         self.history.append(report)
         self.at = Position(self.at.epoch + 1)
 
@@ -268,10 +283,10 @@ def fit(
             course.save()
             raise KeyboardInterrupt
         began = time.perf_counter()
-        val_loss, val_dice = validate(learner, val, config)
-        course.ended(passed, sum(train.sizes()), val_loss, val_dice, time.perf_counter() - began)
+        scores = validate(learner, val, config)
+        course.ended(passed, sum(train.sizes()), scores, time.perf_counter() - began)
         course.save()
         if not distributed.rank():
             on_epoch(course.history, learner.evaluated)
     accelerator.unwrap_model(learner.model, keep_fp32_wrapper=False)
-    return FitResult(max(course.history, key=lambda r: r.val_dice), course.weights, course.history)
+    return FitResult(max(course.history, key=lambda r: r.val_dice), course.weights, course.val_cases, course.history)

@@ -1,6 +1,7 @@
 """A trained model with all it needs to segment a raw volume: what evaluation measures and serving answers with."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -19,6 +20,7 @@ from segpipe.errors import InputError, one_line
 FORMAT = 1
 SPEC, WEIGHTS = "spec.json", "weights.safetensors"
 SLICES_PER_FORWARD = 16
+Slices = NDArray[np.float32]
 
 
 class ModelSpec(Section):
@@ -80,18 +82,34 @@ class Predictor:
             raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None
         return cls(spec, model, device)
 
-    @torch.inference_mode()
     def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """A raw image C,D,H,W to the foreground classes' probabilities K,D,H,W on its own grid."""
         fit = transform.Fit(image.shape[2:], self.spec.preprocess)
-        slices = fit.image(transform.normalise(image, self.spec.preprocess))
+        return fit.back(self.forward(fit.image(transform.normalise(image, self.spec.preprocess))))
+
+    @torch.inference_mode()
+    def forward(self, slices: Slices) -> Slices:
+        """Slices as the network sees them, N,C,h,w, to the foreground classes' probabilities N,K,h,w."""
         parts = []
-        for first in range(0, len(slices), SLICES_PER_FORWARD):
-            batch = torch.from_numpy(slices[first : first + SLICES_PER_FORWARD]).to(self.device)
-            logits = self.model(batch.contiguous(memory_format=torch.channels_last)).float()
+        for batch in self._batches(slices):
+            logits = self.model(batch).float()
             several = logits.shape[1] > 1
             parts.append((logits.softmax(dim=1)[:, 1:] if several else logits.sigmoid()).cpu().numpy())
-        return fit.back(np.concatenate(parts))
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def embedding(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the encoder's last stage says of a raw image C,D,H,W: its features, averaged over the image."""
+        fit = transform.Fit(image.shape[2:], self.spec.preprocess)
+        slices = fit.image(transform.normalise(image, self.spec.preprocess))
+        parts = [self.model.features(batch).float().mean(dim=(2, 3)).cpu() for batch in self._batches(slices)]
+        mean: NDArray[np.float32] = torch.cat(parts).mean(dim=0).numpy()
+        return mean
+
+    def _batches(self, slices: Slices) -> Iterator[torch.Tensor]:
+        for first in range(0, len(slices), SLICES_PER_FORWARD):
+            batch = torch.from_numpy(slices[first : first + SLICES_PER_FORWARD]).to(self.device)
+            yield batch.contiguous(memory_format=torch.channels_last)
 
     def segment(self, image: NDArray[np.float32], threshold: float) -> Segmentation:
         """Label a raw image C,D,H,W: foreground where its classes' probabilities reach `threshold` together, and there
@@ -102,6 +120,6 @@ class Predictor:
         if not np.isfinite(image).all():
             raise InputError("NaN or infinite voxels")
         probabilities = self.probabilities(image)
-        foreground = probabilities.sum(axis=0)
+        foreground = np.minimum(probabilities.sum(axis=0), 1)
         labels = probabilities.argmax(axis=0).astype(np.uint8) + np.uint8(1)
         return Segmentation(np.where(foreground >= threshold, labels, np.uint8(0)), foreground)

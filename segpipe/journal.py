@@ -5,12 +5,14 @@
     predictions/epoch_XXX/CASE.png                     visualizations/training_curves/epoch_XXX/curves.png
     visualizations/augmentation/augmented_batch.png
     checkpoints/best_model/{epoch_XXX/,metadata/metadata.json,context/context.json}
-    final_model/{weights/,configuration/,training_history/training_history.json,summary/summary.md}
+    final_model/{weights/,configuration/,validation/cases.csv,training_history/training_history.json,summary/summary.md}
 
 Epochs are counted from 0. An epoch has its folders where it is a new best, every `tracking.artifact_every` epochs, and
 where it is the last; of the best models only the newest is kept.
 """
 
+import csv
+import io
 import json
 import platform
 import shutil
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from segpipe.inference import Predictor
 
 HISTORY = "final_model/training_history/training_history.json"
+VALIDATION = "final_model/validation/cases.csv"
 BEST = "checkpoints/best_model"
 LARGEST_DIFF = 5_000_000
 SHOWN = 4
@@ -78,13 +81,13 @@ class Journal:
                 self._augmented(train, _made(folder / "visualizations/augmentation") / "augmented_batch.png")
 
     def _augmented(self, train: "Batches", path: Path) -> None:
-        from segpipe import plots
         from segpipe.config import AugmentConfig
+        from segpipe.plots.cases import augmented
 
         seed, off = self.config.seed, AugmentConfig(enabled=False)
         before, after = (next(train.shuffled(seed, 0, how)) for how in (off, self.config.augment))
         cases = [train.cases[i] for i in before.cases.tolist()]
-        plots.augmented(
+        augmented(
             before.images.cpu().numpy(),
             before.labels.cpu().numpy(),
             after.images.cpu().numpy(),
@@ -122,18 +125,27 @@ class Journal:
     def _pictures(self, history: "list[EpochReport]", network: "nn.Module", folder: Path, name: str) -> None:
         import torch
 
-        from segpipe import losses, plots
+        from segpipe import losses
+        from segpipe.plots.cases import prediction_png
+        from segpipe.plots.training import curves
 
-        plots.curves(
-            [r.metrics() for r in history], _made(folder / "visualizations/training_curves" / name) / "curves.png"
-        )
+        curves([r.metrics() for r in history], _made(folder / "visualizations/training_curves" / name) / "curves.png")
         batch, cases = self.val.examples(SHOWN)
         with torch.no_grad():
             predicted = losses.predictions(network.eval()(batch.images)).cpu().numpy()
         target = _made(folder / "predictions" / name)
         for n, case in enumerate(cases):
             image, labels = batch.images[n, 0].cpu().numpy(), batch.labels[n].cpu().numpy()
-            plots.prediction_png(image, labels, predicted[n], target / f"{case.case}.png", case.shape[0] > 1)
+            prediction_png(image, labels, predicted[n], target / f"{case.case}.png", case.shape[0] > 1)
+
+    def _validation(self, dice: list[float]) -> str:
+        """The best epoch's Dice of each validation case, as a table."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["case", "patient", "site", "dice"])
+        for case, value in zip(self.val.cases, dice, strict=True):
+            table.writerow([case.case, case.patient, case.site, value])
+        return text.getvalue()
 
     def finish(self, result: "FitResult", predictor: "Predictor", inference_ms: float) -> None:
         """The final model, its history and the closing figures; the history, last, shows that all is there."""
@@ -154,6 +166,7 @@ class Journal:
         with self.recorder.files() as folder:
             predictor.save(folder / "final_model/weights")
             _write(folder / "final_model/configuration/resolved.yaml", settings.dump(self.config))
+            _write(folder / VALIDATION, self._validation(result.val_cases))
             _write(folder / "final_model/summary/summary.md", text)
             _write(folder / "summaries/training/summary.md", text)
             _write(folder / "logs/training/train.log", log(history, self.config.train.epochs))

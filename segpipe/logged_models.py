@@ -1,15 +1,18 @@
 """Models as MLflow logs them: a network with all it needs, and the code that serves it."""
 
+import json
 import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlflow
+from mlflow import MlflowClient
 
-from segpipe import artifacts, serving, sources, tracking
-from segpipe.inference import ModelSpec
+from segpipe import artifacts, journal, serving, settings, sources, tracking
+from segpipe.config import Config
+from segpipe.inference import WEIGHTS, ModelSpec
 from segpipe.serving import ARTIFACT
 
 if TYPE_CHECKING:
@@ -17,10 +20,32 @@ if TYPE_CHECKING:
     from segpipe.inference import Predictor
     from segpipe.manifest import Manifest
 
+FACTS = ("hardware", "version")
 REQUIREMENTS = (
     "mlflow", "nibabel", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors", "scikit-image", "scipy",
     "segmentation-models-pytorch", "torch", "torchvision",
 )  # fmt: skip
+
+
+class Training(NamedTuple):
+    """What a training run left beside its model: config, every epoch's metrics, and the facts that no config says
+    (model.parameters, best_epoch counted from 1, hardware.*, version.*).
+    """
+
+    config: Config
+    history: list[dict[str, float]]
+    facts: dict[str, str]
+
+
+def training(run_id: str) -> Training:
+    """Read back a finished training run. Raises InputError where its artifacts are gone."""
+    config = settings.load(artifacts.local(f"runs:/{run_id}/{tracking.CONFIG}"), {})
+    history = json.loads(artifacts.local(f"runs:/{run_id}/{journal.HISTORY}").read_text(encoding="utf-8"))
+    params = {k.removeprefix("cfg."): v for k, v in MlflowClient().get_run(run_id).data.params.items()}
+    facts = {name: value for name, value in sorted(params.items()) if name.partition(".")[0] in FACTS}
+    best = max(history, key=lambda report: report["val_dice"])
+    more = {"model.parameters": params["model.parameters"], "best_epoch": str(int(best["epoch"]) + 1)}
+    return Training(config, history, facts | more)
 
 
 def log(weights: Path) -> str:
@@ -54,6 +79,12 @@ def folder(model_uri: str) -> Path:
     return artifacts.local(model_uri) / "artifacts" / ARTIFACT
 
 
+def weights(model_id: str) -> "Summary":
+    """Identity and size of a logged model's weights: `weights_sha256`, `size_mb` (1 MB = 10^6 bytes)."""
+    path = folder(f"models:/{model_id}") / WEIGHTS
+    return {"weights_sha256": sources.sha256(path), "size_mb": path.stat().st_size / 1e6}
+
+
 def with_threshold(predictor: "Predictor", model_id: str, threshold: float) -> str:
     """The ID of a logged model that serves with this threshold: the given one, or a copy under the active run."""
     if predictor.spec.threshold == threshold:
@@ -72,6 +103,8 @@ def log_evaluation(summary: "Summary", model_id: str, manifest: "Manifest", uri:
     for name, interval in summary["metrics"].items():
         values |= {f"test_{name}": interval["mean"], f"test_{name}_n": interval["n_valid"]}
         values |= {f"test_{name}_ci_low": interval["low"], f"test_{name}_ci_high": interval["high"]}
+    values |= {"latency_ms": summary["latency_ms"], "size_mb": summary["size_mb"], "threshold": summary["threshold"]}
     data = artifacts.dataset(f"{manifest.reader}-test", uri, manifest.test_digest)
     mlflow.log_input(data, context="test")
     mlflow.log_metrics(values, model_id=model_id, dataset=data)
+    tracking.tag(weights_sha256=summary["weights_sha256"])

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from segpipe.config import PreprocessConfig, Section
 from segpipe.errors import InputError
@@ -25,6 +25,7 @@ class CaseRecord(Section):
     `shape` is D,H,W as acquired and `spacing` mm along the same axes, or None where the file has none. `voxels` counts
     each foreground class as acquired, `volume_ml` all of them. `start` is the first slice in the split's arrays for
     train and val; for test, where cases keep their own size, it is the first element of the flat mask array.
+    `attributes` are further columns of the data's own table.
     """
 
     case: str
@@ -38,6 +39,7 @@ class CaseRecord(Section):
     sha256: str
     files: tuple[str, ...]
     start: int
+    attributes: dict[str, str] = Field(default_factory=dict)
 
 
 class ArrayRecord(Section):

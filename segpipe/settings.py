@@ -6,9 +6,10 @@ Order of precedence: the defaults in `config` < a YAML recipe < the command line
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -37,15 +38,24 @@ def _text(value: object) -> str:
 
 def _bounds(field: FieldInfo) -> str:
     """What values a field takes, e.g. `16..4096` or `resize|crop`."""
-    annotation = field.annotation
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
+    return _allowed(field.annotation, field.metadata)
+
+
+def _allowed(annotation: Any, metadata: Iterable[Any]) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(arguments)
+    if origin is Annotated:
+        inner = [m for given in arguments[1:] for m in getattr(given, "metadata", [given])]
+        return _allowed(arguments[0], inner)
+    if origin in (Union, UnionType):
+        return "|".join(_allowed(one, ()) for one in arguments)
     if annotation is bool:
         return "true|false"
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    limits = [f"{signs[k]}{getattr(m, k)}" for m in field.metadata for k in signs if getattr(m, k, None) is not None]
-    origin = get_origin(annotation)
-    kind = annotation.__name__ if isinstance(annotation, type) and origin is None else "list"
+    limits = [f"{signs[k]}{getattr(m, k)}" for m in metadata for k in signs if getattr(m, k, None) is not None]
+    kinds = {dict: "name=value,...", tuple: "list"}
+    kind = kinds[origin] if origin in kinds else str(annotation.__name__)
     return " ".join([kind, *limits])
 
 
@@ -64,15 +74,16 @@ def knobs() -> dict[str, Knob]:
 
 def _told(error: ValidationError) -> str:
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    parts = [part for part in first["loc"] if isinstance(part, str)]
+    name = next((known for n in (2, 1) if (known := ".".join(parts[:n])) in knobs()), ".".join(parts))
     if first["type"] == "extra_forbidden":
         return f"unknown knob '{name}'{nearest(name, list(knobs()))}"
     knob = knobs().get(name)
     if knob is None:
         return str(first["msg"]).removeprefix("Value error, ")
-    return (
-        f"{name}={_text(first['input'])}: {first['msg']} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
-    )
+    several = [one["msg"] for one in error.errors() if one["loc"][:2] == first["loc"][:2]]
+    told = " or ".join(dict.fromkeys(several))
+    return f"{name}={_text(first['input'])}: {told} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
 
 
 def build(values: Mapping[str, Any]) -> Config:

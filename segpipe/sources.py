@@ -10,6 +10,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = ("segpipe", "steps")
+PYTHON = (".py", ".pyc")
 
 
 def module_file(name: str) -> Path | None:
@@ -22,9 +23,14 @@ def module_file(name: str) -> Path | None:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module a file imports, at the top or inside a function, by full name."""
+    """Every module a file imports, at the top or inside a function but not for annotations alone, by full name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    annotations = {id(inner) for guard in guards for inner in ast.walk(guard)}
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
+        if id(node) in annotations:
+            continue
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -34,7 +40,9 @@ def imports(path: Path) -> set[str]:
 
 
 def closure(modules: Iterable[str]) -> list[Path]:
-    """The project files reachable from `modules` through imports, packages' `__init__` included, sorted."""
+    """The project files reachable from `modules` through imports, packages' `__init__` included, sorted; to a package
+    belongs what lies beside its `__init__` and is no Python, such as a template.
+    """
     waiting, seen = list(modules), set()
     while waiting:
         name = waiting.pop()
@@ -42,10 +50,18 @@ def closure(modules: Iterable[str]) -> list[Path]:
         if path is None or path in seen:
             continue
         seen.add(path)
+        if path.name == "__init__.py":
+            seen.update(other for other in path.parent.iterdir() if other.is_file() and other.suffix not in PYTHON)
         parts = name.split(".")
         waiting.extend(".".join(parts[:n]) for n in range(1, len(parts)))
         waiting.extend(found for found in imports(path) if found.split(".")[0] in PACKAGES)
     return sorted(seen)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 (64 hex digits) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(paths: Iterable[Path]) -> str:
@@ -53,5 +69,5 @@ def digest(paths: Iterable[Path]) -> str:
     total = hashlib.sha256()
     for path in sorted(paths):
         total.update(path.relative_to(PROJECT).as_posix().encode() + b"\0")
-        total.update(hashlib.sha256(path.read_bytes()).digest())
+        total.update(bytes.fromhex(sha256(path)))
     return total.hexdigest()

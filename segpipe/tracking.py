@@ -30,6 +30,7 @@ MODEL = "segpipe.model_id"
 CONTINUED, RESUMED = "segpipe.continued", "segpipe.resumed"
 CONFIG = "config/resolved.yaml"
 INPUT = "segpipe.input."
+SCRATCH = "segpipe.scratch"
 PARAMS_PER_CALL, LONGEST_PARAM = 100, 6000
 
 
@@ -94,18 +95,41 @@ def experiment(name: str) -> str:
     return str(found.experiment_id)
 
 
+def experiment_of(run: Run) -> str:
+    """The name of a run's experiment."""
+    return str(MlflowClient().get_experiment(run.info.experiment_id).name)
+
+
+def scratch(name: str) -> str:
+    """The ID of an experiment whose runs no other run builds on, created if need be. Raises InputError where there is
+    one of that name whose runs are built on.
+    """
+    known, client = mlflow.get_experiment_by_name(name), MlflowClient()
+    experiment_id = experiment(name)
+    if known is not None and SCRATCH not in known.tags:
+        raise InputError(f"experiment {name}: its runs are built on; give another name for what is only to be compared")
+    client.set_experiment_tag(experiment_id, SCRATCH, "true")
+    return experiment_id
+
+
+def _built_on() -> list[str]:
+    """The experiments whose runs others may build on."""
+    return [e.experiment_id for e in MlflowClient().search_experiments() if SCRATCH not in e.tags]
+
+
 @contextmanager
-def run(step: str, config: Config) -> Iterator[Run]:
+def run(step: str, config: Config, experiment_id: str | None = None) -> Iterator[Run]:
     """The MLflow run that stands for one step, or for the whole chain: the one MLflow Projects has opened for this
-    process, or a new one. The resolved config is logged at once.
+    process, or a new one, in the experiment given or configured. The resolved config is logged at once.
 
     An exception ends the run as FAILED with its reason as a tag, an interrupt as KILLED; both pass on.
     """
     given = os.environ.pop("MLFLOW_RUN_ID", None)
-    if not given and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
+    if not given and not experiment_id and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
         mlflow.set_experiment(experiment_id=experiment(config.tracking.experiment))
     started = mlflow.start_run(
         run_id=given,
+        experiment_id=None if given else experiment_id,
         run_name=None if given else step,
         log_system_metrics=config.tracking.system_metrics and step == "train",
     )
@@ -163,10 +187,8 @@ def continue_run(run_id: str, system_metrics: bool) -> None:
 
 def unfinished(step: str, key: str) -> list[Run]:
     """Runs of a step with that key that have not finished, newest first."""
-    client = MlflowClient()
-    experiments = [e.experiment_id for e in client.search_experiments()]
     query = f"tags.`{STEP}` = '{step}' and tags.`{KEY}` = '{key}' and attributes.status != 'FINISHED'"
-    return list(client.search_runs(experiments, query, order_by=["attributes.start_time DESC"]))
+    return list(MlflowClient().search_runs(_built_on(), query, order_by=["attributes.start_time DESC"]))
 
 
 @contextmanager
@@ -218,13 +240,11 @@ def tag(**values: str) -> None:
 
 
 def finished(step: str, key: str | None = None) -> list[Run]:
-    """Finished runs of a step in any experiment, newest first; with `key` only those with that key."""
-    client = MlflowClient()
-    experiments = [e.experiment_id for e in client.search_experiments()]
+    """Finished runs of a step in any experiment but scratch ones, newest first; with `key` only those with that key."""
     query = f"tags.`{STEP}` = '{step}' and attributes.status = 'FINISHED'"
     if key:
         query += f" and tags.`{KEY}` = '{key}'"
-    return list(client.search_runs(experiments, query, max_results=5, order_by=["attributes.start_time DESC"]))
+    return list(MlflowClient().search_runs(_built_on(), query, max_results=5, order_by=["attributes.start_time DESC"]))
 
 
 def upstream(run_id: str, step: str) -> Run:
@@ -291,5 +311,6 @@ def version_tags(preprocess: str, evaluate: str) -> dict[str, str]:
         "preprocess_run": preprocess,
         "train_run": train,
         "evaluate_run": evaluate,
+        "weights_sha256": tag_of(evaluate, "segpipe.weights_sha256"),
         **figures,
     }

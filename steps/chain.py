@@ -118,19 +118,22 @@ def reason(name: str, config: Config, wanted: Key) -> str:
     earlier = tracking.finished(name)
     if not earlier:
         return "it has not run before"
-    tags, params = earlier[0].data.tags, earlier[0].data.params
-    known = json.loads(tags.get(tracking.PARTS, "{}"))
-    changed = [part for part in wanted.parts if known.get(part) != wanted.parts[part]]
+    return ", ".join(differences(earlier[0], config, wanted)) or "it was asked for"
+
+
+def differences(run: "Run", config: Config, wanted: Key) -> list[str]:
+    """What differs between how a run was made and what is wanted now, in words."""
+    known, params = json.loads(run.data.tags.get(tracking.PARTS, "{}")), run.data.params
     now = settings.flat(config)
     said = []
-    for part in changed:
+    for part in (part for part in wanted.parts if known.get(part) != wanted.parts[part]):
         section = part.removeprefix("config ")
         knobs = (
             [k for k in now if k.split(".")[0] == section and k not in keys.WITHOUT_EFFECT] if section != part else []
         )
         differing = [k for k in knobs if params.get(f"cfg.{k}") != now[k]]
         said += [f"{k} {params.get(f'cfg.{k}')} -> {now[k]}" for k in differing] or [f"{part} changed"]
-    return ", ".join(said) or "it was asked for"
+    return said
 
 
 def _python_on_path() -> None:

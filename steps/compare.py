@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 from segpipe import settings
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 BAR = 20
 AFTERWARDS = {"promote": ("evaluate", "register"), "evaluate": ("evaluate",), "stop": ()}
-COLUMNS = ("model", "val_dice", "best_epoch", "seconds_per_epoch", "parameters", "inference_ms", "status", "run")
+ALPHA = 0.05
+COLUMNS = (
+    "model", "group", "val_dice", "val_dice_ci_low", "val_dice_ci_high", "best_epoch", "seconds_per_epoch",
+    "parameters", "inference_ms", "status", "run",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +70,7 @@ def run(config: Config, env_manager: str, then: str) -> None:
     for member in all_members:
         tracking.log_text(settings.dump(member.config), member.recipe)
     trained = dict(zip(all_members, _train(all_members, results, env_manager, config.compare.parallel), strict=True))
-    board = leaderboard(trained)
+    board = leaderboard(trained, config)
     _save(board, trained)
     _show(board)
     best, outcome = next((m, o) for m, o in trained.items() if m.name == board["model"].iloc[0])
@@ -108,19 +112,31 @@ def _train(
         yield from pool.map(obtain, all_members)
 
 
-def leaderboard(trained: "dict[Member, chain.Result | InputError]") -> "pd.DataFrame":
-    """One row per member with `COLUMNS`, the best validation Dice first, failures last."""
+def leaderboard(trained: "dict[Member, chain.Result | InputError]", config: Config) -> "pd.DataFrame":
+    """One row per member with `COLUMNS`, the best validation Dice first, failures last. Members that share a letter of
+    `group` do not differ significantly.
+    """
     import pandas as pd
 
+    from segpipe import artifacts, journal, statistics
+
+    samples, dice = config.evaluate.bootstrap_samples, {}
     rows: list[dict[str, Any]] = []
     for member, outcome in trained.items():
         if isinstance(outcome, InputError):
             rows.append({"model": member.name, "status": str(outcome)})
             continue
         metrics, params = outcome.run.data.metrics, outcome.run.data.params
+        cases = pd.read_csv(
+            artifacts.local(f"runs:/{outcome.run.info.run_id}/{journal.VALIDATION}"), dtype={"patient": str}
+        )
+        dice[member.name] = cases.set_index("case")
+        interval = statistics.bootstrap_mean(cases["dice"], cases["patient"], samples, config.seed)
         rows.append({
             "model": member.name,
             "val_dice": metrics["best_val_dice"],
+            "val_dice_ci_low": interval.low,
+            "val_dice_ci_high": interval.high,
             "best_epoch": int(metrics["best_epoch"]),
             "seconds_per_epoch": 60 * metrics["training_time_minutes"] / metrics["total_epochs_trained"],
             "parameters": int(params["cfg.model.parameters"]),
@@ -129,11 +145,39 @@ def leaderboard(trained: "dict[Member, chain.Result | InputError]") -> "pd.DataF
             "run": outcome.run.info.run_id,
         })  # fmt: skip
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.sort_values("val_dice", ascending=False, na_position="last", ignore_index=True, kind="stable")
+    table = table.sort_values("val_dice", ascending=False, na_position="last", ignore_index=True, kind="stable")
+    ranks = [name for name in table["model"] if name in dice]
+    table["group"] = table["model"].map(groups({name: dice[name] for name in ranks}, samples, config.seed))
+    return table
+
+
+def groups(dice: "dict[str, pd.DataFrame]", samples: int, seed: int) -> dict[str, str]:
+    """Letters for members in rank order, from their tables of validation cases (index case; patient, dice): those that
+    share one do not differ by the paired test over patients, two-sided at 5 % after Holm's correction for all pairs.
+    Silence on a case without foreground counts as 1 beside a false alarm, as in the gate.
+    """
+    from segpipe import statistics
+
+    pairs, p_values = list(combinations(dice, 2)), []
+    for one, other in pairs:
+        ours, theirs = dice[one]["dice"], dice[other]["dice"].loc[dice[one].index]
+        silent = ours.isna() != theirs.isna()
+        found = statistics.paired(
+            ours.mask(silent & ours.isna(), 1.0),
+            theirs.mask(silent & theirs.isna(), 1.0),
+            dice[one]["patient"],
+            samples,
+            seed,
+            alternative="two-sided",
+        )
+        p_values.append(found.p)
+    adjusted = statistics.holm(p_values)
+    return statistics.letters(list(dice), [pair for pair, p in zip(pairs, adjusted, strict=True) if p <= ALPHA])
 
 
 def _save(board: "pd.DataFrame", trained: "dict[Member, chain.Result | InputError]") -> None:
-    from segpipe import artifacts, plots, tracking
+    from segpipe import artifacts, tracking
+    from segpipe.plots import training
 
     curves = {
         member.name: tracking.history(outcome.run.info.run_id, "val_dice")
@@ -142,28 +186,34 @@ def _save(board: "pd.DataFrame", trained: "dict[Member, chain.Result | InputErro
     }
     with artifacts.files("compare") as folder:
         board.to_csv(folder / "leaderboard.csv", index=False)
-        plots.leaderboard(board, folder / "leaderboard.png")
-        plots.overlaid(curves, "validation Dice", folder / "curves.png")
+        training.leaderboard(board, folder / "leaderboard.png")
+        training.overlaid(curves, "validation Dice", folder / "curves.png")
 
 
 def _show(board: "pd.DataFrame") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(caption="best validation Dice of each model, on the same dataset")
-    for column in ("model", "val Dice", "", "epoch", "s/epoch", "parameters", "inference ms", "status"):
+    table = Table(
+        caption="best validation Dice with its 95 % interval over patients, on the same dataset; "
+        "models that share a letter do not differ significantly"
+    )
+    for column in ("model", "group", "val Dice", "", "epoch", "s/epoch", "parameters", "inference ms", "status"):
         table.add_column(
-            column, no_wrap=column != "status", justify="left" if column in ("model", "", "status") else "right"
+            column,
+            no_wrap=column != "status",
+            justify="left" if column in ("model", "group", "", "status") else "right",
         )
     top = board["val_dice"].max()
     for row in board.to_dict("records"):
         if row["val_dice"] != row["val_dice"]:
-            table.add_row(row["model"], *[""] * 6, row["status"])
+            table.add_row(row["model"], *[""] * 7, row["status"])
             continue
         bar = "\u2588" * round(BAR * row["val_dice"] / top) if top else ""
         table.add_row(
             row["model"],
-            f"{row['val_dice']:.4f}",
+            row["group"],
+            f"{row['val_dice']:.4f} [{row['val_dice_ci_low']:.3f}, {row['val_dice_ci_high']:.3f}]",
             bar,
             f"{row['best_epoch'] + 1:.0f}",
             f"{row['seconds_per_epoch']:.1f}",

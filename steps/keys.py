@@ -1,6 +1,5 @@
 """The chain as a table, and the key that decides whether a step has to run."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ STEPS = {
     for step in (
         Step("preprocess", ("data", "preprocess", "split", "seed"), (), "dataset/manifest.json"),
         Step("train", ("model", "loss", "augment", "train", "seed"), ("preprocess",), journal.HISTORY),
-        Step("evaluate", ("evaluate", "seed"), ("preprocess", "train"), "evaluation/summary.json"),
+        Step("evaluate", ("evaluate", "registry", "card", "seed"), ("preprocess", "train"), "evaluation/summary.json"),
         Step("register", ("gate", "registry"), ("preprocess", "evaluate"), "register/decision.json"),
     )
 }
@@ -66,9 +65,7 @@ def key(name: str, config: Config, inputs: Mapping[str, str]) -> Key:
     if "model" in values:
         values["model"]["encoder_weights"] = config.model.initialisation
     parts = {f"config {section}": settings.digest(values[section])[:16] for section in step.sections}
-    parts["code"] = sources.digest(sources.closure([f"steps.{name}"]))[:16]
-    parts["requirements"] = sources.digest([sources.PROJECT / "requirements.txt"])[:16]
-    parts["python"] = platform.python_version()
+    parts |= made_with(name)
     parts |= {f"result of {upstream}": digest[:16] for upstream, digest in inputs.items()}
     if "data" in step.sections:
         parts["raw data"] = raw.digest(config.data)
@@ -77,9 +74,17 @@ def key(name: str, config: Config, inputs: Mapping[str, str]) -> Key:
     return Key(parts)
 
 
+def made_with(name: str) -> dict[str, str]:
+    """The parts of a step's key that are this checkout's and this interpreter's, whatever the config."""
+    return {
+        "code": sources.digest(sources.closure([f"steps.{name}"]))[:16],
+        "requirements": sources.digest([sources.PROJECT / "requirements.txt"])[:16],
+        "python": platform.python_version(),
+    }
+
+
 def _file(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return sources.sha256(path)[:16]
     except OSError as error:
         raise InputError(f"model.encoder_weights={path}: {error.strerror}; give none, imagenet or a file") from None

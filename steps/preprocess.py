@@ -31,12 +31,12 @@ def elsewhere(config: Config) -> bool:
 
 
 def _build(config: Config, folder: Path) -> Manifest:
-    from segpipe import plots
     from segpipe.data import cache
     from segpipe.data.readers import open_reader
+    from segpipe.plots import cases
 
     manifest = cache.build(config, open_reader(config), folder, cli.progress("preprocess"))
-    plots.dataset(manifest, folder, folder / "samples.png")
+    cases.dataset(manifest, folder, folder / "samples.png")
     return manifest
 
 

@@ -39,6 +39,7 @@ TINY = (
     "--train.batch_size=4",
     "--preprocess.size=32,32",
     "--evaluate.bootstrap_samples=100",
+    "--gate.min_patients=1",
 )
 
 

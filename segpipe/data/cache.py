@@ -145,10 +145,14 @@ def _write_table(manifest: Manifest, path: Path) -> None:
     """The cases as a table for a person to read."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["case", "patient", "site", "split", "shape", "spacing_mm", *manifest.classes, "volume_ml"])
+        more = list(manifest.cases[0].attributes)
+        table.writerow(
+            ["case", "patient", "site", "split", "shape", "spacing_mm", *manifest.classes, "volume_ml", *more]
+        )
         for c in manifest.cases:
             shape, spacing = ("x".join(f"{n:g}" for n in v) for v in (c.shape, c.spacing or ()))
-            table.writerow([c.case, c.patient, c.site, c.split, shape, spacing, *c.voxels.values(), c.volume_ml])
+            known = (c.case, c.patient, c.site, c.split, shape, spacing, *c.voxels.values(), c.volume_ml)
+            table.writerow([*known, *c.attributes.values()])
 
 
 def _record(case: Case, volume: Volume, split: Split, start: int, root: Path, config: Config) -> CaseRecord:
@@ -167,6 +171,7 @@ def _record(case: Case, volume: Volume, split: Split, start: int, root: Path, co
         sha256=volume.sha256,
         files=tuple(path.relative_to(root).as_posix() for path in case.images),
         start=start,
+        attributes=case.attributes,
     )
 
 

@@ -1,6 +1,6 @@
 """The two types every reader speaks: a Case (where) and a Volume (what)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ IGNORE = 255  # label of voxels that nobody could judge: left out of loss and me
 class Case:
     """Where one case lies and whom it belongs to.
 
-    `images` has one file per channel, or a single file that holds all channels. `split` is given by the data or None.
+    `images` has one file per channel, or a single file that holds all channels. `split` is given by the data or None,
+    `attributes` is what else the data says of the case, by column.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Case:
     split: str | None
     images: tuple[Path, ...]
     mask: Path
+    attributes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -88,17 +88,28 @@ class SegmentationModel(nn.Module):
         """
         height, width = images.shape[-2:]
         down, right = (self._missing(n) for n in (height, width))
-        if down or right:
-            images = functional.pad(
-                images, (right // 2, right - right // 2, down // 2, down - down // 2), mode="replicate"
-            )
         try:
-            logits: Tensor = self.network(images)
+            logits: Tensor = self.network(self._padded(images, down, right))
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise _batch_of_one("this network, at this image size,") from None
         return logits[..., down // 2 : down // 2 + height, right // 2 : right // 2 + width]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images N,C,H,W to what the encoder's last stage makes of them, N,E,h,w."""
+        down, right = (self._missing(n) for n in images.shape[-2:])
+        encoder: Any = self.network.encoder
+        stages = encoder(self._padded(images, down, right))
+        if isinstance(stages, tuple):  # a vision transformer's come with its prefix tokens
+            stages = stages[0]
+        last: Tensor = stages[-1]
+        return last
+
+    def _padded(self, images: Tensor, down: int, right: int) -> Tensor:
+        if not down and not right:
+            return images
+        return functional.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2), mode="replicate")
 
     def _missing(self, n: int) -> int:
         return max(-(-n // self.stride) * self.stride, self.smallest) - n

@@ -37,12 +37,17 @@ def main(job: Path, out: Path) -> None:
             passed = engine.train_one_epoch(learner, train, config, engine.Position(epoch))
         found[name] = {
             "losses": losses,
-            "train": tuple(passed),
-            "val": engine.validate(learner, val, config),
+            "train": (*flat(passed.scores), passed.learning_rate),
+            "val": flat(engine.validate(learner, val, config)),
             "weights": network.state_dict(),
         }
     if not distributed.rank():
         torch.save(found, out)
+
+
+def flat(scores):
+    """All numbers of a pass, in one row."""
+    return (scores.loss, scores.dice, *scores.cases)
 
 
 if __name__ == "__main__":

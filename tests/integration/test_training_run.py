@@ -28,6 +28,7 @@ TREE = {
     "final_model/weights/weights.safetensors",
     "final_model/weights/spec.json",
     "final_model/configuration/resolved.yaml",
+    "final_model/validation/cases.csv",
     "final_model/training_history/training_history.json",
     "final_model/summary/summary.md",
 }
@@ -167,9 +168,9 @@ def test_an_unforeseen_error_is_an_artifact_and_a_tag(store, raw, tmp_path):
     from segpipe import artifacts, tracking
 
     program = (
-        "import runpy\nfrom segpipe import plots\n"
+        "import runpy\nfrom segpipe.plots import training\n"
         "def broken(*_): raise ZeroDivisionError('curves are round')\n"
-        "plots.curves = broken\nrunpy.run_module('steps.train', run_name='__main__')"
+        "training.curves = broken\nrunpy.run_module('steps.train', run_name='__main__')"
     )
     done = call("-c", program, *KNOBS, f"--data.root={raw}", f"--tracking.outputs={tmp_path}", "--seed=3")
     assert done.returncode == 1

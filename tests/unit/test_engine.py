@@ -161,6 +161,7 @@ def test_training_learns_and_keeps_the_best_epoch(dataset, knobs):
     assert result.history[-1].train_loss < 0.75 * result.history[0].train_loss
     assert result.best.val_dice == max(r.val_dice for r in result.history)
     assert result.best.val_dice > 0.5
+    assert np.nanmean(result.val_cases) == pytest.approx(result.best.val_dice)
     assert [r.is_best for r in result.history].count(True) >= 1
 
 

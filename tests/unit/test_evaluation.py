@@ -5,14 +5,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_nifti
-from PIL import Image
+from conftest import write_folder, write_nifti
 
-from segpipe import evaluation, plots, settings
+from segpipe import evaluation, settings
 from segpipe.data import cache
 from segpipe.data.readers import open_reader
-from segpipe.data.volume import IGNORE
-from segpipe.metrics import CONVENTION
+from segpipe.errors import InputError
+from segpipe.metrics import CONVENTION, METRICS, pixels
 
 
 def cases(**columns):
@@ -20,33 +19,50 @@ def cases(**columns):
         "case": ["001", "NA", "c"],
         "patient": ["1", "1", "2"],
         "site": ["s", "s", "t"],
+        "scanner": ["1.5", "3", "nan"],
         "outcome": ["found", "both empty", "missed"],
+        "size": ["medium", "none", "medium"],
+        **{name: [0.5, np.nan, 0.0] for name in METRICS},
         "dice": [0.8, np.nan, 0.0],
-        "iou": [0.7, np.nan, 0.0],
-        "precision": [0.9, np.nan, 0.0],
-        "recall": [0.6, np.nan, 0.0],
         "volume_error_ml": [1.0, 0.0, 3.0],
+        "reference_voxels": [4, 0, 5],
+        "lesions": [2, 0, 1],
+        "lesions_found": [1, 0, 0],
+        "lesions_predicted": [3, 0, 0],
+        "lesions_false": [2, 0, 0],
     }
     return pd.DataFrame({**table, **columns})
 
 
+def measurement(table):
+    histogram, lesions = np.zeros((2, pixels.BINS), np.int64), pd.DataFrame({"case": ["001"], "found": [1]})
+    confusion = dict(zip(("tp", "fp", "fn", "tn"), (1, 2, 3, 4), strict=True))
+    curve, features = np.zeros((len(table), len(evaluation.THRESHOLDS))), np.zeros((len(table), 2), np.float32)
+    return evaluation.Measurement(table, lesions, histogram, histogram, confusion, curve, features, 12.5)
+
+
+CHOICE = evaluation.Choice(0.4, "given", np.zeros(len(evaluation.THRESHOLDS)))
+
+
 def test_a_table_reads_back_equal_whatever_its_cases_are_called(tmp_path):
-    evaluation.save(cases(), {}, tmp_path)
+    evaluation.save(measurement(cases()), {}, tmp_path)
     pd.testing.assert_frame_equal(evaluation.read(tmp_path / "cases.csv"), cases(), check_dtype=False)
 
 
 def test_a_summary_counts_what_it_leaves_out():
-    summary = evaluation.summarise(cases(), 0.5, 200, seed=0)
+    summary = evaluation.summarise(measurement(cases()), CHOICE, 200, seed=0)
     dice = summary["metrics"]["dice"]
     assert (dice["n"], dice["n_valid"], dice["mean"]) == (3, 2, 0.4)
     assert summary["metrics"]["volume_error_ml"]["mean"] == pytest.approx(4 / 3)
     assert summary["outcomes"] == {"found": 1, "both empty": 1, "missed": 1}
+    assert summary["lesions"] == {"lesions": 3, "found": 1, "predicted": 3, "false": 2}
     assert (summary["patients"], summary["convention"]) == (2, CONVENTION)
+    assert (summary["threshold"], summary["threshold_from"], summary["latency_ms"]) == (0.4, "given", 12.5)
     assert evaluation.headline(summary).startswith("test Dice 0.400 [0.000, 0.800], 2 of 3 cases")
 
 
 def test_pictures_without_a_spacing_have_no_volume_error():
-    summary = evaluation.summarise(cases(volume_error_ml=[math.nan] * 3), 0.5, 200, seed=0)
+    summary = evaluation.summarise(measurement(cases(volume_error_ml=[math.nan] * 3)), CHOICE, 200, seed=0)
     assert "volume_error_ml" not in summary["metrics"]
 
 
@@ -55,16 +71,37 @@ def test_best_median_and_worst_are_among_cases_that_have_a_dice():
     assert evaluation.ranked(cases(dice=[np.nan] * 3)) == {}
 
 
-# --- what is ignored
+def test_subgroups_are_told_by_any_column():
+    table = evaluation.subgroups(cases(), ("site", "scanner"), 200, seed=0)
+    assert set(zip(table["column"], table["group"], strict=True)) == {
+        *(("site", s) for s in "st"),
+        *(("scanner", s) for s in ("1.5", "3", "nan")),
+    }
+    row = table[(table["group"] == "s") & (table["metric"] == "dice")].iloc[0]
+    assert (row["mean"], row["n"], row["n_valid"], row["patients"]) == (0.8, 2, 1, 1)
+    assert evaluation.subgroups(cases(), (), 200, seed=0).empty
+
+
+# --- what is measured
 
 
 class Everything:
     """Calls every voxel foreground."""
 
-    spec = SimpleNamespace(channels=("dwi", "adc"), classes=("foreground",))
+    def __init__(self, *channels):
+        self.spec = SimpleNamespace(channels=channels, classes=("foreground",))
 
     def segment(self, image, threshold):
-        return SimpleNamespace(mask=np.ones(image.shape[1:], np.uint8))
+        shape = image.shape[1:]
+        return SimpleNamespace(mask=np.ones(shape, np.uint8), foreground=np.ones(shape, np.float32))
+
+    def embedding(self, image):
+        return image.mean(axis=(1, 2, 3))
+
+
+def built(tmp_path, **knobs):
+    config = settings.load(None, {"preprocess.size": "32", **knobs})
+    return config, cache.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
 
 
 def test_ignored_voxels_count_in_no_metric_and_no_volume(tmp_path):
@@ -74,98 +111,98 @@ def test_ignored_voxels_count_in_no_metric_and_no_volume(tmp_path):
         values = np.asarray(image.dataobj).copy()
         values[:18] = 9
         nib.save(nib.Nifti1Image(values, image.affine), path)
-    knobs = {"data.format": "nifti", "data.root": str(root), "data.ignore_label": "9", "preprocess.size": "32"}
-    config = settings.load(None, knobs)
-    manifest = cache.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
-    table = evaluation.evaluate(Everything(), manifest, tmp_path / "dataset", 0.5, lambda *_: None)
+    knobs = {"data.format": "nifti", "data.root": str(root), "data.ignore_label": "9"}
+    config, manifest = built(tmp_path, **knobs)
+    found = evaluation.evaluate(
+        Everything("dwi", "adc"), manifest, tmp_path / "dataset", 0.5, config.evaluate, lambda *_: None
+    )
     kept, voxel_ml = 3 * 40 * 18, 2 * 2 * 5 / 1000
-    for row, case in zip(table.to_dict("records"), manifest.of("test"), strict=True):
+    for row, case in zip(found.cases.to_dict("records"), manifest.of("test"), strict=True):
         wanted = case.voxels["foreground"]
         assert (row["predicted_voxels"], row["reference_voxels"]) == (kept, wanted)
         assert row["predicted_ml"] == pytest.approx(kept * voxel_ml)
         assert row["volume_error_ml"] == pytest.approx((kept - wanted) * voxel_ml)
         assert row["dice"] == pytest.approx(2 * wanted / (kept + wanted) if wanted else 0)
+        assert (row["lesions_predicted"], row["specificity"]) == (1, 0)
+    assert found.whole.sum() == kept * len(found.cases)
+    assert found.embeddings.shape == (len(found.cases), 2)
 
 
-# --- pictures
+def test_columns_of_the_data_become_subgroups(tmp_path):
+    root = write_folder(tmp_path / "data")
+    rows = [f"case{k},patient{k},{'f' if k % 2 else 'm'}" for k in range(8)]
+    (root / "cases.csv").write_text("\n".join(["case,patient,sex", *rows]), encoding="utf-8")
+    knobs = {"data.format": "folder", "data.root": str(root), "split.test": "0.5", "evaluate.subgroups": "sex,size"}
+    config, manifest = built(tmp_path, **knobs)
+    arguments = manifest, tmp_path / "dataset", 0.5
+    found = evaluation.evaluate(Everything("grey"), *arguments, config.evaluate, lambda *_: None)
+    assert set(found.cases["sex"]) <= {"f", "m"}
+    assert list(found.cases["case"].str[-1].astype(int) % 2) == list((found.cases["sex"] == "f").astype(int))
+    unknown = config.evaluate.model_copy(update={"subgroups": ("sax",)})
+    with pytest.raises(InputError, match=r"evaluate.subgroups=sax: no such column.*sex"):
+        evaluation.evaluate(Everything("grey"), *arguments, unknown, lambda *_: None)
+
+
+def test_a_column_named_as_a_result_is_refused(tmp_path):
+    root = write_folder(tmp_path / "data", cases=1)
+    (root / "cases.csv").write_text("case,dice\ncase0,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"cases.csv: column 'dice' has the name of one of the results"):
+        built(tmp_path, **{"data.format": "folder", "data.root": str(root)})
+
+
+# --- the decision threshold
+
+
+class Certain:
+    """Says the reference with one probability, and everything else with another, case after case."""
+
+    def __init__(self, masks, probabilities):
+        self.masks, self.probabilities, self.case = masks, probabilities, -1
+
+    def forward(self, slices):
+        self.case += 1
+        inside, outside = self.probabilities[self.case]
+        return np.where(self.masks[self.case], inside, outside).astype(np.float32)[:, None]
 
 
 @pytest.fixture
-def slices():
-    """Image, reference with an ignored strip, and prediction, each 96,80."""
-    y, x = np.mgrid[:96, :80]
-    reference, predicted = (((y - 40) ** 2 + (x - c) ** 2 < 100).astype(np.uint8) for c in (38, 43))
-    image = np.random.default_rng(0).normal(0, 0.1, (96, 80)) + reference
-    reference[:, 70:] = IGNORE
-    predicted[:10, 75:] = 1
-    return image.astype(np.float32), reference, predicted
-
-
-def pixels(path):
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
-
-
-def test_the_busiest_slice_is_not_the_most_ignored_one():
-    mask = np.zeros((3, 4, 4), np.uint8)
-    mask[0], mask[2, 0, 0] = IGNORE, 1
-    assert plots.busiest_slice(mask) == 2
-
-
-def test_agreement_has_one_colour_for_each_answer(slices):
-    _, reference, predicted = slices
-    found = plots._agreement(reference, predicted)
-    for where, colour in (
-        ((reference == 1) & (predicted == 1), plots.HIT),
-        ((reference == 1) & (predicted == 0), plots.MISSED),
-        ((reference == 0) & (predicted == 1), plots.FALSE),
-        (reference == IGNORE, plots.IGNORED),
-    ):
-        assert where.any()
-        np.testing.assert_allclose(found[where], [(*plots.to_rgb(colour), 0.75)] * where.sum(), rtol=1e-6)
-    assert not found[(reference == 0) & (predicted == 0)].any()
-
-
-def test_a_prediction_is_three_panels_with_their_colours(slices, tmp_path):
-    image, reference, predicted = slices
-    plots.prediction_png(image, reference, predicted, tmp_path / "p.png")
-    shown = pixels(tmp_path / "p.png")
-    assert shown.shape == (96 * 3, (3 * 80 + 2) * 3, 3)
-    picture, truth, agreement = (shown[:, k * 81 * 3 : (k * 81 + 80) * 3] for k in range(3))
-    assert (picture[..., 0] == picture[..., 1]).all()
-    assert truth[40 * 3, 38 * 3].argmax() == agreement[40 * 3, 40 * 3].argmax() == 1
-    assert agreement[40 * 3, 30 * 3].argmax() == 2
-    assert agreement[40 * 3, 51 * 3].argmax() == 0
-    plots.prediction_png(image[::-1], reference[::-1], predicted[::-1], tmp_path / "turned.png", volume=True)
-    np.testing.assert_array_equal(pixels(tmp_path / "turned.png"), shown)
-
-
-def test_a_constant_slice_has_a_picture(tmp_path):
-    plots.prediction_png(*(np.zeros((300, 400), t) for t in (np.float32, np.uint8, np.uint8)), tmp_path / "p.png")
-    assert pixels(tmp_path / "p.png").shape == (300, 1202, 3)
-
-
-@pytest.mark.parametrize("count", [1, 3, 12])
-def test_an_augmented_batch_has_a_picture(slices, count, tmp_path):
-    images, labels = (np.stack([a] * count) for a in (slices[0][None], slices[1]))
-    names = [f"case{k}" for k in range(count)]
-    plots.augmented(images, labels, images + 1, labels, tmp_path / "a.png", names, volume=True)
-    shown = pixels(tmp_path / "a.png")
-    assert shown.shape[1] == pytest.approx(176 * min(count, 8), abs=1)
-    assert shown[shown.shape[0] // 2 :].mean() > shown[: shown.shape[0] // 2].mean()
+def three(tmp_path):
+    """Three validation cases of one slice each."""
+    root = write_folder(tmp_path / "data", cases=6)
+    knobs = {"data.format": "folder", "data.root": str(root), "split.val": "0.5", "split.test": "0.2"}
+    _, manifest = built(tmp_path, **knobs)
+    masks = manifest.array(tmp_path / "dataset", "val_masks")[:, None] > 0
+    return masks, manifest, tmp_path / "dataset"
 
 
 @pytest.mark.parametrize(
-    "dice", [[0.4], [0.1, 0.7, 0.5], [math.nan] * 3, [math.nan, 0.2], list(np.linspace(0, 1, 3000))]
+    ("probabilities", "chosen"),
+    [
+        ([(0.9, 0.1)] * 3, 0.5),
+        ([(0.9, 0.7)] * 3, 0.71),
+        ([(0.3, 0.1)] * 3, 0.3),
+        ([(0.9, 0.62), (0.9, 0.1), (0.9, 0.1)], 0.5),
+    ],
+    ids=["any threshold is as good", "background is loud", "foreground is shy", "one case is no evidence"],
 )
-def test_curves_are_drawn_for_few_and_many_epochs(dice, tmp_path):
-    names = ("train_loss", "val_loss", "train_dice", "learning_rate")
-    plots.curves([{**dict.fromkeys(names, 0.1 + k), "val_dice": d} for k, d in enumerate(dice)], tmp_path / "c.png")
-    assert pixels(tmp_path / "c.png").std() > 10
+def test_the_threshold_is_the_one_nearest_to_a_half_that_is_as_good_as_the_best(three, probabilities, chosen):
+    masks, manifest, dataset = three
+    choice = evaluation.choose(Certain(masks, probabilities), manifest, dataset, "auto")
+    assert choice.threshold == pytest.approx(chosen)
+    assert "3 validation patients" in choice.origin
+    assert choice.val_dice[choice.threshold == evaluation.THRESHOLDS] > 0.5
 
 
-def test_an_overlay_ignores_what_the_reference_ignores(slices, tmp_path):
-    image, reference, predicted = slices
-    hidden = np.where(reference == IGNORE, np.uint8(IGNORE), np.uint8(0))
-    for truth in (reference, hidden, np.full_like(reference, IGNORE)):
-        plots.overlay(image[None, None], truth[None], predicted[None], "a case", tmp_path / "o.png")
-        assert pixels(tmp_path / "o.png").shape[1] == 1320
+def test_a_threshold_that_is_given_is_taken_and_the_curve_is_shown_all_the_same(three):
+    masks, manifest, dataset = three
+    choice = evaluation.choose(Certain(masks, [(0.9, 0.1)] * 3), manifest, dataset, 0.95)
+    assert (choice.threshold, choice.origin) == (0.95, "given")
+    assert choice.val_dice[40] == 1
+
+
+def test_nothing_can_be_chosen_without_a_validation_case(three):
+    masks, manifest, dataset = three
+    alone = manifest.model_copy(update={"cases": tuple(manifest.of("test"))})
+    with pytest.raises(InputError, match=r"evaluate.threshold=auto: the validation split has no case"):
+        evaluation.choose(Certain(masks, []), alone, dataset, "auto")
+    assert evaluation.choose(Certain(masks, []), alone, dataset, 0.3).threshold == 0.3

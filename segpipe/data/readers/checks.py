@@ -3,12 +3,22 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.config import MetricName
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
+
+OURS = ("case", "participant_id", "patient", "site", "split")
+RESERVED = {"outcome", "size", *get_args(MetricName)}
+
+
+def attributes(row: dict[str, str]) -> dict[str, str]:
+    """What a row of `table` says beside what every case has: subgroups to tell results by."""
+    return {name: value for name, value in row.items() if name not in OURS}
 
 
 def finite(image: NDArray[np.float32], where: str) -> None:
@@ -62,7 +72,7 @@ def _known(
 def table(path: Path, key: str, delimiter: str) -> dict[str, dict[str, str]]:
     """Rows of a CSV or TSV by their `key` column; an absent file has none.
 
-    Raises InputError for a missing key column, a doubled key or an unknown split.
+    Raises InputError for a missing key column, a doubled key, an unknown split or a column named as a result.
     """
     if not path.is_file():
         return {}
@@ -80,7 +90,14 @@ def table(path: Path, key: str, delimiter: str) -> dict[str, dict[str, str]]:
             raise InputError(f"{path}: '{row[key]}' stands twice")
         if any(row.values()):
             rows[row[key]] = row
+    _check(path, rows)
+    return rows
+
+
+def _check(path: Path, rows: dict[str, dict[str, str]]) -> None:
+    for column in next(iter(rows.values()), {}):
+        if column in RESERVED:
+            raise InputError(f"{path}: column '{column}' has the name of one of the results; rename it")
     for name, row in rows.items():
         if row.get("split", "") not in ("", "train", "val", "test"):
             raise InputError(f"{path}: '{name}' has split '{row['split']}'; allowed: train, val, test")
-    return rows

@@ -33,7 +33,13 @@ class FolderReader:
 
     def _case(self, stem: str, image: Path, mask: Path, row: dict[str, str]) -> Case:
         return Case(
-            stem, row.get("patient") or stem, row.get("site") or "site", row.get("split") or None, (image,), mask
+            stem,
+            row.get("patient") or stem,
+            row.get("site") or "site",
+            row.get("split") or None,
+            (image,),
+            mask,
+            checks.attributes(row),
         )
 
     def _stems(self, name: str) -> dict[str, Path]:

@@ -43,7 +43,15 @@ class NiftiReader:
         images = tuple(self._only(self.root / session, channel) for channel in self.channels)
         mask = self._only(self.root / "derivatives" / session, self.mask_suffix)
         patient, site, split = (row.get(key) for key in ("patient", "site", "split"))
-        return Case("_".join(session.parts), patient or subject, site or "site", split or None, images, mask)
+        return Case(
+            "_".join(session.parts),
+            patient or subject,
+            site or "site",
+            split or None,
+            images,
+            mask,
+            checks.attributes(row),
+        )
 
     def _files(self, folder: Path, suffix: str) -> list[Path]:
         patterns = [f"{below}*_{suffix}{end}" for below in ("", "*/") for end in (".nii.gz", ".nii")]
