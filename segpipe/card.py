@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LARGEST = 5000  # characters: what a model version's description holds
 FEW_PATIENTS, GROUP_PATIENTS = 20, 3
 # Metrics, subgroups, characters of a text and of a name that are told, from all to least.
-ROOMS = ((len(METRICS), 12, 500, 40), (14, 6, 250, 30), (6, 3, 120, 20), (3, 0, 60, 12), (1, 0, 20, 6))
+ROOMS = ((len(METRICS), 12, 800, 40), (14, 6, 250, 30), (6, 3, 120, 20), (3, 0, 60, 12), (1, 0, 20, 6))
 MEANING = {
     "dwi": "diffusion-weighted MRI",
     "adc": "apparent diffusion coefficient, MRI",
@@ -174,7 +174,7 @@ def _evaluation(
     outcomes = ", ".join(f"{count} {_plain(outcome, 20)}" for outcome, count in summary["outcomes"].items())
     lines = [
         f"- {summary['patients']} test patients; outcomes: {outcomes}",
-        f"- Threshold {summary['threshold']:.3g}, {_plain(summary.get('threshold_from') or 'given', 80)}",
+        f"- Threshold {summary['threshold']:.3g}, {_plain(summary.get('threshold_from') or 'given', 200)}",
         f"- Intervals: {_plain(summary['interval'], 120)}",
         f"- Convention: {_plain(summary['convention'], prose)}",
         "",

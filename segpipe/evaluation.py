@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from segpipe import metrics, statistics
-from segpipe.config import EvaluateConfig
+from segpipe.config import EvaluateConfig, MetricName
 from segpipe.data.volume import IGNORE, volume_ml
 from segpipe.errors import InputError, nearest
 from segpipe.manifest import CaseRecord, Manifest
@@ -25,7 +25,6 @@ Progress = Callable[[int, int, str], None]
 Summary = dict[str, Any]
 NAMES = ("case", "patient", "site", "outcome", "size")
 COUNTS = ("lesions", "lesions_found", "lesions_predicted", "lesions_false")
-SUBGROUP_METRICS = ("dice", "hd95", "lesion_recall", "lesion_precision")
 THRESHOLDS = np.arange(5, 96) / 100
 ROUNDING = 1e-9
 Table = NDArray[np.float64]
@@ -219,7 +218,7 @@ def subgroups(cases: pd.DataFrame, columns: Sequence[str], samples: int, seed: i
     """Means with intervals within each group of each column."""
     parts = []
     for column in columns:
-        part = statistics.by_group(cases, column, SUBGROUP_METRICS, samples, seed)
+        part = statistics.by_group(cases, column, get_args(MetricName), samples, seed)
         part.insert(0, "column", column)
         parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

@@ -19,6 +19,8 @@ from segpipe.config import Config
 from segpipe.errors import InputError, one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from segpipe.engine import EpochReport
 
 DEFAULT_RECIPE = "configs/phantom.yaml"
@@ -211,6 +213,13 @@ def reporter(epochs: int) -> "Callable[[EpochReport], None]":
             click.echo(text, err=True)
 
     return report
+
+
+def console() -> "Console":
+    """Where tables go: as wide as the terminal, 160 characters in a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def say(text: str) -> None:

@@ -1,6 +1,5 @@
 """Train every combination of architectures, encoders, initial weights and seeds on one dataset, and rank them."""
 
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -191,7 +190,6 @@ def _save(board: "pd.DataFrame", trained: "dict[Member, chain.Result | InputErro
 
 
 def _show(board: "pd.DataFrame") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -221,4 +219,4 @@ def _show(board: "pd.DataFrame") -> None:
             f"{row['inference_ms']:.1f}",
             row["status"],
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    cli.console().print(table)

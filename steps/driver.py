@@ -55,7 +55,6 @@ def advance(
 
 def table(results: "dict[str, chain.Result]", seconds: float) -> None:
     """Print what became of each step and its key figure."""
-    from rich.console import Console
     from rich.table import Table
 
     from segpipe import tracking
@@ -66,7 +65,7 @@ def table(results: "dict[str, chain.Result]", seconds: float) -> None:
     for step, result in results.items():
         took = "reused" if result.reused else f"{result.seconds:.1f} s"
         table.add_row(step, result.run.info.run_id, took, result.run.data.tags.get(tracking.FIGURE, ""))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    cli.console().print(table)
 
 
 def champion(name: str) -> None:

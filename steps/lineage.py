@@ -1,7 +1,6 @@
 """`python -m steps.lineage MODEL`: where a model comes from, and whether that is still so."""
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,10 +57,9 @@ def main(uri: str, as_json: bool, files: bool, verify: bool) -> None:
 
 
 def _print(found: "Lineage", files: bool, checks: list[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = cli.console()
     console.print(drawn(found, files))
     if checks:
         table = Table("item", "is", "found", title="verified")

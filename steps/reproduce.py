@@ -3,7 +3,6 @@
 import json
 import math
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,14 +257,13 @@ def _circumstances(ours: "Run", theirs: "Run") -> dict[str, Pair]:
 
 def table(report: Report) -> None:
     """Print what was recorded beside what came out, and the verdict."""
-    from rich.console import Console
     from rich.table import Table
 
     shown = Table("", "recorded", "reproduced", "difference", title=report.model, caption=report.verdict)
     rows = {"dataset": report.dataset, "weights": report.weights, **report.metrics, "cases.csv": report.cases}
     for name, pair in (rows | report.circumstances).items():
         shown.add_row(name, _text(pair.recorded), _text(pair.reproduced), _difference(pair))
-    Console(width=None if sys.stdout.isatty() else 140).print(shown)
+    cli.console().print(shown)
 
 
 def _text(value: str | float) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -183,7 +183,7 @@ def _columns(nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return depth
 
 
-def lineage(nodes: Sequence[Mapping[str, Any]], path: Path) -> None:
+def lineage(nodes: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> None:
     """Boxes from left to right, `{id, lines, parents}` each; a title first, arrows come from the parents."""
     depth, places = _columns(nodes), dict[str, tuple[float, float]]()
     columns = [[node for node in nodes if depth[node["id"]] == c] for c in range(max(depth.values()) + 1)]

@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
@@ -36,6 +36,6 @@ def tidy(axes: Any, title: str = "", x: str = "", y: str = "") -> None:
     axes.set_ylabel(y, fontsize=9, color=INK)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path | BinaryIO) -> None:
     """Write a chart as PNG, sharp on a dense screen."""
-    figure.savefig(path, dpi=130, pil_kwargs={"compress_level": 4})
+    figure.savefig(path, format="png", dpi=130, pil_kwargs={"compress_level": 4})

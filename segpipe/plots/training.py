@@ -48,7 +48,9 @@ def curves(history: list[dict[str, float]], path: Path) -> None:
 
 
 def leaderboard(board: "pd.DataFrame", path: Path) -> None:
-    """Validation Dice, seconds per epoch, parameters and inference time of each model, as bars beside a table."""
+    """Validation Dice with its interval and the group's letters, seconds per epoch, parameters and inference time of
+    each model, as bars.
+    """
     columns = {
         "val_dice": ("validation Dice", "{:.3f}", 1.0),
         "seconds_per_epoch": ("s per epoch", "{:.1f}", 1.0),
@@ -62,11 +64,15 @@ def leaderboard(board: "pd.DataFrame", path: Path) -> None:
     ):
         values = board[name].to_numpy(dtype=float) / unit
         axes.barh(rows, np.nan_to_num(values), color=HIT if name == "val_dice" else MISSED, height=0.65)
-        top = np.nanmax(values) if np.isfinite(values).any() else 1.0
-        for row, value in zip(rows, values, strict=True):
+        ends = board["val_dice_ci_high"].to_numpy(dtype=float) if name == "val_dice" else values
+        top = np.nanmax(ends) if np.isfinite(ends).any() else 1.0
+        if name == "val_dice":
+            axes.hlines(rows, board["val_dice_ci_low"].to_numpy(dtype=float), ends, color="0.25", linewidth=1.2)
+        for row, value, end, group in zip(rows, values, ends, board["group"], strict=True):
             shown = form.format(value) if np.isfinite(value) else "failed" if name == "val_dice" else ""
-            axes.text(0.02 * top if np.isnan(value) else value + 0.02 * top, row, shown, va="center", fontsize=8)
-        axes.set_xlim(0, 1.25 * top)
+            letters = f"  {group}" if name == "val_dice" and np.isfinite(value) else ""
+            axes.text(0.02 * top if np.isnan(end) else end + 0.02 * top, row, shown + letters, va="center", fontsize=8)
+        axes.set_xlim(0, 1.3 * top)
         axes.set_title(title, fontsize=10)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,7 +69,7 @@ def write(evidence: Evidence, folder: Path) -> None:
     """Write report.html, the pictures under plots/ and the tables as CSV into `folder`."""
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     planes = embedding.planes(evidence.embeddings)
-    written = _tables(evidence, planes)
+    written, drawn = _tables(evidence, planes), _charts(evidence, planes, folder / "plots")
     for name, table in written.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     page = (
@@ -80,23 +81,28 @@ def write(evidence: Evidence, folder: Path) -> None:
             convention=METRICS,
             failures=written["failures"].to_dict("records"),
             groups=tables.pivot(evidence.subgroups, SUBGROUP_METRICS),
-            charts=_charts(evidence, planes, folder / "plots"),
+            charts=drawn,
             viewers=_viewers(evidence, folder / "plots"),
             lineage=evidence.lineage,
+            picture=drawn.get("lineage"),
             decision=None,
         )
     )
     (folder / FILE).write_text(page, encoding="utf-8")
 
 
-def with_decision(html: str, decision: dict[str, Any], lineage: Sequence[tuple[str, str]]) -> str:
+def with_decision(
+    html: str, decision: dict[str, Any], lineage: Sequence[tuple[str, str]], tree: Sequence[dict[str, Any]]
+) -> str:
     """The page with its decision filled in: promote, verdict, rule, reasons, comparisons (name, value, required,
-    passed, low, high, p, n, detail), who, when, version; and with the lineage as it now is, unless that is empty.
+    passed, low, high, p, n, detail), who, when, version; and with the lineage as it now is, as in `Evidence`.
 
     Raises InputError where `html` is no page of `write`.
     """
     html = _filled(html, "decision", decision=decision)
-    return _filled(html, "lineage", lineage=lineage) if lineage else html
+    drawn = BytesIO()
+    charts.lineage(tree, drawn)
+    return _filled(html, "lineage", lineage=lineage, picture=_uri("png", drawn.getvalue()))
 
 
 def _filled(html: str, name: str, **values: Any) -> str:

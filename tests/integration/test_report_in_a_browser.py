@@ -67,7 +67,9 @@ def page(tmp_path_factory):
 
 
 def test_the_page_shows_all_its_pictures_and_asks_nobody(page, tmp_path):
-    decided = report.with_decision(page, {"promote": True, "rule": "first model", "reasons": [NASTY]}, [(NASTY, "x")])
+    decision = {"promote": True, "rule": "first model", "reasons": [NASTY]}
+    tree = [{"id": "a", "lines": [NASTY], "parents": []}]
+    decided = report.with_decision(page, decision, [(NASTY, "x")], tree)
     seen = opened(decided, tmp_path)
     assert len(seen.sizes) == 9 + 3 * 4
     assert all(size > 0 for size in seen.sizes)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, write_folder
@@ -211,6 +212,8 @@ def test_a_comparison_ranks_its_members_and_shows_what_failed(compared):
     assert table["val_dice"][0] >= table["val_dice"][1]
     assert table["status"].str.contains("needs a ViT encoder").tolist() == [False, False, True, True]
     assert table["parameters"][0] > 0
+    assert list(table["group"][:2]) == ["a", "a"]
+    assert (table["val_dice_ci_low"] <= table["val_dice"])[:2].all()
     assert {"unet_seed0", "unet_seed1"} == set(table["model"][:2])
     assert all(name in first.stdout for name in table["model"])
     children = tracking.MlflowClient().search_runs(
@@ -235,6 +238,21 @@ def test_finished_members_are_reused_and_the_best_goes_on(compared):
     for name in ("leaderboard.png", "curves.png"):
         with Image.open(artifacts.local(f"runs:/{run.info.run_id}/compare/{name}")) as picture:
             assert min(picture.size) > 100
+
+
+def test_members_that_differ_in_every_patient_share_no_letter():
+    from steps import compare
+
+    def table(gain, **values):
+        dice = np.linspace(0.5, 0.7, 12) + gain
+        rows = pd.DataFrame({"patient": [f"p{k}" for k in range(12)], "dice": dice}, index=[f"c{k}" for k in range(12)])
+        return rows.assign(**values)
+
+    same = table(0.1)[::-1]
+    assert compare.groups({"a": table(0.1), "b": same, "c": table(0)}, 500, seed=0) == {"a": "a", "b": "a", "c": "b"}
+    silent, loud = table(0, dice=np.nan), table(0, dice=0.0)
+    assert compare.groups({"silent": silent, "loud": loud}, 500, seed=0) == {"silent": "a", "loud": "b"}
+    assert compare.groups({"alone": same}, 500, seed=0) == {"alone": "a"}
 
 
 def test_members_are_every_combination_named_by_what_differs():

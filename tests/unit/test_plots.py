@@ -166,3 +166,18 @@ def test_counts_on_a_logarithmic_axis_are_short():
 def test_a_confusion_of_nothing_predicted_has_a_picture(tmp_path):
     evidence.confusion(0, 0, 9, 0, tmp_path / "c.png")
     assert pixels(tmp_path / "c.png").std() > 10
+
+
+@pytest.mark.parametrize("dice", [[0.7, 0.6, math.nan], [math.nan] * 3])
+def test_a_leaderboard_has_a_bar_for_each_model_and_says_which_failed(dice, tmp_path):
+    known = np.isfinite(dice)
+    board = pd.DataFrame({
+        "model": ["unet", "fpn", "dpt"],
+        "group": np.where(known, ["a", "ab", "-"], None),
+        "val_dice": dice,
+        "val_dice_ci_low": np.array(dice) - 0.1,
+        "val_dice_ci_high": np.array(dice) + 0.1,
+        **dict.fromkeys(("seconds_per_epoch", "parameters", "inference_ms"), np.where(known, 3e6, np.nan)),
+    })  # fmt: skip
+    training.leaderboard(board, tmp_path / "l.png")
+    assert pixels(tmp_path / "l.png").std() > 10

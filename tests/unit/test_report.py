@@ -159,7 +159,7 @@ def test_names_from_data_are_shown_and_never_obeyed(tmp_path):
     assert "a<b>" not in text
     assert page.words.count(NASTY) > 20
     assert tuple(name for name in page.ids if not name.startswith("case-")) == SECTIONS
-    decided = report.with_decision(text, {"promote": True, "reasons": [NASTY]}, [(NASTY, NASTY)])
+    decided = report.with_decision(text, {"promote": True, "reasons": [NASTY]}, [(NASTY, NASTY)], TREE)
     assert "a<b>" not in decided
     assert tuple(name for name in Page(decided).ids if not name.startswith("case-")) == SECTIONS
 
@@ -252,30 +252,34 @@ DECISION = {
 }  # fmt: skip
 
 
+TREE = [{"id": "a", "lines": ["version 7"], "parents": []}]
+
+
 def test_the_decision_is_filled_in_and_can_be_filled_in_again(whole):
     assert "Not decided yet: run register." in Page(whole[1]).words
-    once = report.with_decision(whole[1], DECISION, [("decision", "version 7")])
+    once = report.with_decision(whole[1], DECISION, [("decision", "version 7")], TREE)
     words = Page(once).words
     assert "Not decided yet" not in words
     assert "Not promoted · version 7 · decided by: superiority By anna, 2026-01-02. Dice is worse by 0.021." in words
     assert "failed dice -0.021 0 -0.050 to 0.010 0.9100 8 4 patients" in words
     assert "decision version 7" in words
     assert "run 12ab" not in words
-    twice = report.with_decision(once, {**DECISION, "promote": True}, [])
+    assert once.count('class="chart lineage"') == whole[1].count('class="chart lineage"') == 1
+    twice = report.with_decision(once, {**DECISION, "promote": True}, [], TREE)
     assert "Promoted · version 7" in Page(twice).words
-    assert "decision version 7" in Page(twice).words
-    assert report.with_decision(twice, DECISION, []) == once
+    assert "No lineage was recorded." in Page(twice).words
+    assert report.with_decision(twice, DECISION, [("decision", "version 7")], TREE) == once
 
 
 def test_a_decision_needs_little(whole):
-    assert "Promoted" in Page(report.with_decision(whole[1], {"promote": True}, [])).words
+    assert "Promoted" in Page(report.with_decision(whole[1], {"promote": True}, [], TREE)).words
     waiting = {"promote": False, "verdict": "waiting for approval"}
-    assert "Waiting for approval" in Page(report.with_decision(whole[1], waiting, [])).words
+    assert "Waiting for approval" in Page(report.with_decision(whole[1], waiting, [], TREE)).words
 
 
 def test_a_page_without_a_place_for_the_decision_is_refused():
     with pytest.raises(InputError, match="no place for the decision"):
-        report.with_decision("<html></html>", DECISION, [])
+        report.with_decision("<html></html>", DECISION, [], TREE)
 
 
 # --- embedding

@@ -1,0 +1,131 @@
+"""Registering one evaluated model: what is known of it, the gate's decision, and what that means for the registry."""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segpipe.config import Config
+from segpipe.errors import InputError
+from steps import cli
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.entities.model_registry import ModelVersion
+
+    from segpipe.gate import Decision, Footprint
+    from segpipe.turns import Contender
+
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """What register knows about the evaluated model before it has a version."""
+
+    preprocess: str
+    evaluate: str
+    model_id: str
+    cases: "pd.DataFrame"
+    footprint: "Footprint"
+    tags: dict[str, str]
+    card: str
+
+    @classmethod
+    def of(cls, preprocess: str, evaluate: str) -> "Challenger":
+        """What an evaluation left. Raises InputError where an earlier version of segpipe made it."""
+        from segpipe import artifacts, evaluation, tracking
+        from segpipe.gate import Footprint
+
+        folder = artifacts.local(f"runs:/{evaluate}/{EVALUATION}")
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        try:
+            footprint = Footprint(summary["latency_ms"], summary["size_mb"])
+            card = (folder / "model_card.md").read_text(encoding="utf-8")
+        except (KeyError, FileNotFoundError):
+            raise InputError(f"evaluate_run={evaluate} was made by an earlier version; run evaluate again") from None
+        model_id = tracking.tag_of(evaluate, tracking.MODEL)
+        cases = evaluation.read(folder / "cases.csv")
+        tags = tracking.version_tags(preprocess, evaluate)
+        return cls(preprocess, evaluate, model_id, cases, footprint, tags, card)
+
+
+def compare(challenger: Challenger, champion: "ModelVersion | None", config: Config) -> "Decision":
+    """The gate's decision about a challenger and today's champion, which is measured first where that is needed."""
+    from segpipe import gate, registry
+
+    rival = None
+    if champion is not None:
+        known = registry.find(champion.name, challenger.model_id)
+        if known is not None and known.version == champion.version:
+            return gate.Decision(False, registry.CHAMPION, (f"version {champion.version} is the champion already",))
+        rival = registry.cases_of(champion, challenger.preprocess, config, cli.progress("champion"))
+    knobs = config.evaluate
+    return gate.decide(
+        challenger.cases,
+        rival,
+        config.gate,
+        challenger.footprint,
+        knobs.bootstrap_samples,
+        config.seed,
+        subgroups=knobs.subgroups,
+    )
+
+
+def carry_out(
+    turn: "Contender",
+    challenger: Challenger,
+    champion: "ModelVersion | None",
+    decision: "Decision",
+    config: Config,
+    by: str,
+) -> "tuple[Decision, ModelVersion]":
+    """Inside the turn: what a decision means for the registry. The version and its tags come first, then decision.json,
+    then the aliases; a version that is the champion already only gets the tags of its newest evaluation.
+    """
+    from segpipe import artifacts, registry, tracking
+
+    name, against, moves = (
+        config.registry.model_name,
+        registry.number(champion),
+        registry.settle(turn, config.registry.model_name),
+    )
+    decision = registry.withheld(decision, registry.find(name, challenger.model_id))
+    run, at = tracking.active().info.run_id, registry.moment(moves)
+    moving = decision.rule != registry.CHAMPION
+    tags = registry.decision_tags(decision, config.gate.approval, against, by, run, at) if moving else {}
+    version = registry.version_of(turn, name, challenger.model_id, challenger.tags | tags, challenger.card)
+    with artifacts.folder("register") as folder:
+        about = {"version": registry.describe(version), "champion": champion and registry.describe(champion)}
+        verdict = registry.verdict(decision, config.gate.approval)
+        text = decision.to_json(verdict=verdict, who=by, when=at, **about)
+        (folder / "decision.json").write_text(text, encoding="utf-8")
+    if moving:
+        registry.apply(turn, version, against)
+    return decision, version
+
+
+def report(challenger: Challenger, version: "ModelVersion") -> None:
+    """The evaluation's report with the decision in it, beside decision.json."""
+    from segpipe import artifacts, lineage, tracking
+    from segpipe import report as pages
+
+    run_id = tracking.active().info.run_id
+    decided = json.loads(artifacts.local(f"runs:/{run_id}/register/decision.json").read_text(encoding="utf-8"))
+    decided |= {"version": str(version.version), "promote": decided["verdict"] == "promoted"}
+    page = artifacts.local(f"runs:/{challenger.evaluate}/{EVALUATION}/report.html").read_text(encoding="utf-8")
+    origin = lineage.of(f"models:/{version.name}/{version.version}")
+    with artifacts.files("register") as folder:
+        (folder / "report.html").write_text(
+            pages.with_decision(page, decided, origin.rows(), origin.picture()), encoding="utf-8"
+        )
+
+
+def told(decision: "Decision", config: Config, version: str) -> str:
+    """What became of a version, in a line, with the command that approves it where it waits."""
+    from segpipe import registry
+
+    verdict = registry.verdict(decision, config.gate.approval)
+    approve = f"python -m steps.register approve {version} --registry.model_name '{config.registry.model_name}'"
+    how = f"; {approve}" if version and verdict in (registry.WAITING, registry.ROLLED_BACK) else ""
+    kept = registry.KEPT if verdict == registry.ROLLED_BACK else verdict
+    return f"{kept}: {'; '.join(decision.reasons)}{how}"
