@@ -10,7 +10,7 @@ import pytest
 from conftest import network, training_set
 from rich.console import Console
 
-from segpipe import lineage, settings, tracking
+from segpipe import lineage, settings, sources, tracking
 from segpipe.errors import InputError
 from steps import keys, reproduce
 from steps import lineage as command
@@ -55,7 +55,7 @@ def made(store, tmp_path_factory):
     for run_id in ids.values():
         client.set_terminated(run_id, "FINISHED")
     client.create_registered_model(MODEL)
-    tags = {f"{step}_run": ids[step] for step in ids} | {"weights_sha256": lineage.sha256(weights), "test_dice": "0.5"}
+    tags = {f"{step}_run": ids[step] for step in ids} | {"weights_sha256": sources.sha256(weights), "test_dice": "0.5"}
     for decided in (DECISION, {}):
         client.create_model_version(MODEL, f"models:/{model.model_id}", tags=tags | decided, model_id=model.model_id)
     client.set_registered_model_alias(MODEL, "champion", "1")
