@@ -84,11 +84,8 @@ def carry_out(
     """
     from segpipe import artifacts, registry, tracking
 
-    name, against, moves = (
-        config.registry.model_name,
-        registry.number(champion),
-        registry.settle(turn, config.registry.model_name),
-    )
+    name, against = config.registry.model_name, registry.number(champion)
+    moves = registry.settle(turn, name)
     decision = registry.withheld(decision, registry.find(name, challenger.model_id))
     run, at = tracking.active().info.run_id, registry.moment(moves)
     moving = decision.rule != registry.CHAMPION
@@ -114,10 +111,9 @@ def report(challenger: Challenger, version: "ModelVersion") -> None:
     decided |= {"version": str(version.version), "promote": decided["verdict"] == "promoted"}
     page = artifacts.local(f"runs:/{challenger.evaluate}/{EVALUATION}/report.html").read_text(encoding="utf-8")
     origin = lineage.of(f"models:/{version.name}/{version.version}")
+    whole = pages.with_decision(page, decided, origin.rows(), origin.picture())
     with artifacts.files("register") as folder:
-        (folder / "report.html").write_text(
-            pages.with_decision(page, decided, origin.rows(), origin.picture()), encoding="utf-8"
-        )
+        (folder / "report.html").write_text(whole, encoding="utf-8")
 
 
 def told(decision: "Decision", config: Config, version: str) -> str:
