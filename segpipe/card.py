@@ -174,7 +174,7 @@ def _evaluation(
     outcomes = ", ".join(f"{count} {_plain(outcome, 20)}" for outcome, count in summary["outcomes"].items())
     lines = [
         f"- {summary['patients']} test patients; outcomes: {outcomes}",
-        f"- Threshold {summary['threshold']:.3g}, {_plain(summary.get('threshold_from') or 'given', 200)}",
+        f"- Threshold {summary['threshold']:.3g}, {_plain(summary['threshold_from'], 200)}",
         f"- Intervals: {_plain(summary['interval'], 120)}",
         f"- Convention: {_plain(summary['convention'], prose)}",
         "",
