@@ -260,9 +260,10 @@ def _primary(shared: _Shared, gate: GateConfig) -> list[Comparison]:
 
 
 def _subgroups(shared: _Shared, gate: GateConfig, columns: Sequence[str]) -> list[Comparison]:
-    """Each subgroup with enough patients to be looked at."""
+    """Each subgroup with enough patients to be looked at; a column with one value has none."""
     found = []
-    for group, part in [(f"{column} {name}", part) for column in columns for name, part in shared.groups(column)]:
+    several = [(column, groups) for column in columns if len(groups := shared.groups(column)) > 1]
+    for group, part in [(f"{column} {name}", part) for column, groups in several for name, part in groups]:
         gain = part.difference(gate.metric)
         if gain.patients >= gate.subgroup_patients:
             passed = gain.mean >= -gate.subgroup_margin - ROUNDING

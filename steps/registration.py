@@ -117,11 +117,14 @@ def report(challenger: Challenger, version: "ModelVersion") -> None:
 
 
 def told(decision: "Decision", config: Config, version: str) -> str:
-    """What became of a version, in a line, with the command that approves it where it waits."""
+    """What became of a version and the reason that decided, in a line, with the command that approves it where it
+    waits.
+    """
     from segpipe import registry
 
     verdict = registry.verdict(decision, config.gate.approval)
     approve = f"python -m steps.register approve {version} --registry.model_name '{config.registry.model_name}'"
     how = f"; {approve}" if version and verdict in (registry.WAITING, registry.ROLLED_BACK) else ""
     kept = registry.KEPT if verdict == registry.ROLLED_BACK else verdict
-    return f"{kept}: {'; '.join(decision.reasons)}{how}"
+    first, *others = decision.reasons
+    return f"{kept}: {first}{f', and {len(others)} more' if others else ''}{how}"

@@ -315,6 +315,11 @@ def test_a_subgroup_of_too_few_patients_is_not_looked_at():
     assert not [c for c in decision.comparisons if c.name.startswith("site B")]
 
 
+def test_a_column_with_one_value_has_no_subgroups():
+    ours, theirs = cases(*RISING, site="A"), cases(*RISING)
+    assert not any("site" in demand.name for demand in decide(ours, theirs, subgroups=("site",)).comparisons)
+
+
 def test_a_false_alarm_in_a_subgroup_of_empty_references_shows():
     ours = silent(cases(*[0.8] * 20, 0.0, 0.0, 0.0, size=["small"] * 20 + ["none"] * 3), 20, 21, 22)
     theirs = silent(cases(*[0.7] * 20, math.nan, math.nan, math.nan), 20, 21, 22)
@@ -385,7 +390,7 @@ def test_same_seed_same_decision():
 
 
 def test_every_refusal_names_its_knob():
-    ours = cases(*(d - 0.2 for d in RISING[:5]), site="A", hd95=9.0, lesions_found=0, lesions_false=10)
+    ours = cases(*(d - 0.2 for d in RISING[:5]), site=list("AAABB"), hd95=9.0, lesions_found=0, lesions_false=10)
     theirs = cases(*RISING[:5], hd95=1.0)
     for rule in ("superiority", "non_inferiority"):
         decision = decide(
