@@ -1,6 +1,7 @@
 """Small real data sets, a sandboxed tracking store, and the commands as a user types them."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,8 @@ from segpipe.sources import PROJECT
 if TYPE_CHECKING:
     from segpipe.engine import FitResult
     from segpipe.models import SegmentationModel
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it, and all it starts
 
 settings.register_profile("segpipe", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("segpipe")

@@ -143,6 +143,7 @@ def workers(process):
     return [p for p in psutil.Process(process.pid).children(recursive=True) if "steps.workers" in p.cmdline()]
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_started_again_from_the_checkpoint(alone, raw, tmp_path):
     process = start(raw, tmp_path, "--train.processes=2", "--train.resume=never", "--train.max_restarts=1")
     wait_for(process, lambda: list((tmp_path / "checkpoints").glob("*/*.ckpt")))
