@@ -225,7 +225,8 @@ def check_equal(found, expected):
     assert found[1] == expected[1]
 
 
-@pytest.mark.parametrize("moment", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 8))])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(8))
 def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undisturbed, raw, tmp_path, moment):
     from segpipe import tracking
 

@@ -281,6 +281,7 @@ def test_a_bad_request_is_answered_with_400_and_the_row(server, body, told):
     assert "Traceback" not in json.dumps(answer)
 
 
+@pytest.mark.slow
 def test_a_better_model_takes_over_and_the_old_one_stays_as_previous(chain, client):
     _, _, run = chain
     before = champion(client)

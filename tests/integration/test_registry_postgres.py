@@ -110,6 +110,7 @@ def jobs(prepared, tmp_path_factory):
     registrar.close()
 
 
+@pytest.mark.slow
 def test_of_eight_registrations_at_once_the_best_becomes_champion(prepared, jobs):
     from mlflow import MlflowClient
 

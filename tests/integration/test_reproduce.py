@@ -10,6 +10,8 @@ from conftest import TINY, write_nifti
 
 from segpipe.sources import PROJECT
 
+pytestmark = pytest.mark.slow
+
 MODEL = "reproduced"
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 URI = f"models:/{MODEL}@champion"

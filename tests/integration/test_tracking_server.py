@@ -111,6 +111,7 @@ def check_complete(server):
     return run
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_for_twenty_seconds_gets_everything(server, training, tmp_path):
     server.kill()
     before = reached(tmp_path)
