@@ -67,6 +67,7 @@ def test_loss_and_dice_are_those_of_all_processes(found, name):
     assert two["val"] == pytest.approx(one["val"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_every_architecture_trains_in_two_processes(tmp_path):
     config, _, dataset = training_set(tmp_path)
     trainings = {
@@ -194,6 +195,7 @@ def test_an_interrupt_ends_all_processes(alone, raw, tmp_path):
     assert psutil.wait_procs(mine, timeout=10)[1] == []
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_step_as_well(alone, raw, tmp_path):
     torchrun = (*TORCHRUN, "2", "-m", "steps.train")
     process = start(raw, tmp_path, "--train.resume=never", program=torchrun)

@@ -121,6 +121,7 @@ def test_an_upstream_run_is_checked_before_anything_is_computed(preprocessed, st
     assert (code, "is FAILED, not FINISHED" in one_line(shown)) == (1, True)
 
 
+@pytest.mark.slow
 def test_given_runs_have_to_fit_together(preprocessed, step, command):
     arguments = ["--data.format=folder", f"--data.root={preprocessed}", *TINY]
     assert command("-m", "steps.train", *arguments).returncode == 0
