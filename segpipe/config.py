@@ -107,7 +107,8 @@ class PreprocessConfig(Section):
 
     size: Size = Field((96, 96), description="height,width the network sees (one number: square)")
     fit: Literal["resize", "crop"] = Field(
-        "resize", description="resize keeps the aspect ratio and pads; crop cuts or pads around the centre"
+        "resize",
+        description="resize keeps the aspect ratio and pads; crop trains on the centre and predicts by sliding windows",
     )
     clip_low: float = Field(0.5, ge=0, lt=50, description="lower percentile at which a channel is clipped")
     clip_high: float = Field(99.5, gt=50, le=100, description="upper percentile at which a channel is clipped")
@@ -297,6 +298,32 @@ class CardConfig(Section):
     references: str = Field("", description="publications")
 
 
+class ServingConfig(Section):
+    """What a served model takes, and where `steps.serve` listens."""
+
+    max_pixels: int = Field(1 << 26, ge=1, description="largest image, in pixels or voxels (2^26: 512 x 512 x 256)")
+    max_batch: int = Field(64, ge=1, le=10_000, description="most rows of one request")
+    max_body_mb: float = Field(256.0, gt=0, description="steps.serve: largest request, 1 MB = 10^6 bytes")
+    host: str = Field("127.0.0.1", min_length=1, description="steps.serve: address it listens on")
+    port: int = Field(5001, ge=0, le=65_535, description="steps.serve: port; 0: any that is free")
+    poll_seconds: float = Field(10.0, gt=0, description="steps.serve: how often it looks for a new champion")
+
+
+class PredictConfig(Section):
+    """What the entry point `predict` segments, and how."""
+
+    input: str = Field("", description="a folder, a list of files (.txt, .csv), a manifest.json or runs:/ID/dataset")
+    output: str = Field("", description="folder for the results (default: predictions/ID under tracking.outputs)")
+    model: str = Field("", description="URI of the model (default: models:/NAME@champion of registry.model_name)")
+    threshold: Literal["model"] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        "model", description="foreground probability from which a voxel is foreground; model: the model's own"
+    )
+    tta: bool = Field(False, description="average the predictions for the image and its three flips")
+    largest_component: bool = Field(False, description="keep only each class's largest component")
+    min_area: int = Field(0, ge=0, description="drop components of fewer pixels or voxels")
+    comparisons: bool = Field(True, description="a picture of each case: input, overlay, reference")
+
+
 class TrackingConfig(Section):
     """Where runs are recorded; the server itself comes from $MLFLOW_TRACKING_URI."""
 
@@ -338,6 +365,8 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     registry: RegistryConfig = RegistryConfig()
     card: CardConfig = CardConfig()
+    serving: ServingConfig = ServingConfig()
+    predict: PredictConfig = PredictConfig()
     tracking: TrackingConfig = TrackingConfig()
     compare: CompareConfig = CompareConfig()
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw")

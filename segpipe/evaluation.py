@@ -78,7 +78,8 @@ def evaluate(
     for done, case in enumerate(cases, start=1):
         image, reference = manifest.native(dataset, case)
         began = time.perf_counter()
-        found = predictor.segment(image, threshold)
+        prepared = predictor.prepare(image)
+        found = predictor.label(prepared, threshold)
         seconds.append(time.perf_counter() - began)
         measured = metrics.measure(
             found.mask,
@@ -92,7 +93,7 @@ def evaluate(
         rows.append(_row(case, measured, manifest.classes))
         found_lesions += _lesions(case, measured, manifest.classes)
         sweep.append(_by_threshold(measured.whole))
-        embeddings.append(predictor.embedding(image))
+        embeddings.append(predictor.embedding(prepared))
         band, whole, confusion = band + measured.band, whole + measured.whole, confusion + measured.confusion
         progress(done, len(cases), case.case)
     table = pd.DataFrame(rows)

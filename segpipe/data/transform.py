@@ -18,18 +18,31 @@ def normalise(image: Array, config: PreprocessConfig) -> Array:
     background (a skull-stripped brain, a collimated X-ray) does not shift the scale.
     """
     inside = np.asarray(image.any(axis=0))
-    if not inside.any():
-        inside[:] = True
+    whole = bool(inside.all()) or not inside.any()
     result = np.empty_like(image, dtype=np.float32)
     for channel, values in enumerate(image):
-        low, high = np.percentile(values[inside], [config.clip_low, config.clip_high]).astype(np.float32)
-        clipped = np.clip(values, low, high)
+        known = values.ravel() if whole else values[inside]
+        low, high = (_percentile(known, q) for q in (config.clip_low, config.clip_high))
+        clipped = np.clip(values, low, high, out=result[channel])
         if config.clahe:
-            clipped = _equalised(clipped, float(low), float(high))
-        known = clipped[inside]
-        offset, scale = (known.mean(), known.std()) if config.normalise == "zscore" else (known.min(), np.ptp(known))
-        result[channel] = (clipped - offset) / (scale if scale > 1e-6 * np.abs(known).max() else 1)
+            clipped[:] = _equalised(clipped, float(low), float(high))
+        known = clipped.ravel() if whole else clipped[inside]
+        least, most = known.min(), known.max()
+        offset, scale = (known.mean(), known.std()) if config.normalise == "zscore" else (least, most - least)
+        clipped -= offset
+        clipped /= scale if scale > 1e-6 * max(abs(least), abs(most)) else 1
     return result
+
+
+def _percentile(values: Array, percent: float) -> np.float32:
+    """`numpy.percentile` of flat values without NaN, to the bit: one rank at a time, which is several times faster."""
+    rank = (len(values) - 1) * (percent / 100)
+    index = int(rank)
+    sides, share = np.partition(values, index), rank - index
+    below = sides[index]
+    above = sides[index + 1 :].min(initial=np.inf) if share else below
+    step = np.float64(above - below)
+    return np.float32(below + step * share if share < 0.5 else above - step * (1 - share))
 
 
 def _equalised(values: Array, low: float, high: float) -> Array:
@@ -61,11 +74,11 @@ class Fit:
             self.source.append(slice((n - keep) // 2, (n - keep) // 2 + keep))
             self.target.append(slice((limit - keep) // 2, (limit - keep) // 2 + keep))
 
-    def image(self, image: Array) -> Array:
-        """C,D,H,W to slices D,C,h,w; the padding has each channel's smallest value."""
+    def image(self, image: Array, lowest: Array | None = None) -> Array:
+        """C,D,H,W to slices D,C,h,w; the padding has each channel's smallest value, or `lowest` C."""
         result = np.empty((image.shape[1], image.shape[0], *self.size), dtype=np.float32)
         for channel, volume in enumerate(image):
-            result[:, channel] = volume.min()
+            result[:, channel] = volume.min() if lowest is None else lowest[channel]
             for plane, values in enumerate(volume):
                 scaled = _resized(values, self.scaled, Image.Resampling.BILINEAR)
                 result[plane, channel, self.target[0], self.target[1]] = scaled[self.source[0], self.source[1]]
@@ -82,7 +95,7 @@ class Fit:
     def back(self, probabilities: Array) -> Array:
         """Slices D,K,h,w to K,D,H,W on the native grid; what the network did not see is 0."""
         slices, classes = probabilities.shape[:2]
-        result = np.zeros((classes, slices, *self.native), dtype=np.float32)
+        result = np.empty((classes, slices, *self.native), dtype=np.float32)
         seen = np.zeros(self.scaled, dtype=np.float32)
         for plane in range(slices):
             for k in range(classes):

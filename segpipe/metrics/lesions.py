@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.data import components
+
 Mask = NDArray[np.bool_]
 
 
@@ -33,9 +35,7 @@ def match(prediction: Mask, reference: Mask) -> Lesions:
 
 
 def _components(mask: Mask, other: Mask) -> tuple[NDArray[np.int64], Mask]:
-    from scipy.ndimage import label
-
-    parts, number = label(mask, np.ones((3,) * mask.ndim))
+    parts, number = components.label(mask)
     sizes, shared = (np.bincount(parts[where], minlength=number + 1)[1:] for where in (mask, mask & other))
     return sizes, shared > 0
 

@@ -1,10 +1,15 @@
+import contextlib
 import gzip
 import io
+import struct
+import tracemalloc
 import zlib
 
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from segpipe.data import codecs
@@ -40,6 +45,29 @@ def test_pictures_keep_every_value(kind, array):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_keep_every_value(kind):
     np.testing.assert_array_equal(codecs.decode(picture(DEEP, kind), "x").array[0, 0], DEEP)
+
+
+def deep_colour_png():
+    """16 bits for each of three colours, which Pillow can read but not write."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(13))) + chunk(b"IEND", b"")
+
+
+def test_colours_of_sixteen_bits_are_refused_rather_than_halved():
+    with pytest.raises(InputError, match="16 bits per colour"):
+        codecs.decode(deep_colour_png(), "x")
+
+
+def test_a_palette_with_a_transparent_colour_keeps_its_colours():
+    buffer = io.BytesIO()
+    picture = Image.fromarray(COLOUR).quantize(8)
+    picture.save(buffer, format="PNG", transparency=b"\0\x80")
+    expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)[:, None]
+    np.testing.assert_array_equal(codecs.decode(buffer.getvalue(), "x").array, expected)
 
 
 def test_a_palette_mask_gives_its_indices_and_an_image_its_colours():
@@ -86,8 +114,24 @@ def test_a_stack_of_volumes_is_channels():
     np.testing.assert_array_equal(decoded.array, values.transpose(3, 2, 1, 0))
 
 
+def test_a_nifti_of_the_second_version_is_read_as_well():
+    values = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
+    one, two = (codecs.decode(kind(values, np.eye(4)).to_bytes(), "x") for kind in (nib.Nifti1Image, nib.Nifti2Image))
+    np.testing.assert_array_equal(one.array, two.array)
+    assert codecs.encode_mask(one.array[0].astype(np.uint8), two, 1) == codecs.encode_mask(
+        two.array[0].astype(np.uint8), one, 1
+    )
+
+
 PNG = picture(GREY, "PNG")
 NIFTI = gzip.compress(nib.Nifti1Image(np.zeros((9, 9, 9), np.float32), np.eye(4)).to_bytes())
+
+
+def with_magic(magic):
+    whole = nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4)).to_bytes()
+    return whole[:344] + magic + whole[347:]
+
+
 INVALID = {
     "empty": (b"", "empty file"),
     "text": (b"hello, this is no picture", "not a PNG"),
@@ -96,8 +140,10 @@ INVALID = {
     "gzip of text": (gzip.compress(b"hello"), "not a whole NIfTI"),
     "nifti cut short": (NIFTI[:80], "not a whole NIfTI"),
     "nifti data cut short": (gzip.compress(gzip.decompress(NIFTI)[:400]), "not a whole NIfTI"),
-    "bomb": (None, "too large"),
-    "two pages": (pages(), "2 pages"),
+    "bomb": (None, "50000 x 50000 pixels, at most 178,956,970 are taken"),
+    "two pages": (pages(), "several pages"),
+    "another format": (picture(GREY, "GIF"), "not a PNG, JPEG, TIFF, BMP, NIfTI or DICOM file"),
+    "half a pair": (with_magic(b"ni1"), "a header without its voxels"),
     "flat nifti": (nib.Nifti1Image(np.zeros((4, 5), np.float32), np.eye(4)).to_bytes(), "expected a 3-D volume"),
     "complex nifti": (nib.Nifti1Image(np.zeros((4, 5, 6), np.complex64), np.eye(4)).to_bytes(), "complex64"),
 }
@@ -159,3 +205,178 @@ def test_a_picture_mask_shows_one_class_as_white_and_several_by_number(classes, 
     mask[0, 3, 4] = 1
     encoded = np.asarray(Image.open(io.BytesIO(codecs.encode_mask(mask, like, classes))))
     assert np.unique(encoded).tolist() == values
+
+
+VALUES = np.random.default_rng(0).integers(0, 99, (4, 5, 6)).astype(np.int16)
+PLAIN = nib.Nifti1Image(VALUES, np.eye(4)).to_bytes()
+
+
+def with_header(**fields):
+    """A small NIfTI whose header says something else."""
+    header = nib.Nifti1Header(PLAIN[:348])
+    for name, value in fields.items():
+        header[name] = value
+    return header.binaryblock + PLAIN[348:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        gzip.compress(PLAIN[:100]) + gzip.compress(PLAIN[100:400]) + gzip.compress(PLAIN[400:]),
+        gzip.compress(PLAIN) + b"behind the data",
+        gzip.compress(PLAIN + bytes(1000)),
+        PLAIN + bytes(1000),
+    ],
+    ids=["three members", "text behind the gzip", "bytes behind the packed data", "bytes behind the data"],
+)
+def test_only_the_voxels_that_the_header_speaks_of_are_read(data):
+    np.testing.assert_array_equal(codecs.decode(data, "x").array[0], VALUES.transpose(2, 1, 0))
+
+
+def test_a_packed_file_is_checked_to_its_last_byte():
+    packed = bytearray(gzip.compress(PLAIN, compresslevel=0))
+    packed[-20] ^= 1
+    with pytest.raises(InputError, match="incorrect data check"):
+        codecs.decode(bytes(packed), "x")
+    with pytest.raises(InputError, match="within a gzip member"):
+        codecs.decode(gzip.compress(PLAIN)[:-4], "x")
+
+
+@contextlib.contextmanager
+def allocating(most):
+    """Fails where Python has had more than that many bytes at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+
+
+BOMBS = {
+    "a large grid": (with_header(dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), "30000 x 30000 x 30000 voxels, at most"),
+    "a large stack": (with_header(dim=[4, 100, 100, 100, 30000, 1, 1, 1]), "100 x 100 x 100 x 30000 voxels, at most"),
+    "less than said": (with_header(dim=[3, 90, 90, 90, 1, 1, 1, 1]), "by its header 1,458,352"),
+    "far away": (with_header(vox_offset=2e9), "voxels from byte 2,000,000,000 on"),
+    "nowhere": (with_header(vox_offset=np.nan), "not a whole NIfTI"),
+    "a negative axis": (with_header(dim=[3, 4, -5, 6, 1, 1, 1, 1]), "4 x -5 x 6 voxels"),
+    "an empty axis": (with_header(dim=[3, 4, 0, 6, 1, 1, 1, 1]), "4 x 0 x 6 voxels"),
+    "no number": (with_header(qform_code=0, sform_code=2, srow_x=[np.nan] * 4), "affine"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+def test_a_header_that_claims_too_much_is_refused_before_anything_unfolds(name, packed):
+    claimed, told = BOMBS[name]
+    data = gzip.compress(claimed + bytes(1 << 22 if packed and name != "less than said" else 0))
+    assert len(data) < 1 << 17
+    with allocating(1 << 20), pytest.raises(InputError, match=told):
+        codecs.decode(data if packed else claimed, "x", most=1_000_000)
+
+
+def test_a_gzip_bomb_behind_an_honest_header_unfolds_no_further_than_that():
+    bomb = gzip.compress(PLAIN + bytes(16 << 20))
+    with allocating(2 << 20):
+        decoded = codecs.decode(bomb, "x")
+    np.testing.assert_array_equal(decoded.array[0], VALUES.transpose(2, 1, 0))
+
+
+def test_a_gzip_of_endlessly_many_members_is_refused():
+    with pytest.raises(InputError, match="over 32,768 gzip members"):
+        codecs.decode(gzip.compress(b"") * 33_000, "x")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_a_picture_of_more_pixels_than_are_taken_is_refused(kind):
+    assert codecs.decode(picture(GREY, kind), "x", most=600).array.size == 600
+    with pytest.raises(InputError, match=r"x: 20 x 30 pixels, at most 599 are taken"):
+        codecs.decode(picture(GREY, kind), "x", most=599)
+
+
+@pytest.mark.parametrize(("kind", "count", "told"), [(4, 1, "60000 x 60000 pixels"), (2, 4, "damaged")])
+def test_a_tile_larger_than_its_picture_or_of_a_size_in_words_is_refused(kind, count, told):
+    tags = {256: 30, 257: 20, 258: 8, 259: 8, 262: 1, 322: 60_000, 323: 60_000, 324: 8, 325: 0}
+    entries = b"".join(
+        struct.pack("<HHLL", tag, *((kind, count) if tag in (322, 323) else (4, 1)), value)
+        for tag, value in tags.items()
+    )
+    data = b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4)
+    with pytest.raises(InputError, match=told):
+        codecs.decode(data, "x")
+
+
+JPEG = picture(GREY, "JPEG")
+PARTS = {
+    "chunks of a PNG": PNG[:33] + (bytes(4) + b"prIv" + zlib.crc32(b"prIv").to_bytes(4, "big")) * 100_000 + PNG[33:],
+    "segments of a JPEG": JPEG[:2] + b"\xff\xe9\0\2" * 100_000 + JPEG[2:],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_picture_of_endlessly_many_empty_parts_is_refused(name):
+    with allocating(8 << 20), pytest.raises(InputError, match="too many small parts"):
+        codecs.decode(PARTS[name], "x")
+
+
+def test_a_jpeg_of_endlessly_many_scans_is_refused():
+    start = JPEG.index(b"\xff\xda")
+    scan = JPEG[start:-2]
+    with pytest.raises(InputError, match="over 100 scans"):
+        codecs.decode(JPEG[:start] + scan * 101 + JPEG[-2:], "x")
+
+
+def test_a_packed_bmp_is_read_byte_by_byte_as_far_as_it_goes():
+    rows = b"".join(b"\1\5\1\7" * 100 + b"\0\0" for _ in range(200)) + b"\0\1"
+    palette = bytes(b for i in range(256) for b in (i, i, i, 0))
+    head = struct.pack("<LHHL", 1078 + len(rows), 0, 0, 1078)
+    info = struct.pack("<LllHHLLllLL", 40, 200, 200, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    decoded = codecs.decode(b"BM" + head + info + palette + rows, "x")
+    np.testing.assert_array_equal(decoded.array[0, 0], np.tile([5, 7], (200, 100)))
+
+
+def test_what_nibabel_mends_in_a_header_is_not_told_for_every_file(caplog):
+    odd = with_header(pixdim=[5, -2, 2, 2, 1, 1, 1, 1], qform_code=30, vox_offset=353)
+    codecs.decode(odd + bytes(1), "x")
+    assert not caplog.records
+
+
+SEEDS = [
+    *(picture(array, kind) for kind in ("PNG", "JPEG", "TIFF", "BMP") for array in (GREY, COLOUR)),
+    *(picture(DEEP, kind) for kind in ("PNG", "TIFF")),
+    *(picture(COLOUR, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")),
+    *(nib.Nifti1Image(VALUES.astype(kind), AFFINES["permuted"]).to_bytes() for kind in (np.uint8, np.float64)),
+    nib.Nifti2Image(VALUES, np.eye(4)).to_bytes(),
+    gzip.compress(PLAIN),
+]
+
+
+@st.composite
+def damaged(draw, seeds=SEEDS):
+    """A file with bytes flipped, cut or doubled; packed where it was packed, so that what is within gets damaged."""
+    seed = draw(st.sampled_from(seeds))
+    inside = seed[:2] == b"\x1f\x8b" and draw(st.booleans())
+    data = bytearray(gzip.decompress(seed) if inside else seed)
+    for _ in range(draw(st.integers(0, 6))):
+        data[draw(st.integers(0, min(len(data), 500) - 1))] = draw(st.integers(0, 255))
+    start, end = sorted(draw(st.tuples(*[st.integers(0, len(data))] * 2)))
+    data = draw(st.sampled_from([data, data[:start], data[:end] + data[start:]]))
+    return gzip.compress(bytes(data), 1) if inside else bytes(data)
+
+
+# Importing the codecs turns these off for a whole process, pytest turns them on again for each test.
+@pytest.mark.filterwarnings(r"ignore:::PIL\.\w+ImagePlugin")
+@settings(max_examples=300)
+@given(st.one_of(damaged(), st.binary(max_size=400)), st.booleans())
+def test_of_any_bytes_a_decoded_file_or_one_line_comes_out(data, raw_labels):
+    try:
+        decoded = codecs.decode(data, "scan 7", raw_labels, most=1 << 16)
+    except InputError as error:
+        told = str(error)
+    else:
+        assert decoded.array.dtype == np.float32
+        assert decoded.array.flags.c_contiguous
+        assert 0 < decoded.array[0].size <= 1 << 16
+        return
+    assert told.startswith("scan 7: ")
+    assert len(told.splitlines()) == 1

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from segpipe.config import PreprocessConfig
 from segpipe.data.transform import Fit, normalise
@@ -74,6 +75,36 @@ def test_tiny_units_are_not_taken_for_a_constant():
     image = volume(1, 1, 20, 20)
     config = PreprocessConfig()
     np.testing.assert_allclose(normalise(image * np.float32(1e-11), config), normalise(image, config), atol=1e-3)
+
+
+@given(
+    arrays(np.float32, st.integers(1, 40), elements=st.floats(1, 1e6, width=32)),
+    st.floats(0, 49),
+    st.floats(51, 100),
+    st.booleans(),
+)
+def test_an_image_is_clipped_at_the_percentiles_of_numpy_to_the_bit(values, low, high, beside_background):
+    background = np.zeros(3 if beside_background else 0, np.float32)
+    image = np.concatenate([background, values])[None, None, None]
+    clipped = np.clip(values, *np.percentile(values, [low, high]).astype(np.float32))
+    spread = clipped.std()
+    expected = (clipped - clipped.mean()) / (spread if spread > 1e-6 * clipped.max() else 1)
+    result = normalise(image, PreprocessConfig(clip_low=low, clip_high=high))
+    np.testing.assert_array_equal(result[0, 0, 0, len(background) :], expected)
+
+
+def test_normalising_leaves_the_image_as_it_was():
+    image = volume(2, 3, 20, 20)
+    before = image.copy()
+    normalise(image, PreprocessConfig())
+    np.testing.assert_array_equal(image, before)
+
+
+def test_padding_may_be_that_of_a_larger_volume():
+    image = volume(2, 3, 20, 30)
+    way = Fit((20, 30), PreprocessConfig(size=(32, 32)))
+    lowest = image.min(axis=(1, 2, 3))
+    np.testing.assert_array_equal(way.image(image[:, 1:2], lowest), way.image(image)[1:2])
 
 
 @pytest.mark.parametrize("value", [0, 7])

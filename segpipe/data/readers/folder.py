@@ -9,9 +9,14 @@ from segpipe.data.readers import checks
 from segpipe.data.volume import Case, Volume
 from segpipe.errors import InputError
 
+IMAGES = (*codecs.PICTURES, ".dcm")
+
 
 class FolderReader:
-    """PNG, JPEG, TIFF or BMP pictures; grey, RGB or 16-bit. Without `cases.csv` every image is its own patient."""
+    """PNG, JPEG, TIFF or BMP pictures, or single-frame DICOM images with masks as pictures; grey, RGB or 16-bit.
+
+    Without `cases.csv` every image is its own patient.
+    """
 
     def __init__(self, config: Config) -> None:
         self.root = Path(config.data.root)
@@ -19,7 +24,7 @@ class FolderReader:
         self.classes, self.ignore = config.data.classes, config.data.ignore_label
 
     def cases(self) -> list[Case]:
-        images, masks = self._stems("images"), self._stems("masks")
+        images, masks = self._stems("images", IMAGES), self._stems("masks", codecs.PICTURES)
         for stem in sorted(images.keys() - masks.keys()):
             raise InputError(f"{images[stem]}: no mask of the same name in {self.root / 'masks'}")
         for stem in sorted(masks.keys() - images.keys()):
@@ -42,7 +47,7 @@ class FolderReader:
             checks.attributes(row),
         )
 
-    def _stems(self, name: str) -> dict[str, Path]:
+    def _stems(self, name: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
         folder = self.root / name
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected images/ and masks/ under data.root")
@@ -50,8 +55,8 @@ class FolderReader:
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
                 continue
-            if path.suffix.lower() not in codecs.PICTURES:
-                raise InputError(f"{path}: not a picture; allowed here: {', '.join(codecs.PICTURES)}")
+            if path.suffix.lower() not in suffixes:
+                raise InputError(f"{path}: not a picture; allowed here: {', '.join(suffixes)}")
             if path.stem in stems:
                 raise InputError(f"{path}: same name as {stems[path.stem].name}; stems must be unique")
             stems[path.stem] = path
@@ -75,6 +80,5 @@ class FolderReader:
             raise InputError(f"{case.mask}: a colour picture; a mask has one grey value per class")
         checks.finite(image, str(case.images[0]))
         labels = checks.labels(mask[0], self.classes, self.ignore, str(case.mask))
-        return Volume(
-            codecs.as_channels(image, len(self.channels), str(case.images[0])), labels, None, total.hexdigest()
-        )
+        channels = codecs.as_channels(image, len(self.channels), str(case.images[0]))
+        return Volume(channels, labels, decoded[0].spacing, total.hexdigest())

@@ -1,0 +1,94 @@
+"""From a file's bytes to an array and, for a mask, back: the same for reading, evaluating and serving."""
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.data.codecs import nifti, pictures
+from segpipe.data.codecs.decoded import MAX_PIXELS, Decoded
+from segpipe.data.codecs.nifti import encode_nifti, resample
+from segpipe.data.codecs.pictures import PICTURES, encode_picture
+from segpipe.errors import InputError
+
+__all__ = [
+    "MAX_PIXELS",
+    "PICTURES",
+    "SUFFIXES",
+    "Decoded",
+    "as_channels",
+    "as_stored",
+    "decode",
+    "encode_mask",
+    "encode_nifti",
+    "encode_picture",
+    "resample",
+    "same_grid",
+]
+
+SUFFIXES = (*PICTURES, ".dcm", ".nii", ".nii.gz")
+CORNER_TOLERANCE_MM = 0.1
+
+Value = TypeVar("Value", bound=np.generic)
+
+
+def decode(data: bytes, where: str, raw_labels: bool = False, most: int = MAX_PIXELS) -> Decoded:
+    """Decode PNG, JPEG, TIFF, BMP, NIfTI (.nii, .nii.gz) or single-frame DICOM by its content.
+
+    With `raw_labels` a palette picture gives its indices rather than its colours, as masks need. A file that claims
+    more than `most` pixels or voxels is refused by its header, before anything is unfolded.
+    Raises InputError, beginning with `where`, for anything else or anything cut short.
+    """
+    if not data:
+        raise InputError(f"{where}: empty file")
+    if data[128:132] == b"DICM":
+        from segpipe.data.codecs import dicom
+
+        return dicom.decode(data, where, most)
+    if nifti.recognised(data):
+        return nifti.decode(data, where, most)
+    return pictures.decode(data, where, raw_labels, most)
+
+
+def as_channels(image: NDArray[np.float32], channels: int, where: str) -> NDArray[np.float32]:
+    """A picture C,D,H,W with the wanted number of channels: colour to luminance (ITU-R BT.601), grey repeated.
+
+    Raises InputError, beginning with `where`, for other numbers of channels.
+    """
+    if len(image) == channels:
+        return image
+    if channels == 1 and len(image) == 3:
+        return np.tensordot(np.array([0.299, 0.587, 0.114], dtype=np.float32), image, axes=1)[None].astype(np.float32)
+    if len(image) == 1:
+        return np.repeat(image, channels, axis=0)
+    raise InputError(f"{where}: {len(image)} channels, the model takes {channels}")
+
+
+def same_grid(one: Decoded, other: Decoded) -> bool:
+    """Whether two files have the same shape and, for NIfTI, their corner voxels in the same place to 0.1 mm, however
+    they are stored.
+    """
+    if one.array.shape[1:] != other.array.shape[1:]:
+        return False
+    if one.affine is None or other.affine is None:
+        return one.affine is other.affine
+    depth, height, width = one.array.shape[1:]
+    corners = np.array([[x, y, z, 1] for x in (0, width - 1) for y in (0, height - 1) for z in (0, depth - 1)])
+    apart = corners @ (one.affine - other.affine).T
+    return bool(np.linalg.norm(apart[:, :3], axis=1).max() < CORNER_TOLERANCE_MM)
+
+
+def as_stored(values: NDArray[Value], like: Decoded) -> NDArray[Value]:
+    """Values D,H,W as the file they belong to stores them: X,Y,Z of a NIfTI; H,W,1 of a picture or DICOM."""
+    return values.transpose(1, 2, 0) if like.nifti is None else nifti.reoriented(values, like)
+
+
+def encode_mask(mask: NDArray[np.uint8], like: Decoded, classes: int) -> bytes:
+    """A mask D,H,W uint8 in the geometry of the file it belongs to.
+
+    NIfTI in: .nii.gz with the same shape, affine and orientation. Picture or DICOM in: 8-bit grey PNG, a single
+    foreground class as 255 and several classes as their numbers.
+    """
+    if like.nifti is None:
+        return encode_picture(mask[0] * np.uint8(255 if classes == 1 else 1))
+    return encode_nifti(as_stored(mask, like), like.nifti.affine)

@@ -1,0 +1,58 @@
+"""What a decoded file is, and how large a file may become."""
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.data.volume import Spacing
+from segpipe.errors import InputError
+
+MAX_PIXELS = 178_956_970  # where Pillow, too, takes a picture for an attack
+CHANNELS = 4  # times the grid: the most values that a file of many channels may hold
+FEWEST_READS, BYTES_A_READ = 1 << 15, 1 << 10
+SCAN, MOST_SCANS = b"\xff\xda", 100  # of a JPEG: a progressive one has about ten, each goes through all of its pixels
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded file.
+
+    `array` is C,D,H,W float32 (a grey picture 1,1,H,W; a NIfTI in RAS+ orientation, D from inferior to superior),
+    `spacing` mm along D,H,W or None; for NIfTI files `nifti` is the original image and `affine` takes W,H,D indices of
+    `array` to mm.
+    """
+
+    array: NDArray[np.float32]
+    spacing: Spacing | None
+    nifti: Any = None
+    affine: NDArray[np.float64] | None = None
+
+
+class Metered(io.BytesIO):
+    """A file for libraries that keep an object for each of its parts: of millions of empty ones they make gigabytes.
+
+    Raises ValueError for more reads than a file of its size, in parts of a sensible size, asks for.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.left = FEWEST_READS + len(data) // BYTES_A_READ
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("too many small parts")
+        return super().read(size)
+
+
+def limit(where: str, grid: tuple[int, ...], most: int, unit: str) -> None:
+    """Raise InputError, beginning with `where`, for a grid without a voxel or with more than `most`."""
+    size = f"{where}: {' x '.join(map(str, grid))} {unit}"
+    if min(grid) < 1:
+        raise InputError(f"{size}, expected at least 1 along each axis")
+    if math.prod(grid) > most:
+        raise InputError(f"{size}, at most {most:,} are taken")

@@ -1,0 +1,155 @@
+"""NIfTI-1 and NIfTI-2 in one file, packed or not."""
+
+import io
+import logging
+import math
+import zlib
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.data.codecs.decoded import CHANNELS, Decoded, limit
+from segpipe.errors import InputError, one_line
+
+GZIP = b"\x1f\x8b"
+LARGEST_OFFSET = 1 << 24  # extensions before the voxels take kilobytes
+LONGEST_AXIS = 32_767  # of NIfTI-1, which masks are written in
+CHUNK = 1 << 16
+MEMBERS = 1 << 15  # of 64 KiB each, as bgzip has them, they make 2 GiB
+QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # nibabel tells on stderr what it mends in a header
+
+Value = TypeVar("Value", bound=np.generic)
+
+
+def recognised(data: bytes) -> bool:
+    """Whether a file begins as a gzip or a NIfTI does."""
+    return data[:2] == GZIP or data[344:347] in (b"n+1", b"ni1") or data[4:8] == b"n+2\0"
+
+
+def decode(data: bytes, where: str, most: int) -> Decoded:
+    """Decode a NIfTI. Of a gzip only the header, and then as many bytes as it speaks of, are unfolded.
+
+    Raises InputError, beginning with `where`.
+    """
+    import nibabel as nib
+
+    try:
+        with np.errstate(all="ignore"):
+            image = _image(data, where, most)
+            canonical = nib.as_closest_canonical(image)
+            values = np.asarray(canonical.dataobj, dtype=np.float32)
+            zooms = [float(z) for z in canonical.header.get_zooms()[:3]]
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        zlib.error,
+        nib.filebasedimages.ImageFileError,
+        nib.orientations.OrientationError,
+        nib.spatialimages.HeaderDataError,
+        nib.wrapstruct.WrapStructError,
+    ) as error:
+        raise InputError(f"{where}: not a whole NIfTI file ({one_line(error)})") from None
+    if not all(np.isfinite(z) and z > 0 for z in zooms):
+        raise InputError(f"{where}: voxel size {zooms} mm in the header, expected three positive numbers")
+    channels = values[..., None] if values.ndim == 3 else values
+    array = np.ascontiguousarray(channels.transpose(3, 2, 1, 0))
+    return Decoded(array, (zooms[2], zooms[1], zooms[0]), image, canonical.affine)
+
+
+def _image(data: bytes, where: str, most: int) -> Any:
+    """The file as nibabel knows it, its voxels still as they are stored."""
+    import nibabel as nib
+
+    kind = nib.Nifti2Image if first(data, 8)[4:] == b"n+2\0" else nib.Nifti1Image
+    header = kind.header_class(first(data, kind.header_class.sizeof_hdr), check=False)
+    header.check_fix(QUIET)
+    if not header["magic"].item().startswith(b"n+"):
+        raise InputError(f"{where}: a header without its voxels (.hdr and .img); save both as one .nii")
+    length = _length(header, where, most)
+    raw = first(data, length)
+    if len(raw) < length:
+        raise EOFError(f"{len(raw):,} bytes, by its header {length:,}")
+    affine = header.get_best_affine()
+    if not np.isfinite(affine).all():
+        raise ValueError("its affine is not finite")
+    if np.linalg.matrix_rank(affine) < 4:
+        raise InputError(f"{where}: its affine has no inverse")
+    voxels = kind.ImageArrayProxy(io.BytesIO(raw), header)
+    header.set_data_offset(0)
+    return kind(voxels, affine, header)
+
+
+def _length(header: Any, where: str, most: int) -> int:
+    """Bytes of a file by its header. Raises InputError for shapes and types of voxels that are not taken."""
+    shape: tuple[int, ...] = header.get_data_shape()
+    dtype, offset = np.dtype(header.get_data_dtype()), header.get_data_offset()
+    if len(shape) not in (3, 4):
+        raise InputError(f"{where}: shape {shape}, expected a 3-D volume or a 4-D stack of channels")
+    limit(where, shape[:3], most, "voxels")
+    limit(where, shape, CHANNELS * most, "voxels")
+    if max(shape) > LONGEST_AXIS:
+        raise InputError(f"{where}: shape {shape}, at most {LONGEST_AXIS:,} along an axis")
+    if dtype.kind not in "iuf":
+        raise InputError(f"{where}: voxels of type {dtype}, expected integers or real numbers")
+    if not 0 <= offset <= LARGEST_OFFSET:
+        raise InputError(f"{where}: voxels from byte {offset:,} on, expected them within {LARGEST_OFFSET:,}")
+    return int(offset) + math.prod(shape) * int(dtype.itemsize)
+
+
+def first(data: bytes, size: int) -> bytes:
+    """The first `size` bytes of a file, or of what a gzip of one or several members holds; fewer where it has fewer.
+
+    Raises zlib.error for a damaged member, EOFError for one that is cut short, ValueError for too many of them.
+    """
+    if data[:2] != GZIP:
+        return data[:size]
+    view, start, found, members = memoryview(data), 0, io.BytesIO(), 0
+    while start < len(view) and found.tell() < size:
+        member = zlib.decompressobj(wbits=31)
+        members += 1
+        if members > MEMBERS:
+            raise ValueError(f"over {MEMBERS:,} gzip members")
+        # One byte more than wanted takes zlib up to the checksum of a member that ends there.
+        while not member.eof and found.tell() <= size:
+            chunk = view[start : start + CHUNK]
+            if not chunk:
+                raise EOFError("the file ends within a gzip member")
+            found.write(member.decompress(chunk, size + 1 - found.tell()))
+            start += len(chunk) - len(member.unused_data) - len(member.unconsumed_tail)
+    found.truncate(size)
+    return found.getvalue()
+
+
+def resample(moving: Decoded, fixed: Decoded) -> Decoded:
+    """Bring one NIfTI onto another's grid by linear interpolation; outside its field of view it is 0."""
+    import nibabel as nib
+    from nibabel.processing import resample_from_to
+
+    onto = resample_from_to(moving.nifti, (fixed.nifti.shape[:3], fixed.nifti.affine), order=1)
+    canonical = nib.as_closest_canonical(onto)
+    values = np.asarray(canonical.dataobj, dtype=np.float32)
+    return Decoded(np.ascontiguousarray(values.transpose(2, 1, 0))[None], fixed.spacing, onto, fixed.affine)
+
+
+def reoriented(values: NDArray[Value], like: Decoded) -> NDArray[Value]:
+    """Values D,H,W as X,Y,Z in the orientation in which the file `like` stores them."""
+    import nibabel as nib
+
+    orientation = nib.io_orientation(like.nifti.affine)
+    to_original = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), orientation)
+    stored: NDArray[Value] = nib.orientations.apply_orientation(values.transpose(2, 1, 0), to_original)
+    return stored
+
+
+def encode_nifti(values: NDArray[np.generic], affine: NDArray[np.float64]) -> bytes:
+    """A .nii.gz of X,Y,Z; the same bytes for the same values."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(np.ascontiguousarray(values), affine)
+    image.header.set_xyzt_units("mm")
+    # Run lengths alone: of a mask about the size of level 9, in a tenth of its time.
+    gzip = zlib.compressobj(level=6, wbits=31, strategy=zlib.Z_RLE)
+    return gzip.compress(image.to_bytes()) + gzip.flush()

@@ -1,0 +1,98 @@
+"""Masks and probabilities as text or JSON, on the grid of the file they belong to."""
+
+import base64
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.data import codecs
+from segpipe.data.codecs import Decoded
+from segpipe.errors import InputError, nearest
+
+OUTPUTS = ("auto", "png", "nifti", "rle", "polygons", "none")
+Plane = NDArray[np.bool_]
+
+
+def encode(
+    mask: NDArray[np.uint8], like: Decoded, classes: tuple[str, ...], output: str
+) -> str | list[dict[str, Any]] | None:
+    """A mask D,H,W as `output` asks.
+
+    `png`, `nifti`: base64 text of the file that `codecs.encode_mask` writes; `auto` is the one that fits. `rle`: run
+    lengths of each class and slice as in COCO. `polygons`: outlines of each class and slice. `none`: None.
+    Slices, rows and columns are those that the file stores: of a NIfTI `values[:, :, slice]`.
+    Raises InputError for an output that is not known, or is not one for the file.
+    """
+    if output not in OUTPUTS:
+        raise InputError(f"output={output}: expected one of {', '.join(OUTPUTS)}{nearest(output, list(OUTPUTS))}")
+    if output == "png" and like.nifti is not None:
+        raise InputError("output=png is for pictures; this is a volume: nifti, rle, polygons or none")
+    if output == "nifti" and like.nifti is None:
+        raise InputError("output=nifti is for volumes; this is a picture: png, rle, polygons or none")
+    if output == "none":
+        return None
+    if output in ("rle", "polygons"):
+        return _listed(mask, like, classes, output)
+    return _text(codecs.encode_mask(mask, like, len(classes)))
+
+
+def _listed(mask: NDArray[np.uint8], like: Decoded, classes: tuple[str, ...], output: str) -> list[dict[str, Any]]:
+    stored, found = codecs.as_stored(mask, like), list[dict[str, Any]]()
+    for number, name in enumerate(classes, 1):
+        inside = stored == number
+        for k in np.flatnonzero(inside.any(axis=(0, 1))).tolist():
+            plane = inside[:, :, k]
+            shapes = [run_lengths(plane)] if output == "rle" else outlines(plane)
+            found += [{"class": name, "slice": k, **shape} for shape in shapes]
+    return found
+
+
+def run_lengths(plane: Plane) -> dict[str, Any]:
+    """`size` and `counts` of a plane H,W as COCO has them: column after column, first how many are background."""
+    column_major = plane.ravel(order="F")
+    changes = np.flatnonzero(column_major[1:] != column_major[:-1]) + 1
+    counts: list[int] = np.diff(changes, prepend=0, append=plane.size).tolist()
+    return {"size": list(plane.shape), "counts": [0, *counts] if plane[0, 0] else counts}
+
+
+def outlines(plane: Plane) -> list[dict[str, Any]]:
+    """Closed lines around the foreground of a plane H,W and around its holes, by marching squares at 0.5 (Lorensen and
+    Cline 1987).
+
+    `points` are x, y in pixels from the top left corner, the first pixel's centre at 0.5, 0.5; the last joins the
+    first. The foreground is where a pixel's centre lies within more of the other lines than of those that are a `hole`.
+    """
+    from skimage.measure import find_contours
+
+    return [
+        {"points": _corners(line).tolist(), "hole": bool(_area(line) > 0)}
+        for line in find_contours(np.pad(plane, 1).astype(np.float64), 0.5)
+    ]
+
+
+def _corners(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points x, y of a closed line of row, column on the padded plane, without those amid a straight piece."""
+    points = line[:-1, ::-1] - 0.5
+    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    turns: Plane = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    return points[turns]
+
+
+def _area(line: NDArray[np.float64]) -> float:
+    """Twice the area within a closed line of row, column; `find_contours` turns it positive around a hole."""
+    y, x = (line - line[0]).T
+    return float(np.sum(y[:-1] * x[1:] - y[1:] * x[:-1]))
+
+
+def encode_probabilities(foreground: NDArray[np.float32], like: Decoded) -> str:
+    """Probabilities D,H,W as base64 text: a 16-bit grey PNG (65535 is 1) for a picture, .nii.gz of float32 on the
+    file's grid for a NIfTI.
+    """
+    if like.nifti is None:
+        return _text(codecs.encode_picture(np.round(foreground[0] * np.float32(65535)).astype(np.uint16)))
+    return _text(codecs.encode_nifti(codecs.as_stored(foreground, like), like.nifti.affine))
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
