@@ -11,7 +11,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from segpipe import artifacts, journal, serving, settings, sources, tracking
-from segpipe.config import Config
+from segpipe.config import Config, ServingConfig
 from segpipe.inference import WEIGHTS, ModelSpec
 from segpipe.serving import ARTIFACT
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 FACTS = ("hardware", "version")
 REQUIREMENTS = (
-    "mlflow", "nibabel", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "safetensors", "scikit-image", "scipy",
-    "segmentation-models-pytorch", "torch", "torchvision",
+    "mlflow", "nibabel", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "safetensors", "scikit-image",
+    "scipy", "segmentation-models-pytorch", "torch", "torchvision",
 )  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def log(weights: Path) -> str:
             python_model=str(code / "segpipe" / "served_model.py"),
             code_paths=[str(code / "segpipe")],
             artifacts={serving.ARTIFACT: str(weights)},
+            model_config=ServingConfig().model_dump(include=set(serving.LIMITS)),
             signature=serving.signature(spec),
             input_example=(serving.example(spec), {"threshold": spec.threshold}),
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
