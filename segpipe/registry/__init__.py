@@ -4,6 +4,7 @@ Whoever writes has a turn (`turns.turn`) and asks it before each write. A proces
 leaves one champion, the old or the new one; whoever has the next turn completes what it left (`settle`).
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from segpipe.turns import Contender
 
 __all__ = ["APPROVED", "PROMOTED", "ROLLED_BACK", "Move", "cases_of", "history", "line", "moment"]
 
+ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 KEPT, WAITING = "kept", "waiting for approval"
 MOVE = "segpipe.move"  # tag of a version: the move that makes it champion, written before the alias
@@ -42,6 +44,25 @@ def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
 def number(version: ModelVersion | None) -> str:
     """A version's number as text, whatever the store makes of it; empty for none."""
     return "" if version is None else str(version.version)
+
+
+def followed(uri: str) -> tuple[str, str] | None:
+    """Name and alias of a URI models:/NAME@ALIAS; None for one that always means the same."""
+    match = ALIAS.fullmatch(uri)
+    return (match["name"], match["alias"]) if match else None
+
+
+def pinned(uri: str) -> str:
+    """The URI of the version that an alias names now. Raises InputError where it names none."""
+    alias = followed(uri)
+    if alias is None:
+        return uri
+    found = holder(*alias)
+    if found is None:
+        raise InputError(
+            f"{uri}: no such model or alias; give --registry.model_name or --predict.model, or register a model first"
+        )
+    return f"models:/{alias[0]}/{number(found)}"
 
 
 def find(name: str, model_id: str) -> ModelVersion | None:

@@ -1,0 +1,93 @@
+"""MLflow's own scoring application behind a thin ASGI layer: what `python -m steps.serve` runs."""
+
+import socket
+from collections.abc import Callable, Mapping
+
+import uvicorn
+
+from segpipe import registry
+from segpipe.config import ServingConfig
+from segpipe.errors import InputError, one_line
+from segpipe.server.champion import following
+from segpipe.server.exchange import Answer, Asked, Handler, RequestError, as_json
+from segpipe.server.layer import Application
+from segpipe.server.served import Served, load
+
+__all__ = [
+    "Answer",
+    "Application",
+    "Asked",
+    "Handler",
+    "RequestError",
+    "Served",
+    "application",
+    "as_json",
+    "load",
+    "run",
+]
+
+GRACE = 10  # seconds for what is in flight when the server is asked to end
+KEEP_ALIVE = 75  # seconds: longer than nginx keeps a connection (60), so that it is never the server who hangs up
+
+
+def application(
+    uri: str,
+    config: ServingConfig,
+    say: Callable[[str], None],
+    more: Mapping[tuple[str, str], Handler] | None = None,
+) -> Application:
+    """An ASGI application that answers with the model at `uri`, and with `more`: (method, path) to a function that
+    runs in a thread. Raises InputError where there is no such model or it can't answer.
+    """
+    return Application(load(registry.pinned(uri), config), config, say, more)
+
+
+def run(
+    uri: str,
+    config: ServingConfig,
+    say: Callable[[str], None],
+    more: Mapping[tuple[str, str], Handler] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then end what is in flight. Raises InputError before anything is served."""
+    with _bound(config.host, config.port) as listener:
+        port = listener.getsockname()[1]
+        app = application(uri, config, say, more)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        ready = f"serving {uri} version {app.served.version} on http://{host}:{port}"
+        with following(uri, app, config, say):
+            _Server(app, lambda: say(ready)).run(sockets=[listener])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that is taken but not yet listened on: nobody connects before there is a model."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise InputError(f"{host}:{port}: {one_line(error)}; take another serving.host or serving.port") from None
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Says when it answers."""
+
+    def __init__(self, app: Application, ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=GRACE,
+            )
+        )
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
