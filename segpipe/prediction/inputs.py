@@ -1,0 +1,241 @@
+"""What there is to segment: cases with their files, found without opening an image."""
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from segpipe.config import Config
+from segpipe.data import codecs
+from segpipe.data.readers import open_reader
+from segpipe.errors import InputError
+from segpipe.inference import ModelSpec
+from segpipe.manifest import FILE, Manifest
+
+VOLUMES = (".nii.gz", ".nii")
+IMAGES, MASKS = "images", "masks"
+
+
+class Item(NamedTuple):
+    """A case: its name, one file per channel or one that holds all, its reference mask, whose it is. `fault` says what
+    is wrong before anything is read; empty: nothing.
+    """
+
+    case: str
+    files: tuple[Path, ...]
+    reference: Path | None = None
+    patient: str = ""
+    fault: str = ""
+
+
+def several_files(spec: ModelSpec) -> bool:
+    """Whether a case of the model is a file for each channel."""
+    return spec.reader != "folder" and len(spec.channels) > 1
+
+
+def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
+    """The cases of a folder, a list (.txt, .csv), a manifest or a dataset's folder, as the model takes them.
+
+    Raises InputError where there is none, a list or manifest can't be read, or two cases have one name.
+    """
+    if source.is_dir():
+        found = _manifest(source / FILE, config) if (source / FILE).is_file() else _folder(source, spec, config)
+    elif source.suffix.lower() == ".json":
+        found = _manifest(source, config)
+    elif source.suffix.lower() == ".csv":
+        found = _table(source, spec)
+    elif source.suffix.lower() == ".txt":
+        found = _list(source, spec, config)
+    else:
+        raise InputError(f"predict.input {source}: give a folder, a list of files (.txt, .csv) or a manifest.json")
+    if not found:
+        wanted = f"*_{'.nii.gz, *_'.join(spec.channels)}.nii.gz" if several_files(spec) else "images"
+        raise InputError(f"predict.input {source}: nothing to segment; the model takes {wanted}")
+    _check_names(found, source)
+    return found
+
+
+def _check_names(items: list[Item], source: Path) -> None:
+    """Raise InputError where a name is taken twice or leads out of the folder of results."""
+    known: dict[str, Item] = {}
+    for item in items:
+        parts = PurePosixPath(item.case).parts
+        if not parts or item.case.startswith("/") or any(part.startswith(".") or "\0" in part for part in parts):
+            raise InputError(f"{source}: case '{item.case}' can't name a file; give it another name")
+        if item.case in known:
+            both = " and ".join(str(one.files[0]) for one in (known[item.case], item) if one.files)
+            raise InputError(f"{source}: two cases '{item.case}' ({both}); rename one, or name them in a .csv")
+        known[item.case] = item
+
+
+def _files(root: Path) -> list[Path]:
+    """Every file below a folder but hidden ones, sorted; links are followed."""
+    found = []
+    for folder, below, names in os.walk(root, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        found += [Path(folder) / name for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _stem(path: Path) -> str:
+    """A file's name without its suffix, `.nii.gz` being one."""
+    name = path.name
+    suffix = next((end for end in VOLUMES if name.lower().endswith(end)), path.suffix)
+    return name[: len(name) - len(suffix)]
+
+
+def suffix(path: Path) -> str:
+    """What `_stem` leaves out."""
+    return path.name[len(_stem(path)) :]
+
+
+def _case(path: Path, root: Path) -> str:
+    """The name of a file's case: its path below `root` without the suffix."""
+    return (path.parent.relative_to(root) / _stem(path)).as_posix()
+
+
+def _folder(root: Path, spec: ModelSpec, config: Config) -> list[Item]:
+    base = root / IMAGES if (root / IMAGES).is_dir() else root
+    known = codecs.SUFFIXES if spec.reader == "folder" else VOLUMES
+    files = [path for path in _files(base) if path.name.lower().endswith(known)]
+    if spec.reader != "folder":
+        masks = files if base == root else [*files, *_files(root / MASKS), *_files(root / "derivatives")]
+        named = _grouped(files, masks, base, spec.channels, config.data.mask_suffix)
+        if named:
+            return named
+    references = {_case(path, root / MASKS): path for path in _files(root / MASKS)}
+    ends = tuple(f"_{config.data.mask_suffix}{end}" for end in VOLUMES)
+    images = [p for p in files if MASKS not in p.relative_to(base).parts[:-1] and not p.name.endswith(ends)]
+    return [Item(case, (path,), references.get(case)) for path in images if (case := _case(path, base))]
+
+
+def _grouped(
+    files: Iterable[Path], masks: Iterable[Path], root: Path, channels: tuple[str, ...], mask_suffix: str
+) -> list[Item]:
+    """Cases whose files are named `STEM_CHANNEL.nii.gz`, with their masks `STEM_MASKSUFFIX.nii.gz` from anywhere.
+
+    Files of one stem belong together across folders, unless a channel is there twice: then only within a folder.
+    """
+    named: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    for path in files:
+        stem, _, channel = _stem(path).rpartition("_")
+        if stem and channel in channels and path.name.lower().endswith(VOLUMES):
+            named[stem].append((channel, path))
+    references = _references(masks, mask_suffix)
+    items = []
+    for stem, members in named.items():
+        groups: dict[Path, list[tuple[str, Path]]] = defaultdict(list)
+        apart = len({channel for channel, _ in members}) < len(members)
+        for channel, path in members:
+            groups[path.parent if apart else root].append((channel, path))
+        items += [_group(stem, group, references[stem], root, channels) for group in groups.values()]
+    return sorted(items)
+
+
+def _references(files: Iterable[Path], mask_suffix: str) -> dict[str, list[Path]]:
+    """The masks by the stem of their case."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        stem, _, last = _stem(path).rpartition("_")
+        if last == mask_suffix and path.name.lower().endswith(VOLUMES):
+            found[stem].append(path)
+    return found
+
+
+def _group(
+    stem: str, members: list[tuple[str, Path]], masks: list[Path], root: Path, channels: tuple[str, ...]
+) -> Item:
+    by_channel = dict(members)
+    files = tuple(by_channel[channel] for channel in channels if channel in by_channel)
+    case = (files[0].parent.relative_to(root) / stem).as_posix()
+    if len(by_channel) < len(members):
+        return Item(case, files, fault=f"{files[0].parent}: a channel of '{stem}' is there twice, as .nii and .nii.gz")
+    missing = [channel for channel in channels if channel not in by_channel]
+    if missing:
+        return Item(case, files, fault=f"{files[0]}: no file {stem}_{missing[0]}.nii.gz with it")
+    beside = [mask for mask in masks if mask.parent == files[0].parent] or masks
+    if len(beside) > 1:
+        return Item(case, files, fault=f"{beside[0]}: {len(beside)} masks of the case's name; one is expected")
+    return Item(case, files, beside[0] if beside else None, _subject(stem))
+
+
+def _subject(stem: str) -> str:
+    """Whose a file is that is named in the BIDS manner; empty for others."""
+    return stem.partition("_")[0] if stem.startswith("sub-") else ""
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def _common(files: list[Path], folder: Path) -> Path:
+    """The list's own folder where all files lie below it, otherwise the deepest that they share."""
+    inside = all(path.is_relative_to(folder) for path in files)
+    return folder if inside or not files else Path(os.path.commonpath([path.parent for path in files]))
+
+
+def _list(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
+    files = [_below(source.parent, line.strip()) for line in _lines(source) if line.strip()]
+    root = _common(files, source.parent)
+    if spec.reader != "folder":
+        named = _grouped(files, files, root, spec.channels, config.data.mask_suffix)
+        if named:
+            return named
+    return [Item(_case(path, root), (path,)) for path in files]
+
+
+def _below(folder: Path, name: str) -> Path:
+    """An absolute path without `..`, so that two spellings are one file."""
+    return Path(os.path.normpath(folder / Path(name).expanduser()))
+
+
+def _table(source: Path, spec: ModelSpec) -> list[Item]:
+    reader = csv.DictReader(_lines(source))
+    known = [name for name in reader.fieldnames or () if name]
+    columns = ("image",) if "image" in known else spec.channels if several_files(spec) else ("image",)
+    missing = [name for name in columns if name not in known]
+    if missing:
+        raise InputError(f"{source}: no column '{missing[0]}'; there are {', '.join(known) or 'none'}")
+    rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+    rows = [row for row in rows if any(row.values())]
+    files = [tuple(_below(source.parent, row[name]) for name in columns if row[name]) for row in rows]
+    root = _common([path for group in files for path in group], source.parent)
+    return [
+        _row(row, group, root, source, columns, number)
+        for number, (row, group) in enumerate(zip(rows, files, strict=True), start=1)
+    ]
+
+
+def _row(
+    row: dict[str, str], files: tuple[Path, ...], root: Path, source: Path, columns: tuple[str, ...], number: int
+) -> Item:
+    case = row.get("case") or (_case(files[0], root) if files else f"row{number}")
+    empty = [name for name in columns if not row[name]]
+    fault = f"{source}: row {number} has no '{empty[0]}'" if empty else ""
+    reference = _below(source.parent, row["mask"]) if row.get("mask") else None
+    return Item(case, files, reference, fault=fault)
+
+
+def _manifest(path: Path, config: Config) -> list[Item]:
+    """The manifest's cases by their raw files, with the masks that its reader finds. A phantom is read as it lies."""
+    manifest = Manifest.read(path)
+    simulated = manifest.reader == "phantom"
+    data = {
+        "format": "nifti" if simulated else manifest.reader,
+        "root": manifest.root if simulated else config.data.root or manifest.root,
+        "channels": manifest.channels,
+    }
+    reader = open_reader(config.model_copy(update={"data": config.data.model_copy(update=data)}))
+    found = {case.name: case for case in reader.cases()}
+    items = []
+    for record in manifest.cases:
+        files = tuple(reader.root / name for name in record.files)
+        case = found.get(record.case)
+        fault = "" if case else f"{files[0]}: no longer a case of {reader.root}"
+        items.append(Item(record.case, files, case.mask if case else None, record.patient, fault))
+    return items

@@ -1,0 +1,117 @@
+"""From a case's files to what the network takes, with the reference beside it."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.data import codecs
+from segpipe.data.codecs import Decoded
+from segpipe.data.readers import checks
+from segpipe.errors import InputError
+from segpipe.inference import ModelSpec
+from segpipe.prediction.inputs import Item
+
+
+class Contents(NamedTuple):
+    """A case's files as they are; `sha256` over the images' bytes, one after the other, and that of the reference."""
+
+    images: tuple[bytes, ...]
+    reference: bytes | None
+    sha256: str
+    reference_sha256: str | None
+
+
+class Case(NamedTuple):
+    """A decoded case: the file that gives its geometry, image C,D,H,W float32, reference D,H,W uint8 or None; the
+    digests of `Contents`.
+    """
+
+    first: Decoded
+    image: NDArray[np.float32]
+    reference: NDArray[np.uint8] | None
+    warnings: tuple[str, ...]
+    sha256: str
+    reference_sha256: str | None
+
+
+def contents(item: Item) -> Contents:
+    """Read a case's files. Raises InputError for what was found wrong with it, and for a file that can't be read."""
+    if item.fault:
+        raise InputError(item.fault)
+    images = tuple(_bytes(path) for path in item.files)
+    reference = _bytes(item.reference) if item.reference else None
+    total = hashlib.sha256()
+    for image in images:
+        total.update(image)
+    known = None if reference is None else hashlib.sha256(reference).hexdigest()
+    return Contents(images, reference, total.hexdigest(), known)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def decode(item: Item, read: Contents, spec: ModelSpec, ignore: int) -> Case:
+    """Decode a case. `ignore` is the reference's value that counts nowhere, -1 for none.
+
+    Raises InputError naming the file that is damaged or does not fit the model, or the reference that does not fit it.
+    """
+    files = [codecs.decode(data, str(path)) for data, path in zip(read.images, item.files, strict=True)]
+    first = files[0]
+    if len(files) > 1:
+        image, warnings = _stacked(files, item)
+    else:
+        image, warnings = _fitted(first, str(item.files[0]), spec)
+    reference = None if read.reference is None else _labels(read.reference, item, first, spec, ignore)
+    return Case(first, image, reference, warnings, read.sha256, read.reference_sha256)
+
+
+def _fitted(file: Decoded, where: str, spec: ModelSpec) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """One file's channels as the model takes them; a picture's colours become grey, grey is repeated."""
+    if file.nifti is not None:
+        return file.array, ()
+    if spec.reader != "folder":
+        raise InputError(f"{where}: a picture; the model takes NIfTI volumes")
+    have, wanted = len(file.array), len(spec.channels)
+    image = codecs.as_channels(file.array, wanted, where)
+    told = f"{where}: {have} channels, converted to the model's {wanted}"
+    return image, (told,) if have != wanted else ()
+
+
+def _stacked(files: list[Decoded], item: Item) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """One volume per file on the first one's grid."""
+    for file, path in zip(files, item.files, strict=True):
+        if file.nifti is None or len(file.array) != 1:
+            raise InputError(f"{path}: expected a NIfTI file with one volume")
+    first, parts, told = files[0], [files[0].array], []
+    for file, path in zip(files[1:], item.files[1:], strict=True):
+        same = codecs.same_grid(first, file)
+        parts.append((file if same else codecs.resample(file, first)).array)
+        if not same:
+            told.append(f"{path}: another grid than {item.files[0].name}; resampled onto it")
+    return np.concatenate(parts), tuple(told)
+
+
+def _labels(data: bytes, item: Item, first: Decoded, spec: ModelSpec, ignore: int) -> NDArray[np.uint8]:
+    """The reference's labels on the case's grid; a picture only has to have its size."""
+    where = str(item.reference)
+    mask = codecs.decode(data, where, raw_labels=True)
+    picture = first.nifti is None or mask.nifti is None
+    if picture and mask.array.shape[1:] != first.array.shape[1:]:
+        raise InputError(f"{where}: {_size(mask)} pixels, its image {_size(first)}")
+    if not picture and not codecs.same_grid(first, mask):
+        raise InputError(f"{where}: shape or affine disagrees with {item.files[0].name}; resample the mask")
+    if len(mask.array) > 1 and not (mask.array == mask.array[:1]).all():
+        raise InputError(f"{where}: a colour picture; a mask has one grey value per class")
+    classes = () if spec.classes == ("foreground",) else spec.classes
+    return checks.labels(mask.array[0], classes, ignore, where)
+
+
+def _size(file: Decoded) -> str:
+    return "x".join(str(n) for n in file.array.shape[1:] if n > 1)

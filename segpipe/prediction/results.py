@@ -1,0 +1,145 @@
+"""The folder of results: written whole, file by file, so that work goes on where it was stopped.
+
+    request.json    what was asked for: nothing else is ever written beside it
+    inputs/CASE.*   outputs/CASE.png|.nii.gz   comparisons/CASE.png   metadata/CASE.json
+    predictions.csv    summary.json    summary.md
+
+A case is done when its metadata, written last, is there.
+"""
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from segpipe import settings
+from segpipe.config import Section
+from segpipe.errors import InputError
+
+REQUEST, TABLE, SUMMARY, REPORT, LOCK = "request.json", "predictions.csv", "summary.json", "summary.md", ".lock"
+PARTS = ("inputs", "outputs", "comparisons", "metadata")
+COLUMNS = (
+    "case", "status", "error", "foreground_voxels", "foreground_mm2", "foreground_ml", "lesions", "max_probability",
+    "mean_probability", "uncertainty", "dice", "sha256", "seconds",
+)  # fmt: skip
+Record = dict[str, Any]
+
+
+class Request(Section):
+    """What decides on every byte of the results: the input, the model's weights and spec, the parameters."""
+
+    input: str
+    weights_sha256: str
+    spec_sha256: str
+    threshold: float
+    tta: bool
+    largest_component: bool
+    min_area: int
+    comparisons: bool
+    ignore_label: int
+
+    @property
+    def key(self) -> str:
+        """8 hex digits: the same request has the same folder."""
+        return settings.digest(self.model_dump(mode="json"))[:8]
+
+
+@contextmanager
+def opened(folder: Path, request: Request) -> Iterator[None]:
+    """Hold a folder of results for one request.
+
+    Raises InputError where it holds another request's, something else, or another process is at work in it.
+    """
+    path = folder / REQUEST
+    if folder.is_dir() and any(folder.iterdir()) and not path.is_file() and not (folder / LOCK).is_file():
+        raise InputError(f"predict.output={folder}: not empty, and no results of predict; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"predict.output={folder}: another predict is at work in it right now") from None
+        _check(path, request)
+        yield
+
+
+def _check(path: Path, request: Request) -> None:
+    if not path.is_file():
+        write(path, json.dumps(request.model_dump(mode="json"), indent=1).encode())
+        return
+    known, ours = json.loads(path.read_text(encoding="utf-8")), request.model_dump(mode="json")
+    differing = [f"{name} {known.get(name)} -> {ours[name]}" for name in ours if known.get(name) != ours[name]]
+    if differing:
+        raise InputError(f"predict.output={path.parent}: holds another request ({', '.join(differing)}); give another")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def link(source: Path, target: Path) -> None:
+    """Put a file in a second place: without a copy where the file system can, else as a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(source, partial)
+        partial.replace(target)
+
+
+def place(folder: Path, part: str, case: str, suffix: str) -> Path:
+    """Where a file of a case is; a dot in its name is no suffix."""
+    return folder / part / f"{case}{suffix}"
+
+
+def known(folder: Path, case: str, sha256: str, reference_sha256: str | None) -> Record | None:
+    """The record of a case that is done, from the same files; None for any other."""
+    path = place(folder, "metadata", case, ".json")
+    if not path.is_file():
+        return None
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    same = (record["sha256"], record["reference_sha256"]) == (sha256, reference_sha256)
+    return record if same and all((folder / name).is_file() for name in record["results"]) else None
+
+
+def forget(folder: Path, case: str) -> None:
+    """Remove what an earlier run left of a case, its metadata first."""
+    path = place(folder, "metadata", case, ".json")
+    if not path.is_file():
+        return
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    for name in record["results"]:
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def table(folder: Path) -> Iterator[Callable[[Record], None]]:
+    """A function that adds a case to predictions.csv, which appears when the block ends well."""
+    partial = folder / f".{TABLE}.partial"
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        yield writer.writerow
+    partial.replace(folder / TABLE)
+
+
+def mirror(source: Path, target: Path) -> None:
+    """The results, links where possible, below another folder."""
+    for part in PARTS:
+        for path in sorted((source / part).rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                link(path, target / path.relative_to(source))
+    for name in (REQUEST, TABLE, SUMMARY, REPORT):
+        link(source / name, target / name)

@@ -1,0 +1,136 @@
+"""What a batch of predictions amounts to, as numbers, as JSON and for a person."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from segpipe import statistics
+from segpipe.config import EvaluateConfig
+from segpipe.prediction import results
+from segpipe.prediction.results import Record, Request
+
+NOTE = "Research software: not a medical device, not for clinical use."
+SHOWN = 20  # failures in the Markdown summary; the JSON has all
+
+
+class Outcome(NamedTuple):
+    """Cases asked for, done before this run, and failed with their reasons; the Dice of those with a reference (NaN
+    where both masks are empty) and whose they are; how long this run took.
+    """
+
+    files: int
+    skipped: int
+    failures: list[tuple[str, str]]
+    dice: list[float]
+    patients: list[str]
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Files this run has worked on, a second."""
+        return (self.files - self.skipped) / self.seconds if self.seconds else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """As they are logged."""
+        return {
+            "duration_seconds": self.seconds,
+            "files": self.files,
+            "files_failed": len(self.failures),
+            "files_skipped": self.skipped,
+            "files_per_second": self.per_second,
+        }
+
+
+@dataclass
+class Tally:
+    """Counts records as they come."""
+
+    files: int = 0
+    skipped: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    dice: list[float] = field(default_factory=list)
+    patients: list[str] = field(default_factory=list)
+
+    def count(self, record: Record) -> None:
+        """Add one case."""
+        self.files += 1
+        self.skipped += bool(record.get("done"))
+        if record["status"] == "failed":
+            self.failures.append((record["case"], record["error"]))
+        elif record["reference"] is not None:
+            self.dice.append(float("nan") if record["dice"] is None else record["dice"])
+            self.patients.append(record["patient"])
+
+    def outcome(self, seconds: float) -> Outcome:
+        """What has been counted, after so many seconds."""
+        return Outcome(**vars(self), seconds=seconds)
+
+
+def headline(outcome: Outcome) -> str:
+    """The run as one phrase."""
+    done = outcome.files - len(outcome.failures)
+    parts = [f"{done} of {outcome.files} segmented"]
+    if outcome.skipped:
+        parts.append(f"{outcome.skipped} of them before")
+    return ", ".join([*parts, f"{outcome.per_second:.1f} files/s"])
+
+
+def summarise(
+    outcome: Outcome,
+    folder: Path,
+    request: Request,
+    model: dict[str, str],
+    device: str,
+    knobs: EvaluateConfig,
+    seed: int,
+) -> None:
+    """Write summary.json and summary.md; `model` says which it is, `knobs` how often the Dice is resampled."""
+    interval = statistics.bootstrap_mean(outcome.dice, outcome.patients, knobs.bootstrap_samples, seed)
+    content: dict[str, Any] = {
+        "model": model,
+        "parameters": request.model_dump(mode="json"),
+        **outcome.metrics(),
+        "device": device,
+        "dice": interval._asdict() if interval.n_valid else None,
+        "references": len(outcome.dice),
+        "failures": [{"case": case, "error": error} for case, error in outcome.failures],
+        "note": NOTE,
+    }
+    results.write(folder / results.SUMMARY, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    results.write(folder / results.REPORT, _markdown(outcome, request, model, device, interval).encode())
+
+
+def _markdown(
+    outcome: Outcome, request: Request, model: dict[str, str], device: str, interval: statistics.Interval
+) -> str:
+    rows = {
+        **{name.replace("_", " "): value for name, value in model.items()},
+        **{name.replace("_", " "): str(value) for name, value in request.model_dump().items() if name not in model},
+        "device": device,
+        "files": f"{outcome.files}: {outcome.files - len(outcome.failures)} segmented, {len(outcome.failures)} failed",
+        "done before this run": str(outcome.skipped),
+        "seconds": f"{outcome.seconds:.1f}, {outcome.per_second:.2f} files/s",
+        "Dice": _dice(outcome, interval),
+    }
+    lines = ["# Predictions", "", NOTE, "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    if outcome.failures:
+        lines += ["", "## Failed", "", "| case | reason |", "|---|---|"]
+        lines += [f"| {_cell(case)} | {_cell(error)} |" for case, error in outcome.failures[:SHOWN]]
+    if len(outcome.failures) > SHOWN:
+        lines += ["", f"and {len(outcome.failures) - SHOWN} more: {results.TABLE} has all."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _dice(outcome: Outcome, interval: statistics.Interval) -> str:
+    if not outcome.dice:
+        return "no references"
+    if not interval.n_valid:
+        return f"{interval.n} references; in none is anything, found or real"
+    mean = f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{mean} (mean, 95 % bootstrap interval over patients), {interval.n_valid} of {interval.n} references"

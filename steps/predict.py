@@ -1,0 +1,130 @@
+"""`python -m steps.predict --predict.input FOLDER`"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segpipe.config import Config
+from segpipe.errors import InputError
+from steps import cli
+
+SOME_FAILED = 3
+
+
+def source(config: Config) -> Path:
+    """What to segment, on this machine. Raises InputError where a dataset can't be fetched."""
+    from segpipe import artifacts
+
+    asked = config.predict.input
+    return artifacts.local(asked) if asked.startswith("runs:/") else Path(asked).expanduser().resolve()
+
+
+def checked(recipe: str, values: dict[str, Any]) -> Config:
+    """The Config of a command line that something can be predicted with. Raises Refused."""
+    try:
+        config = cli.resolve(recipe, values)
+    except InputError as error:
+        raise cli.Refused(str(error)) from None
+    asked = config.predict.input
+    if not config.tracking.enabled:
+        raise cli.Refused("predict needs MLflow, where its model is; without it there are preprocess and train")
+    if not asked:
+        raise cli.Refused("predict.input: not given; a folder, a list of files, a manifest.json or runs:/ID/dataset")
+    if not asked.startswith("runs:/") and not Path(asked).expanduser().exists():
+        raise cli.Refused(f"predict.input={asked}: no such file or folder")
+    return config
+
+
+def predict(config: Config) -> int:
+    """Segment everything under the active run; the number of cases that failed. Raises InputError where all did."""
+    import mlflow
+    from mlflow.models import Model
+
+    from segpipe import (
+        artifacts,
+        distributed,
+        logged_models,
+        offline,
+        prediction,
+        registry,
+        settings,
+        sources,
+        tracking,
+    )
+    from segpipe.inference import WEIGHTS, Predictor
+
+    knobs, device = config.predict, distributed.device(config.train)
+    uri = registry.pinned(knobs.model or f"models:/{config.registry.model_name}@{registry.CHAMPION}")
+    weights = logged_models.folder(uri)
+    predictor = Predictor.load(weights, device)
+    model = {"model": uri, "model_id": str(Model.load(str(weights.parent.parent)).model_id)}
+    model |= {"weights_sha256": sources.sha256(weights / WEIGHTS)}
+    tracking.tag(**model)
+    mlflow.set_tags({"mode": "prediction", "device": str(device)} | _dataset(knobs.input))
+    found = source(config)
+    items = prediction.find(found, predictor.spec, config)
+    request = prediction.Request(
+        input=knobs.input if knobs.input.startswith("runs:/") else str(found),
+        weights_sha256=model["weights_sha256"],
+        spec_sha256=settings.digest(predictor.spec.model_dump(mode="json")),
+        threshold=predictor.spec.threshold if knobs.threshold == "model" else knobs.threshold,
+        ignore_label=config.data.ignore_label,
+        **knobs.model_dump(include={"tta", "largest_component", "min_area", "comparisons"}),
+    )
+    folder = _output(config, found, offline.outputs(config) / "predictions" / request.key)
+    cli.say(f"{len(items)} cases, {uri} on {device}, results in {folder}")
+    outcome = prediction.run(predictor, items, request, folder, model, cli.progress("predict"))
+    prediction.summarise(outcome, folder, request, model, str(device), config.evaluate, config.seed)
+    with artifacts.folder("predictions") as kept:
+        prediction.mirror(folder, kept)
+    mlflow.log_metrics(outcome.metrics())
+    tracking.tag(figure=prediction.headline(outcome))
+    if len(outcome.failures) == outcome.files:
+        case, reason = outcome.failures[0]
+        raise InputError(f"all {outcome.files} files failed; {case}: {reason}")
+    if outcome.failures:
+        mlflow.set_tag("files_failed", str(len(outcome.failures)))
+    cli.say(f"{prediction.headline(outcome)}: {folder / prediction.TABLE}")
+    return len(outcome.failures)
+
+
+def _dataset(asked: str) -> dict[str, str]:
+    """The tag for the run whose dataset is the input."""
+    from segpipe import tracking
+
+    match = re.fullmatch(r"runs:/(?P<run>[^/]+)/dataset/?", asked)
+    return {f"{tracking.INPUT}preprocess": match["run"]} if match else {}
+
+
+def _output(config: Config, found: Path, default: Path) -> Path:
+    """The folder for the results. Raises InputError where it would be read as input the next time."""
+    asked = config.predict.output
+    folder = Path(asked).expanduser().resolve() if asked else default
+    if found.is_dir() and folder.is_relative_to(found):
+        raise InputError(f"predict.output={folder}: lies inside predict.input; give a folder outside of {found}")
+    return folder
+
+
+@click.command("predict", cls=cli.Command, params=cli.options())
+def main(recipe: str, **values: Any) -> None:
+    """Segment a folder, a list of files or a dataset with the champion or any other model.
+
+    Exit code 0: all is segmented; 3: some files failed, predictions.csv says which and why; 1: all failed, or it can't
+    begin; 2: a knob is wrong; 130: interrupted, the same command goes on.
+    """
+    config = checked(recipe, values)
+    from segpipe import tracking
+
+    tracking.connect()
+    with tracking.run("predict", config):
+        failed = predict(config)
+    if failed:
+        cli.say(f"{failed} failed")
+        sys.exit(SOME_FAILED)
+
+
+if __name__ == "__main__":
+    main()
