@@ -1,10 +1,10 @@
-# make demo: the whole chain on simulated patients.  make test: the tests.  make check: format, lint, types, contracts.
+# make demo: the whole chain on simulated patients.  make page: try its champion in a browser.  make test: the tests.  make check: format, lint, types, contracts.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test check format lock slow bench clean
+.PHONY: demo page test check format lock slow bench clean
 
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" python pipeline.py
@@ -24,6 +24,9 @@ check: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+page: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m steps.demo_page
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.chain

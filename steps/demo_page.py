@@ -1,0 +1,38 @@
+"""`python -m steps.demo_page`: what `steps.serve` serves, and a page to try it."""
+
+import webbrowser
+from typing import Any
+
+import click
+
+from segpipe.errors import InputError
+from steps import cli
+
+
+def demo(recipe: str, no_open: bool, **values: Any) -> None:
+    """Open a page to try models:/NAME@champion of registry.model_name, or --predict.model URI, until it is interrupted.
+
+    The page, and all that `python -m steps.serve` answers, on one address.
+    """
+    try:
+        config = cli.resolve(recipe, values)
+    except InputError as error:
+        raise cli.Refused(str(error)) from None
+    from segpipe import page, server, tracking
+
+    def say(line: str) -> None:
+        cli.say(line)
+        if line.startswith("serving ") and not no_open:
+            webbrowser.open(line.rpartition(" on ")[2])
+
+    tracking.connect()
+    uri = config.predict.model or f"models:/{config.registry.model_name}@champion"
+    with cli.stoppable():
+        server.run(uri, config.serving, say, page.routes(config.serving))
+
+
+silent = click.Option(["--no-open"], is_flag=True, help="only say the address, open no browser")
+main = cli.Command("demo_page", callback=demo, params=[silent, *cli.options()], help=demo.__doc__)
+
+if __name__ == "__main__":
+    main()
