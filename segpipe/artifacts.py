@@ -35,12 +35,27 @@ def local(uri: str) -> Path:
     """A local path to an artifact: in place for a store on this machine, from a server a copy that this process removes
     when it ends. Raises InputError where there is no such artifact.
     """
+    in_place = _in_place(uri)
+    if in_place is not None:
+        return in_place
     served = mlflow.get_tracking_uri().startswith("http")
     target = tempfile.mkdtemp(dir=_downloads()) if served else None
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (MlflowException, OSError) as error:
         raise InputError(f"{uri}: {one_line(error)}") from None
+
+
+def _in_place(uri: str) -> Path | None:
+    """Where an artifact runs:/ID/PATH lies on this machine; None where it does not, or is of another kind."""
+    if not uri.startswith("runs:/"):
+        return None  # MLflow itself finds models in place, and copies what belongs to a run
+    run_id, _, path = uri.removeprefix("runs:/").partition("/")
+    try:
+        root = local_root(MlflowClient().get_run(run_id).info.artifact_uri)
+    except MlflowException as error:
+        raise InputError(f"{uri}: {one_line(error)}") from None
+    return root / path if root is not None and (root / path).exists() else None
 
 
 @cache
