@@ -30,7 +30,7 @@ def test_fixed_knob_names_exist():
 
 def test_entry_points_are_the_chains_steps():
     project = yaml.safe_load((PROJECT / "MLproject").read_text(encoding="utf-8"))
-    assert set(project["entry_points"]) == {"main", "compare", *STEPS}
+    assert set(project["entry_points"]) == {"main", "compare", "predict", *STEPS}
     assert project["conda_env"] == "conda.yaml"
     for name, step in STEPS.items():
         entry = project["entry_points"][name]
@@ -40,7 +40,7 @@ def test_entry_points_are_the_chains_steps():
 
 def test_every_section_belongs_to_a_step():
     read = {section for step in STEPS.values() for section in step.sections}
-    assert read | {"tracking", "compare"} == set(settings.Config.model_fields)
+    assert read | {"tracking", "compare", "predict", "serving"} == set(settings.Config.model_fields)
 
 
 def test_conda_has_one_list_of_requirements():
