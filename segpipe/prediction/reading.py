@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.channels import gathered
 from segpipe.data import codecs
 from segpipe.data.codecs import Decoded
 from segpipe.data.readers import checks
@@ -62,40 +63,11 @@ def decode(item: Item, read: Contents, spec: ModelSpec, ignore: int) -> Case:
 
     Raises InputError naming the file that is damaged or does not fit the model, or the reference that does not fit it.
     """
-    files = [codecs.decode(data, str(path)) for data, path in zip(read.images, item.files, strict=True)]
-    first = files[0]
-    if len(files) > 1:
-        image, warnings = _stacked(files, item)
-    else:
-        image, warnings = _fitted(first, str(item.files[0]), spec)
+    files = {str(path): codecs.decode(data, str(path)) for data, path in zip(read.images, item.files, strict=True)}
+    first = files[str(item.files[0])]
+    image, warnings = gathered(files, spec)
     reference = None if read.reference is None else _labels(read.reference, item, first, spec, ignore)
-    return Case(first, image, reference, warnings, read.sha256, read.reference_sha256)
-
-
-def _fitted(file: Decoded, where: str, spec: ModelSpec) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """One file's channels as the model takes them; a picture's colours become grey, grey is repeated."""
-    if file.nifti is not None:
-        return file.array, ()
-    if spec.reader != "folder":
-        raise InputError(f"{where}: a picture; the model takes NIfTI volumes")
-    have, wanted = len(file.array), len(spec.channels)
-    image = codecs.as_channels(file.array, wanted, where)
-    told = f"{where}: {have} channels, converted to the model's {wanted}"
-    return image, (told,) if have != wanted else ()
-
-
-def _stacked(files: list[Decoded], item: Item) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """One volume per file on the first one's grid."""
-    for file, path in zip(files, item.files, strict=True):
-        if file.nifti is None or len(file.array) != 1:
-            raise InputError(f"{path}: expected a NIfTI file with one volume")
-    first, parts, told = files[0], [files[0].array], []
-    for file, path in zip(files[1:], item.files[1:], strict=True):
-        same = codecs.same_grid(first, file)
-        parts.append((file if same else codecs.resample(file, first)).array)
-        if not same:
-            told.append(f"{path}: another grid than {item.files[0].name}; resampled onto it")
-    return np.concatenate(parts), tuple(told)
+    return Case(first, image, reference, tuple(warnings), read.sha256, read.reference_sha256)
 
 
 def _labels(data: bytes, item: Item, first: Decoded, spec: ModelSpec, ignore: int) -> NDArray[np.uint8]:

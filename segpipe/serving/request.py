@@ -15,6 +15,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.types import DataType
 from numpy.typing import NDArray
 
+from segpipe.channels import gathered
 from segpipe.data import codecs, encodings
 from segpipe.data.volume import Spacing
 from segpipe.errors import InputError, nearest
@@ -153,7 +154,8 @@ def read(row: Mapping[str, Any], spec: ModelSpec, most: int) -> tuple[codecs.Dec
     if not given and (COLUMN in cells or names == (COLUMN,)):
         first, image, warnings = _single(cells, spec, most)
     else:
-        first, image, warnings = _several(cells, names, most)
+        files = {name: _decoded(cells, name, most) for name in names}
+        first, (image, warnings) = files[names[0]], gathered(files, spec)
     if spacing is not None and first.spacing is not None:
         return first, image, [*warnings, f"{SPACING}: ignored, the file tells its own"]
     return first if spacing is None else replace(first, spacing=spacing), image, warnings
@@ -163,28 +165,8 @@ def _single(cells: dict[str, Any], spec: ModelSpec, most: int) -> tuple[codecs.D
     if isinstance(cells.get(COLUMN), list | tuple | np.ndarray):
         tensor = _tensor(cells[COLUMN], most)
         return tensor, tensor.array, []
-    only, wanted = _decoded(cells, COLUMN, most), len(spec.channels)
-    if only.nifti is not None:
-        return only, only.array, []
-    if spec.reader != "folder":
-        raise InputError(f"{COLUMN}: a picture; this model takes NIfTI volumes")
-    image = codecs.as_channels(only.array, wanted, COLUMN)
-    if len(image) == len(only.array):
-        return only, image, []
-    return only, image, [f"{COLUMN}: {'colour turned to grey' if wanted == 1 else f'grey repeated {wanted} times'}"]
-
-
-def _several(cells: dict[str, Any], names: tuple[str, ...], most: int) -> tuple[codecs.Decoded, Image, list[str]]:
-    files = [_decoded(cells, name, most) for name in names]
-    for name, file in zip(names, files, strict=True):
-        if file.nifti is None or len(file.array) != 1:
-            raise InputError(f"{name}: expected a NIfTI file with one volume")
-    first, warnings = files[0], []
-    for number, name in enumerate(names):
-        if not codecs.same_grid(first, files[number]):
-            files[number] = codecs.resample(files[number], first)
-            warnings.append(f"{name}: resampled, it lies on another grid than {names[0]}")
-    return first, np.concatenate([file.array for file in files]), warnings
+    only = _decoded(cells, COLUMN, most)
+    return only, *gathered({COLUMN: only}, spec)
 
 
 def _decoded(cells: dict[str, Any], name: str, most: int) -> codecs.Decoded:

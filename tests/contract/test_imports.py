@@ -16,7 +16,7 @@ LAYERS = (
     ("segpipe.data",),
     ("segpipe.models", "segpipe.losses", "segpipe.metrics", "segpipe.statistics"),
     ("segpipe.gate", "segpipe.inference", "segpipe.learner"),
-    ("segpipe.engine", "segpipe.findings"),
+    ("segpipe.engine", "segpipe.channels", "segpipe.findings"),
     ("segpipe.evaluation", "segpipe.plots"),
     ("segpipe.report", "segpipe.card", "segpipe.prediction"),
     ("segpipe.journal", "segpipe.offline"),
@@ -110,6 +110,7 @@ def test_what_ships_inside_a_model_is_small():
     shipped = {name_of(path) for path in sources.closure(["segpipe.served_model"])}
     assert shipped == {
         "segpipe",
+        "segpipe.channels",
         "segpipe.config",
         "segpipe.data",
         "segpipe.data.codecs",

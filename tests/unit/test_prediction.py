@@ -233,7 +233,7 @@ def test_a_picture_and_its_mask_are_what_evaluation_would_have(predictors, folde
         assert float(row["max_probability"]) == float(found.foreground.max())
         assert (tmp_path / "out" / "inputs" / path.name).samefile(path)
     described = json.loads((tmp_path / "out/metadata/colour.json").read_text())
-    assert described["warnings"][0].endswith("colour.jpg: 3 channels, converted to the model's 1")
+    assert described["warnings"][0].endswith("colour.jpg: colour turned to grey")
     assert described["model"] == "models:/x/1"
 
 
@@ -360,7 +360,7 @@ def test_a_mask_on_another_grid_or_a_channel_too_few_is_told(predictors, nifti, 
     assert "shape or affine disagrees" in told["sub-case0/ses-0001/dwi/sub-case0_ses-0001"]
     assert "no file sub-case1_ses-0001_adc" in told["sub-case1/ses-0001/dwi/sub-case1_ses-0001"]
     resampled = json.loads((tmp_path / "out/metadata/sub-case2/ses-0001/dwi/sub-case2_ses-0001.json").read_text())
-    assert "resampled onto it" in resampled["warnings"][0]
+    assert "resampled, it lies on another grid than" in resampled["warnings"][0]
 
 
 def test_a_comparison_shows_agreement_in_the_reports_colours():
