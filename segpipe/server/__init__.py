@@ -49,7 +49,7 @@ def run(
     more: Mapping[tuple[str, str], Handler] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then end what is in flight. Raises InputError before anything is served."""
-    with _bound(config.host, config.port) as listener:
+    with bound(config.host, config.port) as listener:
         port = listener.getsockname()[1]
         app = application(uri, config, say, more)
         host = f"[{config.host}]" if ":" in config.host else config.host
@@ -58,9 +58,11 @@ def run(
             _Server(app, lambda: say(ready)).run(sockets=[listener])
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
     """A socket that is taken but not yet listened on: nobody connects before there is a model."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Only where the protocol is named does asyncio send answers at once; else each waits some 40 ms for the client.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -526,3 +526,12 @@ def test_what_segpipe_did_not_log_is_not_served(store, tmp_path):
         server.application("models:/nobody@champion", ServingConfig(), print)
     with pytest.raises(InputError, match="not a model that segpipe logged"):
         server.application(str(tmp_path), ServingConfig(), print)
+
+
+def test_an_answer_is_sent_at_once_and_not_held_back_for_a_larger_packet():
+    import socket
+
+    from segpipe import server
+
+    with server.bound("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets TCP_NODELAY
