@@ -51,7 +51,8 @@ def launch(job: "Job") -> str:
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        causes = {rank: failure for rank, failure in error.failures.items() if failure.message != LOST}
+        rank, failure = next(iter(causes.items()), error.get_first_failure())
         own = failure.exitcode == cli.FAILED
         told = failure.message if own else f"process {rank} ended with exit code {failure.exitcode}: {failure.message}"
         raise InputError(told) from None
