@@ -1,9 +1,9 @@
 """A trained model with all it needs to segment a raw volume: what evaluation measures and serving answers with."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import safetensors.torch
@@ -69,11 +69,25 @@ class Prepared(NamedTuple):
     lying: Fit | Windows
 
 
+class Through(Protocol):
+    """Runs the network, in the thread that is best for it."""
+
+    def __call__(self, work: Callable[[Slices], Slices], slices: Slices, /) -> Slices:
+        """The result of `work`."""
+
+
+def _here(work: Callable[[Slices], Slices], slices: Slices) -> Slices:
+    return work(slices)
+
+
 class Predictor:
-    """Segments raw volumes. Holds no state between calls: safe to use from several threads."""
+    """Segments raw volumes. Holds no state between calls: safe to use from several threads. `through` says in which
+    thread the network runs; by default in the caller's.
+    """
 
     def __init__(self, spec: ModelSpec, model: models.SegmentationModel, device: torch.device | str = "cpu") -> None:
         self.spec, self.device = spec, torch.device(device)
+        self.through: Through = _here
         self.model = model.eval()
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
 
@@ -162,9 +176,12 @@ class Predictor:
             return prepared.lying.blend(flipped, len(self.spec.classes), prepared.image[0, planes].shape[0])
         return prepared.lying.back(next(flipped))
 
-    @torch.inference_mode()
     def forward(self, slices: Slices) -> Slices:
         """Slices as the network sees them, N,C,h,w, to the foreground classes' probabilities N,K,h,w."""
+        return self.through(self._forward, slices)
+
+    @torch.inference_mode()
+    def _forward(self, slices: Slices) -> Slices:
         parts = []
         for first in range(0, len(slices), SLICES_PER_FORWARD):
             logits = self.model(self._batch(slices[first : first + SLICES_PER_FORWARD])).float()

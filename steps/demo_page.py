@@ -27,8 +27,7 @@ def demo(recipe: str, no_open: bool, **values: Any) -> None:
 
     tracking.connect()
     uri = config.predict.model or f"models:/{config.registry.model_name}@champion"
-    with cli.stoppable():
-        server.run(uri, config.serving, say, page.routes(config.serving))
+    server.run(uri, config.serving, say, page.routes(config.serving))
 
 
 silent = click.Option(["--no-open"], is_flag=True, help="only say the address, open no browser")

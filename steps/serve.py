@@ -19,8 +19,7 @@ def serve(recipe: str, **values: Any) -> None:
 
     tracking.connect()
     uri = config.predict.model or f"models:/{config.registry.model_name}@champion"
-    with cli.stoppable():
-        server.run(uri, config.serving, cli.say)
+    server.run(uri, config.serving, cli.say)
 
 
 main = cli.Command("serve", callback=serve, params=cli.options(), help=serve.__doc__)

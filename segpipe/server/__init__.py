@@ -1,7 +1,10 @@
 """MLflow's own scoring application behind a thin ASGI layer: what `python -m steps.serve` runs."""
 
+import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -11,7 +14,11 @@ from segpipe.errors import InputError, one_line
 from segpipe.server.champion import following
 from segpipe.server.exchange import Answer, Asked, Handler, RequestError, as_json
 from segpipe.server.layer import Application
+from segpipe.server.main_thread import MainThread
 from segpipe.server.served import Served, load
+
+if TYPE_CHECKING:
+    from segpipe.inference import Through
 
 __all__ = [
     "Answer",
@@ -35,11 +42,12 @@ def application(
     config: ServingConfig,
     say: Callable[[str], None],
     more: Mapping[tuple[str, str], Handler] | None = None,
+    through: "Through | None" = None,
 ) -> Application:
     """An ASGI application that answers with the model at `uri`, and with `more`: (method, path) to a function that
     runs in a thread. Raises InputError where there is no such model or it can't answer.
     """
-    return Application(load(registry.pinned(uri), config), config, say, more)
+    return Application(load(registry.pinned(uri), config), config, say, more, through)
 
 
 def run(
@@ -48,14 +56,29 @@ def run(
     say: Callable[[str], None],
     more: Mapping[tuple[str, str], Handler] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then end what is in flight. Raises InputError before anything is served."""
+    """Serve until SIGINT or SIGTERM, then end what is in flight. Only in the main thread. Raises InputError before
+    anything is served.
+    """
+    networks = MainThread()
     with bound(config.host, config.port) as listener:
         port = listener.getsockname()[1]
-        app = application(uri, config, say, more)
+        app = application(uri, config, say, more, networks)
         host = f"[{config.host}]" if ":" in config.host else config.host
         ready = f"serving {uri} version {app.served.version} on http://{host}:{port}"
-        with following(uri, app, config, say):
-            _Server(app, lambda: say(ready)).run(sockets=[listener])
+        http = _Server(app, lambda: say(ready))
+        with following(uri, app, config, say), _ended_by_signals(http):
+            networks.during(lambda: http.run(sockets=[listener]))
+
+
+@contextmanager
+def _ended_by_signals(http: uvicorn.Server) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM end the server, which does not see to it itself outside of the main thread."""
+    before = {number: signal.signal(number, http.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from segpipe import registry
@@ -55,7 +56,8 @@ class Watch:
             self._told = ""
             return True
         try:
-            fresh = served.load(uri, self._config)
+            with ThreadPoolExecutor(1) as once:  # the threads that its network answers with end with this one
+                fresh = once.submit(served.load, uri, self._config).result()
         except Exception as error:  # whatever a broken model raises
             return self._keep("version", uri, error)
         self._told = ""

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
@@ -18,6 +19,9 @@ from segpipe.server import strict
 from segpipe.server.exchange import Answer, Asked, Handler, RequestError, as_json
 from segpipe.server.metrics import Metrics
 from segpipe.server.served import Served
+
+if TYPE_CHECKING:
+    from segpipe.inference import Through
 
 INVOCATIONS = "/invocations"
 PREDICTIONS = 2  # at a time: while one is in the network, another is decoded or encoded
@@ -52,8 +56,9 @@ class Application:
         config: ServingConfig,
         say: Callable[[str], None],
         more: Mapping[tuple[str, str], Handler] | None = None,
+        through: "Through | None" = None,
     ) -> None:
-        self.served, self.metrics = served, Metrics()
+        self.served, self.metrics, self._through = served, Metrics(), through
         self._say, self._most, self._held = say, int(config.max_body_mb * 1e6), 0
         self._turns = asyncio.Semaphore(PREDICTIONS)
         self._handlers: dict[tuple[str, str], Handler] = {
@@ -64,13 +69,18 @@ class Application:
             ("GET", "/metrics"): lambda *_: self.metrics.answer(),
         }
         self._paths = {path for _, path in self._handlers} | {INVOCATIONS}
-        self.metrics.model(served.facts)
+        self._answer_with(served)
 
     def swap(self, served: Served) -> None:
         """Let another version answer from the next request on; what is in flight ends on the one it began with."""
+        self._answer_with(served)
+        self.metrics.swapped()
+
+    def _answer_with(self, served: Served) -> None:
+        if self._through:
+            served.predictor.through = self._through
         self.served = served
         self.metrics.model(served.facts)
-        self.metrics.swapped()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request. Raises ValueError for other protocols."""

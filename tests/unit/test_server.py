@@ -535,3 +535,22 @@ def test_an_answer_is_sent_at_once_and_not_held_back_for_a_larger_packet():
 
     with server.bound("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets TCP_NODELAY
+
+
+def test_networks_run_in_the_thread_that_waits_for_them_and_faults_reach_whoever_asked():
+    import threading
+
+    from segpipe.server.main_thread import MainThread
+
+    networks, seen = MainThread(), []
+
+    def other():
+        seen.append(networks(lambda: threading.current_thread() is threading.main_thread()))
+        with pytest.raises(ZeroDivisionError):
+            networks(lambda: 1 / 0)
+        seen.append(threading.current_thread() is threading.main_thread())
+        raise InputError("ended")
+
+    with pytest.raises(InputError, match="ended"):
+        networks.during(other)
+    assert seen == [True, False]
