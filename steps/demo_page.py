@@ -18,7 +18,7 @@ def demo(recipe: str, no_open: bool, **values: Any) -> None:
         config = cli.resolve(recipe, values)
     except InputError as error:
         raise cli.Refused(str(error)) from None
-    from segpipe import page, server, tracking
+    from segpipe import page, registry, server, tracking
 
     def say(line: str) -> None:
         cli.say(line)
@@ -26,8 +26,7 @@ def demo(recipe: str, no_open: bool, **values: Any) -> None:
             webbrowser.open(line.rpartition(" on ")[2])
 
     tracking.connect()
-    uri = config.predict.model or f"models:/{config.registry.model_name}@champion"
-    server.run(uri, config.serving, say, page.routes(config.serving))
+    server.run(registry.named(config), config.serving, say, page.routes(config.serving))
 
 
 silent = click.Option(["--no-open"], is_flag=True, help="only say the address, open no browser")

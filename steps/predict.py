@@ -57,7 +57,7 @@ def predict(config: Config) -> int:
     from segpipe.inference import WEIGHTS, Predictor
 
     knobs, device = config.predict, distributed.device(config.train)
-    uri = registry.pinned(knobs.model or f"models:/{config.registry.model_name}@{registry.CHAMPION}")
+    uri = registry.pinned(registry.named(config))
     weights = logged_models.folder(uri)
     predictor = Predictor.load(weights, device)
     model = {"model": uri, "model_id": str(Model.load(str(weights.parent.parent)).model_id)}

@@ -15,11 +15,10 @@ def serve(recipe: str, **values: Any) -> None:
         config = cli.resolve(recipe, values)
     except InputError as error:
         raise cli.Refused(str(error)) from None
-    from segpipe import server, tracking
+    from segpipe import registry, server, tracking
 
     tracking.connect()
-    uri = config.predict.model or f"models:/{config.registry.model_name}@champion"
-    server.run(uri, config.serving, cli.say)
+    server.run(registry.named(config), config.serving, cli.say)
 
 
 main = cli.Command("serve", callback=serve, params=cli.options(), help=serve.__doc__)

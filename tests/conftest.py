@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +100,17 @@ def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], object], 
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+@contextmanager
+def allocating(most: int) -> Iterator[None]:
+    """Fails where Python has had more than that many bytes at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
 
 
 def training_set(root: Path, **knobs: str) -> tuple[Config, Manifest, Path]:

@@ -14,6 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from segpipe import turns
+from segpipe.config import Config
 from segpipe.errors import InputError
 from segpipe.gate import Decision
 from segpipe.registry.record import APPROVED, LONGEST_WHY, PROMOTED, RECORD, ROLLED_BACK, Move, history, line, moment
@@ -44,6 +45,11 @@ def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
 def number(version: ModelVersion | None) -> str:
     """A version's number as text, whatever the store makes of it; empty for none."""
     return "" if version is None else str(version.version)
+
+
+def named(config: Config) -> str:
+    """The URI of the model to serve or predict with: predict.model, or the champion of registry.model_name."""
+    return config.predict.model or f"models:/{config.registry.model_name}@{CHAMPION}"
 
 
 def followed(uri: str) -> tuple[str, str] | None:

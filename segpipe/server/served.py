@@ -52,7 +52,7 @@ def load(uri: str, config: ServingConfig) -> Served:
     weights = folder / "artifacts" / serving.ARTIFACT / WEIGHTS
     if not weights.is_file():
         raise InputError(f"{uri}: not a model that segpipe logged")
-    limits = {"max_pixels": config.max_pixels, "max_batch": config.max_batch}
+    limits = config.model_dump(include=set(serving.LIMITS))
     try:
         model = mlflow.pyfunc.load_model(str(folder), model_config=limits)
         predictor = model.unwrap_python_model().predictor

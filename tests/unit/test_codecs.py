@@ -1,13 +1,12 @@
-import contextlib
 import gzip
 import io
 import struct
-import tracemalloc
 import zlib
 
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import allocating
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -240,17 +239,6 @@ def test_a_packed_file_is_checked_to_its_last_byte():
         codecs.decode(bytes(packed), "x")
     with pytest.raises(InputError, match="within a gzip member"):
         codecs.decode(gzip.compress(PLAIN)[:-4], "x")
-
-
-@contextlib.contextmanager
-def allocating(most):
-    """Fails where Python has had more than that many bytes at a time."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < most
-    finally:
-        tracemalloc.stop()
 
 
 BOMBS = {

@@ -1,12 +1,11 @@
-import contextlib
 import io
 import struct
 import subprocess
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import allocating
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -180,17 +179,6 @@ def test_what_can_not_be_read_is_refused_in_one_line(name):
         codecs.decode(data, "scan 7", most=1_000_000)
     assert str(caught.value).startswith("scan 7: ")
     assert len(str(caught.value).splitlines()) == 1
-
-
-@contextlib.contextmanager
-def allocating(most):
-    """Fails where Python has had more than that many bytes at a time."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < most
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_deflated_file_is_refused_before_it_unfolds():
