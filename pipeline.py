@@ -1,9 +1,20 @@
 """The whole chain, a comparison of models, or a model once more, as nested runs of one parent."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
 import click
 
 from segpipe.errors import InputError
 from steps import cli
+from steps.keys import STEPS
+
+if TYPE_CHECKING:
+    from segpipe.config import Config
+    from steps import launch
+
+Answer = TypeVar("Answer")
 
 HELP = """Take a folder of images and masks to a promoted model: preprocess, train, evaluate, register.
 
@@ -14,37 +25,134 @@ recorded steps once more, in an experiment of their own, and tells what came out
 data.root, where the raw data has moved, and tracking.experiment. The registry stays as it is.
 
 Each step is a process of its own, started through MLflow Projects and nested under one parent run. A step whose config,
-code, requirements, inputs and raw data are those of a finished run is not run again.
+code, requirements, inputs and raw data are those of a finished run is not run again; --plan tells what would run, and
+why.
 """
+FLAGS: tuple[click.Parameter, ...] = (
+    click.Argument(["what"], type=click.Choice(["pipeline", "compare", "reproduce"]), default="pipeline"),
+    click.Argument(["model"], default=""),
+    click.Option(["--plan", "only_plan"], is_flag=True, help="tell what would run, and why; run nothing"),
+    click.Option(
+        ["--fresh"],
+        is_flag=False,
+        flag_value="all",
+        default=None,
+        type=click.Choice(["all", *STEPS]),
+        metavar="[STEP]",
+        help="run all steps, or STEP and those after it, although they have finished before",
+    ),
+    click.Option(
+        ["--from", "start"],
+        default=None,
+        type=click.Choice([*STEPS]),
+        help="take the steps before this one as they are, whatever became of their code since",
+    ),
+    click.Option(["--until"], default=None, type=click.Choice([*STEPS]), help="the last step"),
+    click.Option(["--run-name"], default="", help="name of the parent run"),
+    click.Option(["--experiment", "tracking__experiment"], default=None, help="same as --tracking.experiment"),
+    click.Option(["--in-process"], is_flag=True, help="run the steps in this process, one after the other"),
+    click.Option(
+        ["--env-manager"],
+        type=click.Choice(["local", "uv", "virtualenv", "conda"]),
+        default="local",
+        show_default=True,
+        help="environment that MLflow Projects runs each step in",
+    ),
+    click.Option(
+        ["--backend"],
+        default="local",
+        show_default=True,
+        metavar="NAME",
+        help="where MLflow Projects runs each step: local, kubernetes, databricks, or an installed plugin",
+    ),
+    click.Option(["--backend-config"], default="", metavar="FILE", help="JSON file for the backend"),
+    click.Option(
+        ["--then"],
+        type=click.Choice(["promote", "evaluate", "stop"]),
+        default="promote",
+        show_default=True,
+        help="compare: what becomes of the best model afterwards; promote is evaluate and register",
+    ),
+    click.Option(
+        ["--tolerance"],
+        type=click.FloatRange(min=0),
+        default=0.01,
+        show_default=True,
+        help="reproduce: largest difference of a test metric's mean, relative where that is above 1",
+    ),
+)
 
 
 def callback(
-    what: str, model: str, recipe: str, env_manager: str, then: str, tolerance: float, **values: str | None
+    what: str,
+    model: str,
+    recipe: str,
+    only_plan: bool,
+    fresh: str | None,
+    start: str | None,
+    until: str | None,
+    run_name: str,
+    in_process: bool,
+    env_manager: str,
+    backend: str,
+    backend_config: str,
+    then: str,
+    tolerance: float,
+    **values: str | None,
 ) -> None:
     """Resolve the config, run what was asked for, print what came of it."""
-    if what == "reproduce":
-        _reproduce(model, recipe, env_manager, tolerance, cli.overrides(values))
-        return
-    if model:
+    if what == "compare" and (start or until):
+        raise cli.Refused("compare takes no --from and --until; --then says how far it goes")
+    if what == "reproduce" and (only_plan or fresh or start or until or run_name):
+        raise cli.Refused("reproduce runs every step anew; leave out --plan, --fresh, --from, --until and --run-name")
+    if model and what != "reproduce":
         raise cli.Refused(f"unexpected argument '{model}'")
-    try:
-        config = cli.resolve(recipe, values)
-    except InputError as error:
-        raise cli.Refused(str(error)) from None
+    if what == "reproduce":
+        _reproduce(model, recipe, partial(_how, env_manager, backend, backend_config, in_process), tolerance, values)
+        return
+    config = _refusing(lambda: cli.resolve(recipe, values))
     if not config.tracking.enabled:
         raise cli.Refused("the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow")
-    from segpipe import tracking
-    from steps import compare, driver
+    from segpipe import orphans, tracking
+    from steps import compare, driver, launch, plan
 
+    asked = _refusing(lambda: plan.Asked(start or "", until or "", fresh or ""))
+    how = _how(env_manager, backend, backend_config, in_process, config)
     tracking.connect()
-    with tracking.run(what, config):
+    if only_plan:
+        for name, choice in compare.planned(config, asked) if what == "compare" else plan.plan(config, asked):
+            click.echo(f"{name}: {choice.told()}")
+        return
+    orphans.reap(cli.say)
+    with tracking.run(what, config, name=run_name), launch.guarded():
         if what == "compare":
-            compare.run(config, env_manager, then)
+            compare.run(config, how, then, asked)
         else:
-            driver.run(config, env_manager)
+            driver.run(config, how, asked)
 
 
-def _reproduce(model: str, recipe: str, env_manager: str, tolerance: float, knobs: dict[str, str]) -> None:
+def _refusing(ask: Callable[[], Answer]) -> Answer:
+    """What is wrong with a command line ends it before anything runs."""
+    try:
+        return ask()
+    except InputError as error:
+        raise cli.Refused(str(error)) from None
+
+
+def _how(env_manager: str, backend: str, backend_config: str, in_process: bool, config: "Config") -> "launch.How":
+    from steps import launch
+
+    if in_process and config.compare.parallel > 1:
+        raise cli.Refused("--in-process runs one step after the other; leave it out or set compare.parallel 1")
+    timeout = {str(step): seconds for step, seconds in config.driver.timeout.items()}
+    retries = {str(step): times for step, times in config.driver.retries.items()}
+    return _refusing(lambda: launch.How(env_manager, backend, backend_config, in_process, timeout, retries).checked())
+
+
+def _reproduce(
+    model: str, recipe: str, how: "Callable[[Config], launch.How]", tolerance: float, values: dict[str, str | None]
+) -> None:
+    knobs = cli.overrides(values)
     root, experiment = (knobs.pop(name, None) for name in ("data.root", "tracking.experiment"))
     if not model:
         raise cli.Refused("reproduce what? python pipeline.py reproduce models:/NAME@champion")
@@ -52,39 +160,17 @@ def _reproduce(model: str, recipe: str, env_manager: str, tolerance: float, knob
         given = ", ".join(["--config"] * bool(recipe) + list(knobs))
         raise cli.Refused(f"reproduce takes its config from the model's runs; leave out {given}")
     from segpipe import tracking
+    from segpipe.config import Config
     from steps import reproduce
 
+    asked = how(Config())
     tracking.connect()
-    reproduce.run(model, env_manager, tolerance, root, experiment)
+    reproduce.run(model, asked, tolerance, root, experiment)
 
 
 def command() -> click.Command:
-    """The command line of the chain: the steps' knobs and the environment manager handed on to every step."""
-    what = click.Argument(["what"], type=click.Choice(["pipeline", "compare", "reproduce"]), default="pipeline")
-    model = click.Argument(["model"], default="")
-    manager = click.Option(
-        ["--env-manager"],
-        type=click.Choice(["local", "uv", "virtualenv", "conda"]),
-        default="local",
-        show_default=True,
-        help="environment that MLflow Projects runs each step in",
-    )
-    then = click.Option(
-        ["--then"],
-        type=click.Choice(["promote", "evaluate", "stop"]),
-        default="promote",
-        show_default=True,
-        help="compare: what becomes of the best model afterwards; promote is evaluate and register",
-    )
-    tolerance = click.Option(
-        ["--tolerance"],
-        type=click.FloatRange(min=0),
-        default=0.01,
-        show_default=True,
-        help="reproduce: largest difference of a test metric's mean, relative where that is above 1",
-    )
-    params = [what, model, manager, then, tolerance, *cli.options()]
-    return cli.Command("pipeline", callback=callback, params=params, help=HELP)
+    """The command line of the chain: the steps' knobs, and the flags that say which of them run, how and where."""
+    return cli.Command("pipeline", callback=callback, params=[*FLAGS, *cli.options()], help=HELP)
 
 
 if __name__ == "__main__":

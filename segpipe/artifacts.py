@@ -1,6 +1,6 @@
-"""Files and datasets among a run's artifacts, in place for a store on this machine, by copy for a server."""
+"""Files and datasets among a run's artifacts, in place for a store on this machine, through a cache for a server."""
 
-import atexit
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,12 +14,19 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from segpipe import tracking
+from segpipe import digests, fetched, inventory, tracking
 from segpipe.errors import InputError, one_line
 from segpipe.offline import staged
 
 if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
+
+WEIGHTS = "artifacts/segpipe"  # the folder with the inventory in a logged model: its artifact serving.ARTIFACT
+OF_RUN = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+?)/*")
+LOGGED = re.compile(r"models:/(?P<id>m-[0-9a-f]+)/?")
+VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>[0-9]+)/?")
+ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)/?")
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def has(run_id: str, path: str) -> bool:
@@ -27,64 +34,144 @@ def has(run_id: str, path: str) -> bool:
     folder = path.rsplit("/", 1)[0] if "/" in path else None
     try:
         return any(item.path == path for item in MlflowClient().list_artifacts(run_id, folder))
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in GONE:
+            raise
         return False
 
 
-def local(uri: str) -> Path:
-    """A local path to an artifact: in place for a store on this machine, from a server a copy that this process removes
-    when it ends. Raises InputError where there is no such artifact.
+def damage(run_id: str, name: str) -> str:
+    """What is wrong with a run's artifact folder since it was written, in words; empty where nothing is. On a server
+    names and sizes are compared, what is fetched is read.
     """
-    in_place = _in_place(uri)
-    if in_place is not None:
-        return in_place
-    served = mlflow.get_tracking_uri().startswith("http")
-    target = tempfile.mkdtemp(dir=_downloads()) if served else None
     try:
+        root = MlflowClient().get_run(run_id).info.artifact_uri
+    except MlflowException as error:
+        if error.error_code not in GONE:
+            raise
+        return f"run {run_id} is gone"
+    return damage_at(root, name)
+
+
+def damage_at(root: str, path: str) -> str:
+    """What is wrong with a folder below an artifact URI, as `damage` tells it."""
+    here = local_root(root)
+    return fetched.damage(root, path) if here is None else inventory.damage(here / path)
+
+
+def local(uri: str) -> Path:
+    """A local path to an artifact or a model: in place for a store on this machine; from a server through the cache
+    where it has an inventory, otherwise a copy that this process removes when it ends. Not to be written to.
+
+    Raises InputError where there is no such artifact, or what came is damaged.
+    """
+    try:
+        place = _place(uri)
+        found = _found(*place) if place else None
+        if found is not None:
+            return found
+        served = mlflow.get_tracking_uri().startswith("http")
+        target = str(fetched.temporary()) if served else None
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (MlflowException, OSError) as error:
         raise InputError(f"{uri}: {one_line(error)}") from None
 
 
-def _in_place(uri: str) -> Path | None:
-    """Where an artifact runs:/ID/PATH lies on this machine; None where it does not, or is of another kind."""
-    if not uri.startswith("runs:/"):
-        return None  # MLflow itself finds models in place, and copies what belongs to a run
-    run_id, _, path = uri.removeprefix("runs:/").partition("/")
-    try:
-        root = local_root(MlflowClient().get_run(run_id).info.artifact_uri)
-    except MlflowException as error:
-        raise InputError(f"{uri}: {one_line(error)}") from None
-    return root / path if root is not None and (root / path).exists() else None
+def _place(uri: str) -> tuple[str, str] | None:
+    """The artifact URI of a run or logged model and the path below it, empty for a whole model; None for URIs of other
+    kinds, which MLflow resolves.
+    """
+    client = MlflowClient()
+    if match := OF_RUN.fullmatch(uri):
+        return client.get_run(match["run"]).info.artifact_uri, match["path"]
+    if match := LOGGED.fullmatch(uri):
+        return client.get_logged_model(match["id"]).artifact_location, ""
+    if match := VERSION.fullmatch(uri):
+        return client.get_model_version_download_uri(match["name"], match["version"]), ""
+    if match := ALIAS.fullmatch(uri):
+        version = client.get_model_version_by_alias(match["name"], match["alias"])
+        return client.get_model_version_download_uri(version.name, version.version), ""
+    return None
+
+
+def _found(root: str, path: str) -> Path | None:
+    """Where an artifact is on this machine, fetched if need be; None where only MLflow may know it."""
+    here = local_root(root)
+    if here is not None:
+        return here / path if (here / path).exists() else None
+    if not path:
+        return _model(root)
+    folder, _, inside = path.partition("/")
+    return fetched.local(root, folder, inside)
 
 
 @cache
-def _downloads() -> str:
-    folder = tempfile.mkdtemp(prefix="segpipe-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+def _model(root: str) -> Path | None:
+    """A whole logged model from a server: its weights from the cache, the small rest a copy beside them."""
+    weights = fetched.local(root, WEIGHTS)
+    if weights is None:
+        return None
+    folder = fetched.without(root, WEIGHTS)
+    link = folder / WEIGHTS
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(weights)
     return folder
 
 
 @contextmanager
 def folder(name: str) -> Iterator[Path]:
-    """A folder that becomes the active run's artifact `name` when the block ends well, and nothing otherwise.
+    """A folder that becomes the active run's artifact `name`, with its inventory, when the block ends well, and nothing
+    otherwise.
 
     In a store on this machine it is written where it stays, so nothing is stored twice.
     """
     root = local_root(tracking.active().info.artifact_uri)
-    if root is not None:
-        partial = root / f".{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            partial.rename(root / name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    if root is None:
+        with _sent(name) as temporary:
+            yield temporary
         return
+    partial = root / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        inventory.write(partial)
+        partial.rename(root / name)
+        digests.moved(partial, root / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def files(name: str) -> Iterator[Path]:
+    """A folder whose content joins the active run's artifact folder `name`, and its inventory, when the block ends
+    well. A file that was damaged before does not become whole by that.
+    """
+    root = local_root(tracking.active().info.artifact_uri)
+    if root is None:
+        with _sent(name) as temporary:
+            yield temporary
+        return
+    target = root / name
+    with staged(target) as staging:
+        yield staging
+        added = inventory.of(staging)
+    known = inventory.read(target) if (target / inventory.FILE).is_file() else inventory.of(target)
+    inventory.save(known | added, target)
+
+
+@contextmanager
+def _sent(name: str) -> Iterator[Path]:
+    """A folder that is sent to the active run's server when the block ends well, then the inventory of all that is
+    there: until that has come, what was there and is replaced counts as damaged.
+    """
+    run = tracking.active().info
     with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
         yield Path(temporary)
+        added, before = inventory.of(Path(temporary)), fetched.find(run.artifact_uri, name)
         mlflow.log_artifacts(temporary, name)
+        inventory.save((before.entries() if before else {}) | added, Path(temporary))
+        mlflow.log_artifact(str(Path(temporary) / inventory.FILE), name)
 
 
 def local_root(uri: str) -> Path | None:
@@ -115,16 +202,3 @@ def dataset(name: str, uri: str, digest: str) -> "Dataset":
     return MetaDataset(  # type: ignore[abstract]  # MLflow's own class, complete at run time
         CodeDatasetSource(tags={"artifact": uri}), name=name, digest=digest
     )
-
-
-@contextmanager
-def files(name: str) -> Iterator[Path]:
-    """A folder whose content joins the active run's artifact folder `name` when the block ends well."""
-    root = local_root(tracking.active().info.artifact_uri)
-    if root is not None:
-        with staged(root / name) as folder:
-            yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
-        yield Path(temporary)
-        mlflow.log_artifacts(temporary, name)

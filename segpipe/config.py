@@ -50,6 +50,9 @@ Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_
 LossName = Literal[
     "dice", "bce", "dice_bce", "focal", "tversky", "focal_tversky", "lovasz", "jaccard", "mcc", "cldice"
 ]  # fmt: skip
+StepName = Literal["preprocess", "train", "evaluate", "register"]
+Timeouts = Annotated[dict[StepName, Annotated[float, Field(gt=0)]], BeforeValidator(_pairs)]
+Retries = Annotated[dict[StepName, Annotated[int, Field(ge=0, le=100)]], BeforeValidator(_pairs)]
 Options = Annotated[dict[str, Any], BeforeValidator(_pairs)]
 Side = Annotated[int, Field(ge=16, le=4096)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
@@ -337,6 +340,17 @@ class TrackingConfig(Section):
     )
 
 
+class DriverConfig(Section):
+    """How `pipeline.py` runs the steps."""
+
+    timeout: Timeouts = Field(
+        {}, description="step=seconds,...: a step that takes longer is ended, and continues with the next start"
+    )
+    retries: Retries = Field(
+        {}, description="step=times,...: starts after a failure that can pass (connection, lock); 1 for steps not named"
+    )
+
+
 class CompareConfig(Section):
     """What the entry point `compare` trains: every combination."""
 
@@ -368,5 +382,6 @@ class Config(Section):
     serving: ServingConfig = ServingConfig()
     predict: PredictConfig = PredictConfig()
     tracking: TrackingConfig = TrackingConfig()
+    driver: DriverConfig = DriverConfig()
     compare: CompareConfig = CompareConfig()
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw")

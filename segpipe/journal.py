@@ -6,6 +6,7 @@
     visualizations/augmentation/augmented_batch.png
     checkpoints/best_model/{epoch_XXX/,metadata/metadata.json,context/context.json}
     final_model/{weights/,configuration/,validation/cases.csv,training_history/training_history.json,summary/summary.md}
+    final_model/inventory.json
 
 Epochs are counted from 0. An epoch has its folders where it is a new best, every `tracking.artifact_every` epochs, and
 where it is the last; of the best models only the newest is kept.
@@ -23,7 +24,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from segpipe import settings, sources
+from segpipe import inventory, settings, sources
 from segpipe.config import Config
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from segpipe.engine import EpochReport, FitResult
     from segpipe.inference import Predictor
 
+FINAL = "final_model"
 HISTORY = "final_model/training_history/training_history.json"
 VALIDATION = "final_model/validation/cases.csv"
 BEST = "checkpoints/best_model"
@@ -148,7 +150,7 @@ class Journal:
         return text.getvalue()
 
     def finish(self, result: "FitResult", predictor: "Predictor", inference_ms: float) -> None:
-        """The final model, its history and the closing figures; the history, last, shows that all is there."""
+        """The final model, its history and the closing figures; the inventory, last, shows that all is there."""
         history, final = result.history, result.history[-1]
         seconds = sum(report.epoch_time_seconds for report in history)
         values = {
@@ -167,11 +169,13 @@ class Journal:
             predictor.save(folder / "final_model/weights")
             _write(folder / "final_model/configuration/resolved.yaml", settings.dump(self.config))
             _write(folder / VALIDATION, self._validation(result.val_cases))
+            _write(folder / HISTORY, _json([{"epoch": r.epoch, **r.metrics()} for r in history]))
             _write(folder / "final_model/summary/summary.md", text)
             _write(folder / "summaries/training/summary.md", text)
             _write(folder / "logs/training/train.log", log(history, self.config.train.epochs))
+            written = inventory.of(folder / FINAL)
         with self.recorder.files() as folder:
-            _write(folder / HISTORY, _json([{"epoch": r.epoch, **r.metrics()} for r in history]))
+            inventory.save(written, _made(folder / FINAL))
 
 
 def tags(config: Config, classes: int) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""Models as MLflow logs them: a network with all it needs, and the code that serves it."""
+"""Models as MLflow logs them: a network with all it needs, and the code that serves it. What needs torch is imported
+late: the driver only asks whether a model is whole.
+"""
 
 import json
 import shutil
@@ -9,17 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from segpipe import artifacts, journal, serving, settings, sources, tracking
+from segpipe import artifacts, inventory, journal, settings, sources, tracking
 from segpipe.config import Config, ServingConfig
-from segpipe.inference import WEIGHTS, ModelSpec
-from segpipe.serving import ARTIFACT
 
 if TYPE_CHECKING:
     from segpipe.evaluation import Summary
     from segpipe.inference import Predictor
     from segpipe.manifest import Manifest
 
+ARTIFACT = artifacts.WEIGHTS.rpartition("/")[2]
 FACTS = ("hardware", "version")
 REQUIREMENTS = (
     "mlflow", "nibabel", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "safetensors", "scikit-image",
@@ -49,11 +51,16 @@ def training(run_id: str) -> Training:
 
 
 def log(weights: Path) -> str:
-    """Log what `Predictor.save` wrote into `weights` as the active run's model and return its ID.
+    """Log what `Predictor.save` wrote into `weights` as the active run's model and return its ID; the folder gets its
+    inventory.
 
     The project's files that the served model imports travel inside it, so it loads where this project is not.
     """
+    from segpipe import serving
+    from segpipe.inference import ModelSpec
+
     spec = ModelSpec.read(weights)
+    inventory.write(weights)
     with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
         code = Path(temporary) / "code"
         for path in sources.closure(["segpipe.served_model"]):
@@ -64,7 +71,7 @@ def log(weights: Path) -> str:
             name="model",
             python_model=str(code / "segpipe" / "served_model.py"),
             code_paths=[str(code / "segpipe")],
-            artifacts={serving.ARTIFACT: str(weights)},
+            artifacts={ARTIFACT: str(weights)},
             model_config=ServingConfig().model_dump(include=set(serving.LIMITS)),
             signature=serving.signature(spec),
             input_example=(serving.example(spec), {"threshold": spec.threshold}),
@@ -77,11 +84,24 @@ def log(weights: Path) -> str:
 
 def folder(model_uri: str) -> Path:
     """The folder that `Predictor.load` reads, of a logged or registered model."""
-    return artifacts.local(model_uri) / "artifacts" / ARTIFACT
+    return artifacts.local(model_uri) / artifacts.WEIGHTS
+
+
+def damage(model_id: str) -> str:
+    """What is wrong with a logged model's weights since they were logged, in words; empty where nothing is."""
+    try:
+        root = MlflowClient().get_logged_model(model_id).artifact_location
+    except MlflowException as error:
+        if error.error_code not in artifacts.GONE:
+            raise
+        return f"model {model_id} is gone"
+    return artifacts.damage_at(root, artifacts.WEIGHTS)
 
 
 def weights(model_id: str) -> "Summary":
     """Identity and size of a logged model's weights: `weights_sha256`, `size_mb` (1 MB = 10^6 bytes)."""
+    from segpipe.inference import WEIGHTS
+
     path = folder(f"models:/{model_id}") / WEIGHTS
     return {"weights_sha256": sources.sha256(path), "size_mb": path.stat().st_size / 1e6}
 

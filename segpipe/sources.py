@@ -5,10 +5,13 @@ The same closure decides whether a step's code changed, what ships inside a mode
 
 import ast
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
+from functools import cache
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = PROJECT / "requirements.txt"
 PACKAGES = ("segpipe", "steps")
 PYTHON = (".py", ".pyc")
 
@@ -22,9 +25,14 @@ def module_file(name: str) -> Path | None:
     return None
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path) -> frozenset[str]:
     """Every module a file imports, at the top or inside a function but not for annotations alone, by full name."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _imported(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _imported(source: str) -> frozenset[str]:
+    tree = ast.parse(source)
     guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
     annotations = {id(inner) for guard in guards for inner in ast.walk(guard)}
     found: set[str] = set()
@@ -36,18 +44,18 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+    return frozenset(found)
 
 
-def closure(modules: Iterable[str]) -> list[Path]:
+def closure(modules: Iterable[str], without: Collection[str] = ()) -> list[Path]:
     """The project files reachable from `modules` through imports, packages' `__init__` included, sorted; to a package
-    belongs what lies beside its `__init__` and is no Python, such as a template.
+    belongs what lies beside its `__init__` and is no Python, such as a template. The modules `without` are no way.
     """
     waiting, seen = list(modules), set()
     while waiting:
         name = waiting.pop()
         path = module_file(name)
-        if path is None or path in seen:
+        if path is None or path in seen or name in without:
             continue
         seen.add(path)
         if path.name == "__init__.py":
@@ -71,3 +79,9 @@ def digest(paths: Iterable[Path]) -> str:
         total.update(path.relative_to(PROJECT).as_posix().encode() + b"\0")
         total.update(bytes.fromhex(sha256(path)))
     return total.hexdigest()
+
+
+def requirements() -> dict[str, str]:
+    """Every pinned package and its version."""
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    return {pin[1]: pin[2] for line in lines if (pin := re.match(r"([A-Za-z0-9._\[\]-]+)==(\S+)", line))}

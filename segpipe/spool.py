@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -19,7 +18,6 @@ from urllib.parse import urlparse
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
-from mlflow.exceptions import MlflowException
 
 from segpipe import artifacts, logged_models, tracking
 from segpipe.errors import InputError, one_line
@@ -124,7 +122,7 @@ class Spool:
             try:
                 self._deliver(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(""))
             except Exception as error:  # whatever the way to a server can raise; the record stays
-                self.refused = "" if _passing(error) else one_line(error)
+                self.refused = "" if tracking.passing(error) else one_line(error)
                 if not self.away:
                     self.warn(f"tracking server does not take records ({one_line(error)}); training goes on, they wait")
                 self.away, self.tried = True, time.monotonic()
@@ -157,13 +155,6 @@ class Spool:
             case "end":
                 client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in record["tags"].items()])
                 client.set_terminated(self.run_id, record["status"], record["ended_ms"])
-
-
-def _passing(error: Exception) -> bool:
-    """Whether the same request may well succeed later: no connection, or an error on the server's side."""
-    if isinstance(error, MlflowException):
-        return int(error.get_http_status_code()) >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return isinstance(error, ConnectionError | TimeoutError)
 
 
 def _listening(uri: str) -> bool:

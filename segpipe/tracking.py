@@ -1,6 +1,5 @@
-"""Everything segpipe does with MLflow Tracking: where the store is, runs, their artifacts and logged models."""
+"""Everything segpipe does with MLflow Tracking: runs, their artifacts and logged models."""
 
-import logging
 import os
 import traceback
 from collections.abc import Iterator
@@ -8,19 +7,16 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+from segpipe import store  # sets what MLflow reads when it is imported
 
-import mlflow  # reads the variables above when imported
+# isort: split
+import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run
+from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from segpipe import settings, sources
+from segpipe import processes, settings
 from segpipe.config import Config
 from segpipe.errors import InputError, one_line, redact
 
@@ -28,10 +24,13 @@ STEP, KEY, PARTS = "segpipe.step", "segpipe.key", "segpipe.parts"
 REASON, FIGURE, BECAUSE = "segpipe.reason", "segpipe.figure", "segpipe.because"
 MODEL = "segpipe.model_id"
 CONTINUED, RESUMED = "segpipe.continued", "segpipe.resumed"
+PASSING = "segpipe.passing"
 CONFIG = "config/resolved.yaml"
 INPUT = "segpipe.input."
 SCRATCH = "segpipe.scratch"
 PARAMS_PER_CALL, LONGEST_PARAM = 100, 6000
+
+connect, link, passing = store.connect, store.link, store.passing
 
 
 class Sender(Protocol):
@@ -51,30 +50,9 @@ _sender: list[Sender] = []
 
 
 def speak_through(sender: Sender) -> None:
-    """Let `sender` tag and end the active run from now on."""
+    """Let `sender` tag and end the active run from now on; what it can't send soon waits."""
     _sender[:] = [sender]
-
-
-def connect() -> None:
-    """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder.
-
-    A relative path becomes absolute, for this process and those it starts. Raises InputError where the store does not
-    answer.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{sources.PROJECT / 'mlflow.db'}"
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).resolve()
-        if not path.parent.is_dir():
-            raise InputError(f"tracking store {uri}: no such folder {path.parent}")
-        uri = f"sqlite:///{path}"
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(uri)
-    try:
-        MlflowClient().search_experiments(max_results=1)
-    except Exception as error:
-        raise InputError(f"tracking store {redact(uri)} does not answer: {one_line(error)}") from None
+    store.wait_with(store.SPOOLING)
 
 
 def experiment(name: str) -> str:
@@ -118,42 +96,76 @@ def _built_on() -> list[str]:
 
 
 @contextmanager
-def run(step: str, config: Config, experiment_id: str | None = None) -> Iterator[Run]:
+def run(step: str, config: Config, experiment_id: str | None = None, name: str = "") -> Iterator[Run]:
     """The MLflow run that stands for one step, or for the whole chain: the one MLflow Projects has opened for this
-    process, or a new one, in the experiment given or configured. The resolved config is logged at once.
+    process, or a new one of that name (else the step's), in the experiment given or configured. Where a run is active
+    already it is nested below that one. The resolved config is logged at once.
 
     An exception ends the run as FAILED with its reason as a tag, an interrupt as KILLED; both pass on.
     """
-    given = os.environ.pop("MLFLOW_RUN_ID", None)
-    if not given and not experiment_id and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
-        mlflow.set_experiment(experiment_id=experiment(config.tracking.experiment))
-    started = mlflow.start_run(
-        run_id=given,
-        experiment_id=None if given else experiment_id,
-        run_name=None if given else step,
-        log_system_metrics=config.tracking.system_metrics and step == "train",
-    )
+    above = mlflow.active_run()
     try:
-        log_params(started.info.run_id, {f"cfg.{name}": value for name, value in settings.flat(config).items()})
-        MlflowClient().set_tag(started.info.run_id, STEP, step)
+        started = _start(step, config, experiment_id, name or step, above)
+        log_params(started.info.run_id, {f"cfg.{knob}": value for knob, value in settings.flat(config).items()})
         mlflow.log_text(settings.dump(config), CONFIG)
         yield started
         _end("FINISHED", {})
-    except (KeyboardInterrupt, SystemExit):
-        _end("KILLED", {REASON: "interrupted"})
-        raise
     except BaseException as error:
-        if not isinstance(error, InputError):
-            log_text(redact(traceback.format_exc()), "logs/traceback.txt")
-        _end("FAILED", {REASON: one_line(error)})
+        if mlflow.active_run() not in (None, above):
+            _break_off(error)
         raise
+    finally:
+        store.wait_with(store.PATIENT)
+
+
+def _start(step: str, config: Config, experiment_id: str | None, name: str, above: Run | None) -> Run:
+    """Make the run of a step the active one, tagged with this process."""
+    given, tags = os.environ.pop("MLFLOW_RUN_ID", None), {STEP: step, **processes.here()}
+    if above is not None:
+        experiment_id = experiment_id or above.info.experiment_id
+    metrics = config.tracking.system_metrics and step == "train"
+    if given:
+        _claim(given, tags)
+        return mlflow.start_run(run_id=given, nested=above is not None, log_system_metrics=metrics)
+    if not experiment_id and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
+        mlflow.set_experiment(experiment_id=experiment(config.tracking.experiment))
+    return mlflow.start_run(
+        experiment_id=experiment_id, run_name=name, tags=tags, nested=above is not None, log_system_metrics=metrics
+    )
+
+
+def _claim(run_id: str, tags: dict[str, str]) -> None:
+    """Tag a run with this process before it is RUNNING again: nobody takes it for one whose process is gone."""
+    MlflowClient().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _break_off(error: BaseException) -> None:
+    """Close the active run as KILLED or FAILED, with an error as its reason. What prevents that is noted on the error:
+    the run stays RUNNING, until somebody finds its process gone.
+    """
+    killed = isinstance(error, KeyboardInterrupt)
+    tags = {REASON: (str(error) or "interrupted") if killed else store.told(error)}
+    if not killed and passing(error):
+        tags[PASSING] = "true"
+    store.hurry_after(error)
+    try:
+        if not isinstance(error, InputError | KeyboardInterrupt):
+            log_text(redact(traceback.format_exc()), "logs/traceback.txt")
+    except Exception as second:
+        error.add_note(f"its traceback could not be logged: {store.told(second)}")
+    try:
+        _end("KILLED" if killed else "FAILED", tags)
+    except Exception as second:
+        error.add_note(f"its run could not be closed: {store.told(second)}")
 
 
 def _end(status: str, tags: dict[str, str]) -> None:
     """Close the active run. One whose server is away is closed here, and there by the records that wait."""
     if not _sender:
-        mlflow.set_tags(tags)
-        mlflow.end_run(status)
+        try:
+            mlflow.set_tags(tags)
+        finally:
+            mlflow.end_run(status)  # in any case no longer the active one, which MLflow would end as FINISHED at exit
         return
     sent = _sender.pop().end(status, tags)
     try:
@@ -166,7 +178,7 @@ def _end(status: str, tags: dict[str, str]) -> None:
 def log_text(text: str, path: str) -> None:
     """Write a file among the active run's artifacts."""
     if not _sender:
-        mlflow.log_text(text, path)
+        mlflow.log_text(text, path, run_id=active().info.run_id)
         return
     with _sender[0].files() as folder:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -175,14 +187,16 @@ def log_text(text: str, path: str) -> None:
 
 def continue_run(run_id: str, system_metrics: bool) -> None:
     """Make an interrupted run the active one, in the place of the run opened for this process, which is deleted."""
-    client, opened = MlflowClient(), active()
+    client, opened, earlier = MlflowClient(), active(), MlflowClient().get_run(run_id).data.tags
     parent = opened.data.tags.get(MLFLOW_PARENT_RUN_ID)
     mlflow.set_tag(CONTINUED, run_id)
     mlflow.end_run("KILLED")
     client.delete_run(opened.info.run_id)
-    mlflow.start_run(run_id=run_id, log_system_metrics=system_metrics)
-    times = int(client.get_run(run_id).data.tags.get(RESUMED, "0")) + 1
-    mlflow.set_tags({RESUMED: str(times)} | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {}))
+    tags = {RESUMED: str(int(earlier.get(RESUMED, "0")) + 1), **processes.here()}
+    _claim(run_id, tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {}))
+    for outdated in {REASON, PASSING} & earlier.keys():
+        client.delete_tag(run_id, outdated)
+    mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None, log_system_metrics=system_metrics)
 
 
 def unfinished(step: str, key: str) -> list[Run]:
@@ -219,10 +233,10 @@ def log_params(run_id: str, values: dict[str, str]) -> None:
         client.log_batch(run_id, params=fresh[first : first + PARAMS_PER_CALL])
 
 
-def fail_given_run(reason: str) -> None:
-    """Note the reason on the run that MLflow Projects opened for this process, before the process ends."""
+def end_given_run(status: str, reason: str) -> None:
+    """End the run that MLflow Projects opened for this process, before the process does."""
     connect()
-    fail(os.environ["MLFLOW_RUN_ID"], reason)
+    end(os.environ["MLFLOW_RUN_ID"], status, reason)
 
 
 def history(run_id: str, metric: str) -> list[float]:
@@ -274,12 +288,12 @@ def interrupted(run_id: str, step: str) -> Run:
     return found
 
 
-def fail(run_id: str, reason: str) -> None:
-    """End a run as FAILED that nobody else can end any more."""
+def end(run_id: str, status: str, reason: str) -> None:
+    """End a run, if it is RUNNING, that nobody else can end any more."""
     client = MlflowClient()
     if client.get_run(run_id).info.status == "RUNNING":
         client.set_tag(run_id, REASON, reason)
-        client.set_terminated(run_id, "FAILED")
+        client.set_terminated(run_id, status)
 
 
 def active() -> Run:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segpipe import settings
+from segpipe import processes, settings, store
 from segpipe.config import Config
 from segpipe.errors import InputError, one_line
+from steps import signals
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from segpipe.engine import EpochReport
-
 DEFAULT_RECIPE = "configs/phantom.yaml"
-BAD_USAGE, FAILED, INTERRUPTED = 2, 1, 130
+BAD_USAGE, FAILED, SIGNALLED = 2, 1, 128
 Body = Callable[..., str]
 
 
@@ -112,13 +112,25 @@ def _run(name: str, config: Config, given: dict[str, str], body: Body) -> None:
     from segpipe import tracking
     from steps import chain, keys
 
-    tracking.connect()
-    with tracking.run(name, config):
+    with recorded(name, config):
         runs = chain.inputs(name, config, given)
         key = keys.key(name, config, chain.upstream_keys(runs))
         tracking.tag(key=key.digest, parts=key.text(), **{f"input.{i}": run.info.run_id for i, run in runs.items()})
+        tracking.log_text(keys.made_of(name, config), keys.MADE_OF)
         tracking.tag(work_began=str(round(time.time() * 1000)))
         tracking.tag(figure=body(config, **{i: run.info.run_id for i, run in runs.items()}))
+
+
+@contextmanager
+def recorded(name: str, config: Config) -> Iterator[None]:
+    """The run of a step, with its log, after what earlier ones left RUNNING has been ended."""
+    from segpipe import orphans, tracking
+    from steps import step_log
+
+    tracking.connect()
+    orphans.reap(say)
+    with tracking.run(name, config), step_log.keeping(name, config):
+        yield
 
 
 class Refused(click.UsageError):
@@ -126,52 +138,81 @@ class Refused(click.UsageError):
 
 
 class Command(click.Command):
-    """A command whose every failure is one line on stderr and a non-zero exit code."""
+    """A command whose every failure is one line on stderr and an exit code that says what it was."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        signal.signal(signal.SIGTERM, _interrupt)
+        signals.install()
+        end_with_driver()
         kwargs["standalone_mode"] = False
         try:
             super().main(*args, **kwargs)
-        except click.UsageError as error:
-            reason = error.format_message()
-            _note(reason)
-            _leave(self.name, reason, BAD_USAGE)
-        except InputError as error:
-            _leave(self.name, str(error), FAILED)
-        except (KeyboardInterrupt, click.Abort):
-            _leave(self.name, "interrupted", INTERRUPTED)
-        except Exception as error:
-            _leave(self.name, f"{type(error).__name__}: {one_line(error)}", FAILED)
+        except (Exception, KeyboardInterrupt) as error:
+            met = error.__cause__ or KeyboardInterrupt() if isinstance(error, click.Abort) else error
+            if isinstance(met, click.UsageError | KeyboardInterrupt):
+                _note("FAILED" if isinstance(met, click.UsageError) else "KILLED", reason(met))
+            _leave(self.name, met)
 
 
-def _note(reason: str) -> None:
+def reason(error: BaseException) -> str:
+    """Why a command ends, as a line."""
+    match error:
+        case click.UsageError():
+            return error.format_message()
+        case InputError():
+            return str(error)
+        case KeyboardInterrupt():
+            return str(error) or "interrupted"
+        case _:
+            return f"{type(error).__name__}: {store.told(error)}"
+
+
+def exit_code(error: BaseException) -> int:
+    """128 + the signal's number for an interrupt, 2 for bad usage, else 1."""
+    match error:
+        case signals.Interrupted():
+            return SIGNALLED + error.number
+        case KeyboardInterrupt():
+            return SIGNALLED + signal.SIGINT
+        case click.UsageError():
+            return BAD_USAGE
+        case _:
+            return FAILED
+
+
+def end_with_driver() -> None:
+    """End as on SIGTERM once the process that $SEGPIPE_DRIVER names, PID:STARTED on this machine, is gone."""
+    pid, _, started = os.environ.get(processes.DRIVER, "").partition(":")
+    driver = {**processes.here(), processes.PID: pid, processes.STARTED: started}
+
+    def watch() -> None:
+        while processes.alive(driver):
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if pid:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _note(status: str, text: str) -> None:
+    """End the run that was opened for this process and has not begun."""
     if "MLFLOW_RUN_ID" not in os.environ:
         return
     from segpipe import tracking
 
     try:
-        tracking.fail_given_run(reason)
+        tracking.end_given_run(status, text)
     except Exception as error:  # the reason itself is told either way
-        click.echo(f"(not noted on the run: {one_line(error)})", err=True)
+        say(f"(not noted on the run: {one_line(error)})")
 
 
-def _leave(name: str | None, reason: str, code: int) -> None:
-    click.echo(f"segpipe {name}: {reason}", err=True)
+def _leave(name: str | None, error: BaseException) -> None:
+    for more in getattr(error, "__notes__", []):
+        say(f"({more})")
+    say(f"segpipe {name}: {reason(error)}")
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # where torchrun looks for what became of a process
-        content = json.dumps({"message": reason, "timestamp": int(time.time())})
+        content = json.dumps({"message": reason(error), "timestamp": int(time.time())})
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(content, encoding="utf-8")
-    sys.exit(code)
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    once()
-    raise KeyboardInterrupt
-
-
-def once() -> None:
-    """Ask to end only once: what follows is the clean-up."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(exit_code(error))
 
 
 def progress(label: str) -> Callable[[int, int, str], None]:
@@ -199,22 +240,6 @@ def progress(label: str) -> Callable[[int, int, str], None]:
     return advance
 
 
-def reporter(epochs: int) -> "Callable[[EpochReport], None]":
-    """A callback that shows each epoch, under a bar on a terminal."""
-    from segpipe import journal
-
-    advance = progress("train") if sys.stderr.isatty() else None
-
-    def report(epoch: "EpochReport") -> None:
-        text = journal.line(epoch, epochs)
-        if advance:
-            advance(epoch.epoch + 1, epochs, text)
-        else:
-            click.echo(text, err=True)
-
-    return report
-
-
 def console() -> "Console":
     """Where tables go: as wide as the terminal, 160 characters in a file."""
     from rich.console import Console
@@ -225,23 +250,3 @@ def console() -> "Console":
 def say(text: str) -> None:
     """A line for the person who watches."""
     click.echo(text, err=True)
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Inside, the first SIGINT or SIGTERM is noted, so that work can stop where it leaves nothing torn; a second one
-    interrupts at once. Yields the question whether to stop.
-    """
-    asked: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if asked:
-            _interrupt(number, frame)
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from segpipe import settings
 from segpipe.config import Config
 from segpipe.errors import InputError
-from steps import cli, driver
+from steps import chain, cli, driver, launch, plan
+from steps.plan import Asked
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from steps import chain
 
 BAR = 20
 AFTERWARDS = {"promote": ("evaluate", "register"), "evaluate": ("evaluate",), "stop": ()}
@@ -56,7 +55,15 @@ def members(config: Config) -> list[Member]:
     return found
 
 
-def run(config: Config, env_manager: str, then: str) -> None:
+def planned(config: Config, asked: Asked) -> Iterator[tuple[str, chain.Choice]]:
+    """What would become of the dataset and of each member; nothing is run."""
+    step, dataset = next(plan.plan(config, asked))
+    yield step, dataset
+    for member in members(config):
+        yield member.name, chain.choose("train", member.config, {step: dataset.key}, fresh=asked.anew("train"))
+
+
+def run(config: Config, how: launch.How, then: str, asked: Asked) -> None:
     """Train all members under the active run, show the leaderboard, and go on with the best by validation.
 
     Raises InputError where none of them can be trained.
@@ -65,10 +72,10 @@ def run(config: Config, env_manager: str, then: str) -> None:
 
     began, all_members = time.perf_counter(), members(config)
     results: dict[str, chain.Result] = {}
-    driver.advance(("preprocess",), config, results, env_manager)
+    driver.advance(("preprocess",), config, results, how, asked)
     for member in all_members:
         tracking.log_text(settings.dump(member.config), member.recipe)
-    trained = dict(zip(all_members, _train(all_members, results, env_manager, config.compare.parallel), strict=True))
+    trained = dict(zip(all_members, _train(all_members, results, how, config.compare.parallel, asked), strict=True))
     board = leaderboard(trained, config)
     _save(board, trained)
     _show(board)
@@ -79,30 +86,27 @@ def run(config: Config, env_manager: str, then: str) -> None:
     tracking.tag(
         best=best.name, figure=f"best of {len(trained)}: {best.name}, val Dice {board['val_dice'].iloc[0]:.3f}"
     )
-    driver.advance(AFTERWARDS[then], best.config, results, env_manager, best.recipe)
+    driver.advance(AFTERWARDS[then], best.config, results, how, asked, best.recipe)
     driver.table(results, time.perf_counter() - began)
     if then == "promote":
         driver.champion(config.registry.model_name)
 
 
 def _train(
-    all_members: list[Member], results: "dict[str, chain.Result]", env_manager: str, parallel: int
-) -> "Iterator[chain.Result | InputError]":
+    all_members: list[Member], results: dict[str, chain.Result], how: launch.How, parallel: int, asked: Asked
+) -> Iterator[chain.Result | InputError]:
     """What became of each member, in order, `parallel` at a time; a failure is a result like any other."""
     from segpipe import tracking
-    from steps import chain
 
     inputs, parent = {"preprocess": results["preprocess"].run}, tracking.active()
 
     def obtain(member: Member) -> chain.Result | InputError:
+        launcher, fresh = launch.Launcher(parent, how, member.recipe), asked.anew("train")
         try:
-            launcher = chain.Launcher(parent, env_manager, member.recipe)
-            outcome: chain.Result | InputError = chain.obtain("train", member.config, inputs, launcher)
+            return chain.obtain("train", member.config, inputs, launcher, fresh=fresh, label=member.name)
         except InputError as error:
-            outcome = error
-        told = f"failed: {outcome}" if isinstance(outcome, InputError) else outcome.told()
-        cli.say(f"{member.name}: {told}")
-        return outcome
+            cli.say(f"{member.name}: {error}")
+            return error
 
     if parallel == 1:
         yield from map(obtain, all_members)
@@ -111,7 +115,7 @@ def _train(
         yield from pool.map(obtain, all_members)
 
 
-def leaderboard(trained: "dict[Member, chain.Result | InputError]", config: Config) -> "pd.DataFrame":
+def leaderboard(trained: dict[Member, chain.Result | InputError], config: Config) -> "pd.DataFrame":
     """One row per member with `COLUMNS`, the best validation Dice first, failures last. Members that share a letter of
     `group` do not differ significantly.
     """
@@ -174,7 +178,7 @@ def groups(dice: "dict[str, pd.DataFrame]", samples: int, seed: int) -> dict[str
     return statistics.letters(list(dice), [pair for pair, p in zip(pairs, adjusted, strict=True) if p <= ALPHA])
 
 
-def _save(board: "pd.DataFrame", trained: "dict[Member, chain.Result | InputError]") -> None:
+def _save(board: "pd.DataFrame", trained: dict[Member, chain.Result | InputError]) -> None:
     from segpipe import artifacts, tracking
     from segpipe.plots import training
 

@@ -5,59 +5,52 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from segpipe import artifacts, registry, tracking
 from segpipe.config import Config
 from segpipe.errors import redact
-from steps import cli
-from steps.keys import STEPS
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-    from steps import chain
+from segpipe.manifest import FILE, Manifest
+from steps import chain, cli, keys, launch, plan
+from steps.plan import Asked
 
 
-def run(config: Config, env_manager: str) -> None:
-    """The whole chain under the active run."""
+def run(config: Config, how: launch.How, asked: Asked) -> None:
+    """The chain, or the part that is asked for, under the active run."""
     began = time.perf_counter()
     results: dict[str, chain.Result] = {}
-    advance(tuple(STEPS), config, results, env_manager)
+    advance(asked.names, config, results, how, asked)
     table(results, time.perf_counter() - began)
-    champion(config.registry.model_name)
+    if "register" in results:
+        champion(config.registry.model_name)
 
 
 def advance(
-    names: tuple[str, ...], config: Config, results: "dict[str, chain.Result]", env_manager: str, recipe: str = ""
+    names: tuple[str, ...],
+    config: Config,
+    results: dict[str, chain.Result],
+    how: launch.How,
+    asked: Asked,
+    recipe: str = tracking.CONFIG,
 ) -> None:
     """Reuse or run the named steps on top of `results`, which grows. `recipe` is the artifact of the active run that
     holds the config, if it is not the run's own. Raises InputError where a step fails.
     """
-    from segpipe import registry, tracking
-    from steps import chain
-
-    name = config.registry.model_name
-
-    def still_champion(run: "Run") -> bool:
-        holder = registry.holder(name)
-        return run.data.tags.get("segpipe.champion", "") == (str(holder.version) if holder else "")
-
+    launcher = launch.Launcher(tracking.active(), how, recipe)
+    kept = plan.taken(config, asked.start)
     for step in names:
-        valid = still_champion if step == "register" else chain.always
-        inputs = {i: results[i].run for i in STEPS[step].inputs}
-        launcher = chain.Launcher(tracking.active(), env_manager, recipe or tracking.CONFIG)
-        results[step] = chain.obtain(step, config, inputs, launcher, valid)
-        cli.say(f"{step}: {results[step].told()}")
+        if (choice := kept.get(step)) and choice.run:
+            results[step] = chain.reuse(choice.run, choice.told(), launcher, step)
+            continue
+        inputs = {i: results[i].run for i in keys.STEPS[step].inputs}
+        results[step] = chain.obtain(step, config, inputs, launcher, plan.validity(step, config), asked.anew(step))
     tracking.tag(**{f"run.{step}": result.run.info.run_id for step, result in results.items()})
 
 
-def table(results: "dict[str, chain.Result]", seconds: float) -> None:
+def table(results: dict[str, chain.Result], seconds: float) -> None:
     """Print what became of each step and its key figure."""
     from rich.table import Table
-
-    from segpipe import tracking
 
     table = Table(caption=f"{seconds:.0f} s in all")
     for column in ("step", "run", "took", "key figure"):
@@ -70,8 +63,6 @@ def table(results: "dict[str, chain.Result]", seconds: float) -> None:
 
 def champion(name: str) -> None:
     """Print who is champion, and the commands that serve it and ask it."""
-    from segpipe import registry
-
     holder = registry.holder(name)
     if holder is None:
         click.echo(f"No champion of '{name}' yet: no model has passed the gate.")
@@ -89,9 +80,6 @@ def champion(name: str) -> None:
 
 def _request(preprocess: str) -> str:
     """Shell lines that send a test case's own files to the server, with nothing but base64 and curl."""
-    from segpipe import artifacts
-    from segpipe.manifest import FILE, Manifest
-
     if not artifacts.has(preprocess, f"dataset/{FILE}"):
         return "  (the dataset it was measured on is no longer in the store)"
     manifest = Manifest.read(artifacts.local(f"runs:/{preprocess}/dataset/{FILE}"))

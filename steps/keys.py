@@ -6,19 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe import journal, settings, sources
+from segpipe import settings, sources
 from segpipe.config import Config
 from segpipe.data import raw
 from segpipe.errors import InputError
+from steps import cli
+
+MADE_OF = "config/made_of.json"
+SECTION, RESULT = "config ", "result of "
+CODE, REQUIREMENTS, PYTHON, RAW = "code", "requirements", "python", "raw data"
 
 # Where things are and how many work on them: the result is the same.
 WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_restarts")
+# What finds, reuses, starts, watches and logs steps: the result is the same.
+AROUND = ("steps.chain", "steps.keys", "steps.signals", "steps.step_log", "segpipe.orphans")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One row: its name is its entry point and its module; `sections` are the config it reads, `output` the artifact
-    that shows it is whole.
+    """One row: its name is its entry point and its module; `sections` are the config it reads, `output` the folder of
+    artifacts that must be whole for its run to be reused.
     """
 
     name: str
@@ -30,10 +37,10 @@ class Step:
 STEPS = {
     step.name: step
     for step in (
-        Step("preprocess", ("data", "preprocess", "split", "seed"), (), "dataset/manifest.json"),
-        Step("train", ("model", "loss", "augment", "train", "seed"), ("preprocess",), journal.HISTORY),
-        Step("evaluate", ("evaluate", "registry", "card", "seed"), ("preprocess", "train"), "evaluation/summary.json"),
-        Step("register", ("gate", "registry"), ("preprocess", "evaluate"), "register/decision.json"),
+        Step("preprocess", ("data", "preprocess", "split", "seed"), (), "dataset"),
+        Step("train", ("model", "loss", "augment", "train", "seed"), ("preprocess",), "final_model"),
+        Step("evaluate", ("evaluate", "registry", "card", "seed"), ("preprocess", "train"), "evaluation"),
+        Step("register", ("gate", "registry"), ("preprocess", "evaluate"), "register"),
     )
 }
 
@@ -64,11 +71,11 @@ def key(name: str, config: Config, inputs: Mapping[str, str]) -> Key:
         values.get(section, {}).pop(field, None)
     if "model" in values:
         values["model"]["encoder_weights"] = config.model.initialisation
-    parts = {f"config {section}": settings.digest(values[section])[:16] for section in step.sections}
+    parts = {SECTION + section: settings.digest(values[section])[:16] for section in step.sections}
     parts |= made_with(name)
-    parts |= {f"result of {upstream}": digest[:16] for upstream, digest in inputs.items()}
+    parts |= {RESULT + upstream: digest[:16] for upstream, digest in inputs.items()}
     if "data" in step.sections:
-        parts["raw data"] = raw.digest(config.data)
+        parts[RAW] = raw.digest(_raw_files(config))
     if "model" in step.sections and config.model.initialisation == "file":
         parts["initial weights"] = _file(Path(config.model.encoder_weights))
     return Key(parts)
@@ -77,10 +84,28 @@ def key(name: str, config: Config, inputs: Mapping[str, str]) -> Key:
 def made_with(name: str) -> dict[str, str]:
     """The parts of a step's key that are this checkout's and this interpreter's, whatever the config."""
     return {
-        "code": sources.digest(sources.closure([f"steps.{name}"]))[:16],
-        "requirements": sources.digest([sources.PROJECT / "requirements.txt"])[:16],
-        "python": platform.python_version(),
+        CODE: sources.digest(code(name))[:16],
+        REQUIREMENTS: sources.digest([sources.REQUIREMENTS])[:16],
+        PYTHON: ".".join(platform.python_version_tuple()[:2]),
     }
+
+
+def code(name: str) -> list[Path]:
+    """The project's files that a step can import to do its work."""
+    return sources.closure([f"steps.{name}"], AROUND)
+
+
+def made_of(name: str, config: Config) -> str:
+    """What stands behind the digests in a step's key, as JSON: each source file and raw file with its SHA-256, each
+    requirement with its version.
+    """
+    files = {path.relative_to(sources.PROJECT).as_posix(): sources.sha256(path) for path in code(name)}
+    raw_files = _raw_files(config) if "data" in STEPS[name].sections else {}
+    return json.dumps({CODE: files, REQUIREMENTS: sources.requirements(), RAW: raw_files}, indent=1)
+
+
+def _raw_files(config: Config) -> dict[str, str]:
+    return raw.files(config.data, cli.progress("raw data"))
 
 
 def _file(path: Path) -> str:

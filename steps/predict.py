@@ -113,13 +113,10 @@ def main(recipe: str, **values: Any) -> None:
     """Segment a folder, a list of files or a dataset with the champion or any other model.
 
     Exit code 0: all is segmented; 3: some files failed, predictions.csv says which and why; 1: all failed, or it can't
-    begin; 2: a knob is wrong; 130: interrupted, the same command goes on.
+    begin; 2: a knob is wrong; 130, 143: interrupted, the same command goes on.
     """
     config = checked(recipe, values)
-    from segpipe import tracking
-
-    tracking.connect()
-    with tracking.run("predict", config):
+    with cli.recorded("predict", config):
         failed = predict(config)
     if failed:
         cli.say(f"{failed} failed")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from segpipe import artifacts, lineage, settings, sources, tracking
 from segpipe.config import Config
 from segpipe.errors import InputError
-from steps import chain, cli, keys
+from steps import chain, cli, explain, keys, launch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ def _within(pair: Pair, tolerance: float) -> bool:
     return abs(pair.difference) <= tolerance * max(1.0, abs(float(pair.recorded)))
 
 
-def run(uri: str, env_manager: str, tolerance: float, root: str | None, experiment: str | None) -> None:
+def run(uri: str, how: launch.How, tolerance: float, root: str | None, experiment: str | None) -> None:
     """Reproduce a model below one run of a scratch experiment and show what came of it.
 
     Raises InputError where this checkout, environment or data is not what the model was made from (then nothing has
@@ -81,9 +81,9 @@ def run(uri: str, env_manager: str, tolerance: float, root: str | None, experime
     configs = checked(uri, runs, {"data.root": root} if root else {})
     before = {path: artifacts.local(f"runs:/{runs['evaluate'].info.run_id}/{path}") for path in (SUMMARY, CASES)}
     scratch = tracking.scratch(experiment or f"{tracking.experiment_of(runs['train'])}-reproduce")
-    with tracking.run("reproduce", configs["train"], scratch):
+    with tracking.run("reproduce", configs["train"], scratch), launch.guarded():
         tracking.tag(reproduces=uri)
-        report = compare(uri, tolerance, runs, again(runs, configs, env_manager), before)
+        report = compare(uri, tolerance, runs, again(runs, configs, how), before)
         tracking.log_text(report.to_json(), REPORT)
         tracking.tag(verdict=report.verdict, figure=report.verdict)
     table(report)
@@ -119,7 +119,8 @@ def checked(uri: str, runs: "dict[str, Run]", moved: dict[str, str]) -> dict[str
             inputs = chain.upstream_keys({i: runs[i] for i in keys.STEPS[step].inputs})
             wanted = keys.key(step, configs[step], inputs).parts
             others = {part: value for part, value in wanted.items() if part not in keys.made_with(step)}
-            said += chain.differences(made, configs[step], keys.Key(others))
+            now = json.loads(keys.made_of(step, configs[step]))
+            said += explain.differences(made, configs[step], keys.Key(others), now)
         except InputError as error:
             said.append(str(error))
         if said:
@@ -153,15 +154,15 @@ def _say_where(train: "Run") -> None:
         )
 
 
-def again(runs: "dict[str, Run]", configs: dict[str, Config], env_manager: str) -> "dict[str, Run]":
+def again(runs: "dict[str, Run]", configs: dict[str, Config], how: launch.How) -> "dict[str, Run]":
     """Run the steps once more below the active run, each on the one before it; nothing is reused."""
     done: dict[str, Run] = {}
     for step, config in configs.items():
         recipe = f"reproduction/configs/{step}.yaml"
         tracking.log_text(settings.dump(config), recipe)
-        launcher = chain.Launcher(tracking.active(), env_manager, recipe)
+        launcher = launch.Launcher(tracking.active(), how, recipe)
         inputs = {f"{i}_run": done[i].info.run_id for i in keys.STEPS[step].inputs}
-        done[step] = chain.launch(step, inputs, launcher, f"it reproduces {runs[step].info.run_id}")
+        done[step] = launch.launch(step, inputs, launcher, f"it reproduces {runs[step].info.run_id}")
         cli.say(f"{step}: ran {done[step].info.run_id}")
     return done
 

@@ -25,11 +25,13 @@ def claim_run(config: Config, key: str, folder: Path) -> Path:
     can't be followed.
     """
     from segpipe import tracking
+    from steps import step_log
 
     active = str(tracking.active().info.run_id)
     for run_id in _candidates(config, key, folder):
         if run_id != active and _claim(folder / run_id):
             tracking.continue_run(run_id, config.tracking.system_metrics)
+            step_log.follow(run_id)
             cli.say(f"continues run {run_id}")
             return folder / run_id
     if _mode(config) not in ("auto", "never"):

@@ -75,7 +75,7 @@ def _offline(config: Config) -> None:
 def _train(job: "Job", recorder: "Recorder") -> str:
     """Train in this process, in this one and its followers, or in as many as are asked for."""
     from segpipe import distributed, training
-    from steps import resume, workers
+    from steps import resume, signals, workers
 
     if job.config.train.processes > 1 and not distributed.launched():
         figure = workers.launch(job)
@@ -83,8 +83,8 @@ def _train(job: "Job", recorder: "Recorder") -> str:
         accelerator = distributed.start(job.config.train)
         distributed.share(job)
         if distributed.world() == 1:
-            show = cli.reporter(job.config.train.epochs)
-            with cli.stoppable() as stop:
+            show = workers.reporter(job.config.train.epochs)
+            with signals.stoppable() as stop:
                 figure = training.run(job, accelerator, recorder, cli.say, show, stop)
         else:
             figure = workers.take_part(job, accelerator, recorder)

@@ -4,14 +4,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from segpipe import processes
 from segpipe.config import Config
 from segpipe.errors import InputError
-from steps import cli
+from steps import cli, signals
 
 if TYPE_CHECKING:
     from segpipe.engine import EpochReport
@@ -20,12 +22,13 @@ if TYPE_CHECKING:
 
 LOST = "another process of this training died"
 FIGURE = "figure.txt"
+GRACE_SECONDS = 6
 
 
 def launch(job: "Job") -> str:
     """Run a job in train.processes processes, started again from the last checkpoint when one is lost.
 
-    Raises InputError where they are lost more often than train.max_restarts, KeyboardInterrupt where a signal ends all.
+    Raises InputError where they are lost more often than train.max_restarts, Interrupted where a signal ends all.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -35,6 +38,8 @@ def launch(job: "Job") -> str:
     path = job.checkpoints / "job.json"
     path.write_text(job.model_dump_json(), encoding="utf-8")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // knobs.processes)))
+    found = {number: signal.getsignal(number) for number in signals.NUMBERS}
+    handlers = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
     launcher = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -44,12 +49,14 @@ def launch(job: "Job") -> str:
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=knobs.max_restarts,
         monitor_interval=0.1,
+        signals_to_handle=",".join(number.name for number in handlers),
+        shutdown_timeout=GRACE_SECONDS,
     )
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    os.environ[processes.DRIVER] = processes.driver()
     try:
         elastic_launch(launcher, sys.executable)("-m", "steps.workers", str(path))
-    except SignalException:
-        raise KeyboardInterrupt from None
+    except SignalException as error:
+        raise signals.Interrupted(error.sigval) from None
     except ChildFailedError as error:
         causes = {rank: failure for rank, failure in error.failures.items() if failure.message != LOST}
         rank, failure = next(iter(causes.items()), error.get_first_failure())
@@ -82,7 +89,7 @@ def follow(config: Config) -> None:
             from segpipe import tracking
 
             tracking.connect()
-            tracking.fail(job.run_id, LOST)
+            tracking.end(job.run_id, "FAILED", LOST)
         raise
 
 
@@ -95,14 +102,30 @@ def take_part(job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
     """
     from segpipe import distributed, engine, training
 
-    show: Callable[[EpochReport], None] = cli.reporter(job.config.train.epochs)
+    show: Callable[[EpochReport], None] = reporter(job.config.train.epochs)
     try:
         return training.run(job, accelerator, recorder, cli.say, show, engine.never)
     except (KeyboardInterrupt, RuntimeError):
-        cli.once()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the others' death makes torchrun send, amid the clean-up
         if distributed.lost_one():
             raise InputError(LOST) from None
         raise
+
+
+def reporter(epochs: int) -> "Callable[[EpochReport], None]":
+    """A callback that shows each epoch, under a bar on a terminal."""
+    from segpipe import journal
+
+    advance = cli.progress("train") if sys.stderr.isatty() else None
+
+    def report(epoch: "EpochReport") -> None:
+        text = journal.line(epoch, epochs)
+        if advance:
+            advance(epoch.epoch + 1, epochs, text)
+        else:
+            cli.say(text)
+
+    return report
 
 
 @click.command(cls=cli.Command)
@@ -114,18 +137,21 @@ def main(path: Path) -> None:
 
     job = Job.model_validate_json(path.read_bytes())
     accelerator = distributed.start(job.config.train)
-    recorder: Recorder | None = None
-    if not distributed.rank() and job.run_id:
-        from segpipe import tracking
-        from segpipe.spool import Spool
+    if distributed.rank():
+        take_part(job, accelerator, None)
+        return
+    with ExitStack() as stack:
+        recorder: Recorder = offline.FolderRecorder(job.record)
+        if job.run_id:
+            from segpipe import tracking
+            from segpipe.spool import Spool
+            from steps import step_log
 
-        tracking.connect()
-        recorder = Spool(job.run_id, job.record, cli.say)
-    elif not distributed.rank():
-        recorder = offline.FolderRecorder(job.record)
-    figure = take_part(job, accelerator, recorder)
-    if recorder:
-        (job.checkpoints / FIGURE).write_text(figure, encoding="utf-8")
+            tracking.connect()
+            stack.enter_context(step_log.joining(job.config, job.run_id))
+            recorder = Spool(job.run_id, job.record, cli.say)
+        figure = take_part(job, accelerator, recorder)
+    (job.checkpoints / FIGURE).write_text(figure, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Small real data sets, a sandboxed tracking store, and the commands as a user types them."""
 
+import atexit
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from segpipe.models import SegmentationModel
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it, and all it starts
+
+os.environ["SEGPIPE_CACHE"] = tempfile.mkdtemp(prefix="segpipe-cache-")
+atexit.register(shutil.rmtree, os.environ["SEGPIPE_CACHE"], ignore_errors=True)
 
 settings.register_profile("segpipe", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("segpipe")

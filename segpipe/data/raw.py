@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from segpipe import digests
 from segpipe.config import DataConfig
 from segpipe.errors import InputError
 
@@ -22,17 +24,27 @@ def check_root(root: str) -> Path:
     return path
 
 
-def digest(config: DataConfig) -> str:
-    """Digest (16 hex digits) of every raw file's path and bytes; hidden files do not count, links are followed.
+def files(config: DataConfig, progress: digests.Progress | None = None) -> dict[str, str]:
+    """SHA-256 (64 hex digits) of every raw file, by its path below the root; hidden files do not count, links are
+    followed. `progress` is told of files that have to be read.
 
-    The phantom's is empty, because its config and code say it all. Raises InputError where the root is not there.
+    The phantom has none, because its config and code say it all. Raises InputError where the root or a file can't be
+    read.
     """
     if config.format == "phantom":
-        return ""
-    root, total = check_root(config.root), hashlib.sha256()
+        return {}
+    root = check_root(config.root)
     found = [Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names]
-    for path in sorted(path for path in found if not path.name.startswith(".")):
-        total.update(path.relative_to(root).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
+    shown = sorted(path for path in found if not path.name.startswith("."))
+    try:
+        return {path.relative_to(root).as_posix(): known for path, known in digests.of(shown, root, progress).items()}
+    except OSError as error:
+        raise InputError(f"data.root {root}: {error.filename}: {error.strerror}; mend or remove that file") from None
+
+
+def digest(files: Mapping[str, str]) -> str:
+    """Digest (16 hex digits) of the paths and digests of raw files; of none it is empty."""
+    total = hashlib.sha256()
+    for name in sorted(files, key=lambda name: name.split("/")):
+        total.update(os.fsencode(name) + b"\0" + bytes.fromhex(files[name]))
+    return total.hexdigest()[:16] if files else ""

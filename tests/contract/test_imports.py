@@ -10,9 +10,9 @@ from segpipe import sources
 from segpipe.sources import PROJECT
 
 LAYERS = (
-    ("segpipe.errors", "segpipe.sources", "segpipe.config"),
-    ("segpipe.settings",),
-    ("segpipe.manifest", "segpipe.distributed", "segpipe.schedule", "segpipe.checkpoint"),
+    ("segpipe.errors", "segpipe.sources", "segpipe.config", "segpipe.processes"),
+    ("segpipe.settings", "segpipe.digests"),
+    ("segpipe.manifest", "segpipe.inventory", "segpipe.distributed", "segpipe.schedule", "segpipe.checkpoint"),
     ("segpipe.data",),
     ("segpipe.models", "segpipe.losses", "segpipe.metrics", "segpipe.statistics"),
     ("segpipe.gate", "segpipe.inference", "segpipe.learner"),
@@ -21,11 +21,13 @@ LAYERS = (
     ("segpipe.report", "segpipe.card", "segpipe.prediction"),
     ("segpipe.journal", "segpipe.offline"),
     ("segpipe.training", "segpipe.serving"),
+    ("segpipe.store",),
     ("segpipe.tracking", "segpipe.served_model"),
+    ("segpipe.fetched", "segpipe.orphans"),
     ("segpipe.artifacts",),
     ("segpipe.logged_models",),
     ("segpipe.lineage", "segpipe.turns"),
-    ("segpipe.spool", "segpipe.registry"),
+    ("segpipe.spool", "segpipe.registry", "segpipe.leases"),
     ("segpipe.server",),
     ("segpipe.page",),
     ("steps",),
@@ -34,13 +36,20 @@ LAYERS = (
 CONFINED = {
     "click": ("steps", "pipeline"),
     "mlflow": (
-        *("segpipe.tracking", "segpipe.artifacts", "segpipe.logged_models", "segpipe.spool", "segpipe.registry"),
-        *("segpipe.lineage", "segpipe.turns"),
+        *(
+            "segpipe.store",
+            "segpipe.tracking",
+            "segpipe.artifacts",
+            "segpipe.logged_models",
+            "segpipe.spool",
+            "segpipe.registry",
+        ),
+        *("segpipe.lineage", "segpipe.turns", "segpipe.leases", "segpipe.orphans", "segpipe.fetched"),
         *("segpipe.serving", "segpipe.served_model", "segpipe.server", "segpipe.page", "steps", "pipeline"),
     ),
     "segmentation_models_pytorch": ("segpipe.models", "segpipe.losses"),
     "accelerate": ("segpipe.distributed", "segpipe.learner", "segpipe.engine", "segpipe.training"),
-    "psutil": ("segpipe.distributed",),
+    "psutil": ("segpipe.distributed", "segpipe.processes"),
     "nibabel": ("segpipe.data.codecs", "segpipe.data.phantom"),
     "pydicom": ("segpipe.data.codecs",),
     "PIL": (

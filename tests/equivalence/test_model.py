@@ -50,7 +50,7 @@ def test_same_seed_same_model_bytes_and_same_history(trained):
         folder = logged_models.folder(f"models:/{run.data.tags['segpipe.model_id']}")
         files.append({p.name: p.read_bytes() for p in folder.iterdir()})
     assert files[0] == files[1]
-    assert set(files[0]) == {"spec.json", "weights.safetensors"}
+    assert set(files[0]) == {"spec.json", "weights.safetensors", "inventory.json"}
     same = [{k: v for k, v in run.data.metrics.items() if k not in TIMES} for run in trained]
     assert same[0] == same[1]
 

@@ -190,7 +190,7 @@ def test_an_interrupt_ends_all_processes(alone, raw, tmp_path):
     assert len(mine) == 2
     process.send_signal(signal.SIGTERM)
     _, shown = process.communicate(timeout=60)
-    assert process.returncode == 130, shown
+    assert process.returncode == 128 + signal.SIGTERM, shown
     assert newest().info.status == "KILLED"
     assert psutil.wait_procs(mine, timeout=10)[1] == []
 

@@ -260,7 +260,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_killed(undisturbed, raw, tmp_p
     run_id = checkpoints(tmp_path)[0].parent.name
     first.send_signal(number)
     code, shown = finish(first)
-    assert code == 130, shown
+    assert code == 128 + number, shown
     assert "Traceback" not in shown
     assert client.get_run(run_id).info.status == "KILLED"
     code, shown = finish(start(raw, tmp_path, f"--train.resume={run_id}"))

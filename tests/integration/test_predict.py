@@ -13,7 +13,7 @@ import pytest
 from conftest import TINY, disc, wait_for, write_folder
 from PIL import Image
 
-from segpipe import prediction
+from segpipe import inventory, prediction
 from segpipe.sources import PROJECT
 
 NAME = "predicted"
@@ -127,8 +127,8 @@ def test_some_bad_files_are_exit_code_3_and_a_finished_run_with_all_results(fold
     from segpipe import artifacts
 
     kept = artifacts.local_root(run.info.artifact_uri) / "predictions"
-    assert {path.name for path in kept.iterdir()} == ARTIFACTS
-    assert without_times(kept) == without_times(results)
+    assert {path.name for path in kept.iterdir()} == ARTIFACTS | {inventory.FILE}
+    assert {k: v for k, v in without_times(kept).items() if k != inventory.FILE} == without_times(results)
     assert (kept / "outputs" / "case0.png").samefile(results / "outputs" / "case0.png")
     told = json.loads((results / "summary.json").read_text())
     assert results.name == prediction.Request(**told["parameters"]).key
@@ -227,8 +227,8 @@ def test_an_interrupt_ends_the_run_as_killed_and_keeps_what_is_done(step, knobs,
     with begun(root, knobs, tmp_path / "out puts", 5) as process:
         process.send_signal(signal.SIGTERM)
         _, shown = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert one_line(shown) == "segpipe predict: interrupted"
+    assert process.returncode == 128 + signal.SIGTERM
+    assert one_line(shown) == "segpipe predict: interrupted (SIGTERM)"
     assert newest().info.status == "KILLED"
     assert 5 <= len(list((results_of(tmp_path) / "metadata").glob("*.json"))) < 150
 

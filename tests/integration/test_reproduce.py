@@ -157,7 +157,7 @@ def test_the_next_chain_builds_on_the_old_runs(again, chain, client):
     assert done.returncode == 0, done.stderr
     tags = client.get_model_version_by_alias(MODEL, "champion").tags
     for step in STEPS:
-        assert f"{step}: reused {tags[f'{step}_run']}" in done.stderr
+        assert f"{step}: reuse {tags[f'{step}_run']}" in done.stderr
 
 
 def test_other_code_and_other_data_are_refused_before_anything_runs(chain, client, capfd):

@@ -1,0 +1,124 @@
+"""Who works on a result right now: a claim beside the key, on the run of the driver that works on it."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+from segpipe import processes, turns
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+CLAIM = "segpipe.claim."
+PAUSE, BEAT = 1.0, 10.0  # seconds between two looks at another's claim, and between two signs of life
+DEAD_AFTER = 60.0  # seconds without a sign of life until a claim from another machine does not count
+
+
+class Claim:
+    """The wish of one driver, by its run, to be the only one that works on a key."""
+
+    def __init__(self, key: str, run_id: str) -> None:
+        self.tag, self.run_id, self.client = f"{CLAIM}{key[:16]}", run_id, MlflowClient()
+        self.known: dict[str, tuple[str, float]] = {}
+
+    def holder(self) -> "Run | None":
+        """Another run that works on the key, as far as can be seen from here."""
+        everywhere = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        query = f"tags.`{self.tag}` LIKE '%' and attributes.status = 'RUNNING'"
+        runs = self.client.search_runs(everywhere, query)
+        return next((run for run in runs if run.info.run_id != self.run_id and self._counts(run)), None)
+
+    def _counts(self, run: "Run") -> bool:
+        alive = processes.alive(run.data.tags)
+        if alive is not None:
+            return alive
+        now, beat = turns.awake_or_not(), run.data.tags[self.tag]
+        before, since = self.known.get(run.info.run_id, ("", now))
+        self.known[run.info.run_id] = (beat, since if beat == before else now)
+        return now - self.known[run.info.run_id][1] < DEAD_AFTER
+
+    def take(self) -> bool:
+        """Claim the key unless somebody else has, in another experiment perhaps in this very moment."""
+        if self.holder():
+            return False
+        self.show(0)
+        if not self.holder():
+            return True
+        self.remove()
+        return False
+
+    def show(self, beat: int) -> None:
+        """Write a sign of life."""
+        self.client.set_tag(self.run_id, self.tag, str(beat))
+
+    def remove(self) -> None:
+        """Give the key back; a claim that is gone is fine."""
+        try:
+            self.client.delete_tag(self.run_id, self.tag)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+
+
+@contextmanager
+def claimed(
+    key: str, run_id: str, say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep
+) -> Iterator[bool]:
+    """Inside, nobody else alive who asks with the same key is, on any machine; yields whether one had to wait for it.
+
+    The claim is a tag of the running run `run_id`, and the wait ends with what `sleep` raises.
+    """
+    claim, waited = Claim(key, run_id), False
+    board = turns.ExperimentTags(claim.client.get_run(run_id).info.experiment_id)
+    try:
+        while True:
+            if other := claim.holder():
+                if not waited:
+                    say(_told(other))
+                waited = True
+                sleep(PAUSE)
+                continue
+            with turns.take(board, lambda: None, sleep=sleep):
+                if claim.take():
+                    break
+            sleep(random.uniform(0, PAUSE))  # noqa: S311  # so that two who met in different experiments part
+        with _alive(claim):
+            yield waited
+    finally:
+        claim.remove()
+
+
+def _told(run: "Run") -> str:
+    tags = run.data.tags
+    host, pid = (tags.get(tag, "unknown") for tag in (processes.HOST, processes.PID))
+    return f"waits for run {run.info.run_id} (host {host}, pid {pid}), which is at work on the same"
+
+
+@contextmanager
+def _alive(claim: Claim) -> Iterator[None]:
+    """Inside, a thread raises the counter of a claim."""
+    done = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not done.wait(BEAT):
+            count += 1
+            try:
+                claim.show(count)
+            except MlflowException:  # a store that is away for a while: the next sign of life is as good
+                continue
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

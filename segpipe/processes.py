@@ -1,0 +1,136 @@
+"""Processes: which one this is, whether another is still there, and how those of a step are found and ended."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+HOST, PID, STARTED = "segpipe.host", "segpipe.pid", "segpipe.started"
+RUN = "MLFLOW_RUN_ID"
+DRIVER = "SEGPIPE_DRIVER"
+TICK = 0.05  # seconds between two looks
+
+
+def here() -> dict[str, str]:
+    """The three tags that tell this process from all others."""
+    pid = os.getpid()
+    return {HOST: host(), PID: str(pid), STARTED: started(pid)}
+
+
+@cache
+def host() -> str:
+    """The machine's name; on Linux with the number of the namespace that process IDs are counted in, as two containers
+    may share a name.
+    """
+    namespace = Path("/proc/self/ns/pid")
+    name = socket.gethostname()
+    return f"{name}/{namespace.stat().st_ino}" if namespace.exists() else name
+
+
+def started(pid: int) -> str:
+    """When a process of this machine began, as text without a colon; empty where it is gone, or a zombie.
+
+    On Linux in ticks since the machine did, which no change of the clock touches; elsewhere in seconds since 1970.
+    """
+    try:
+        if not sys.platform.startswith("linux"):
+            process = psutil.Process(pid)
+            return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+        state, *rest = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if state in "ZX" else rest[18]
+
+
+def alive(tags: Mapping[str, str]) -> bool | None:
+    """Whether the process with these tags is still there; None where that can't be told: it runs, or ran, elsewhere."""
+    if tags.get(HOST) != host():
+        return None
+    pid = int(tags[PID])
+    now = started(pid)
+    return None if not now and _hidden(pid) else now == tags[STARTED]
+
+
+def _hidden(pid: int) -> bool:
+    """Whether there is a process of that ID which this user may not look at."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except ProcessLookupError:
+        return False
+    return False
+
+
+def of_run(run_id: str) -> list[psutil.Process]:
+    """The Python processes below this one that work for a run of MLflow Projects: the topmost ones, without the shell
+    between.
+    """
+    found: list[psutil.Process] = []
+    inside: set[int] = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            within = process.ppid() in inside
+            if not within and not (_is_python(process) and process.environ().get(RUN) == run_id):
+                continue
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        inside.add(process.pid)
+        if not within:
+            found.append(process)
+    return found
+
+
+def _is_python(process: psutil.Process) -> bool:
+    return Path(process.exe()).name.startswith("python")
+
+
+def below() -> list[psutil.Process]:
+    """What this process has started and is still there."""
+    return psutil.Process().children()
+
+
+def driver() -> str:
+    """`PID:STARTED` of this process: the variable DRIVER of the steps that it starts."""
+    return f"{os.getpid()}:{started(os.getpid())}"
+
+
+def end(processes: Iterable[psutil.Process], grace: float) -> None:
+    """Ask processes to end (SIGTERM), and after `grace` seconds end what is left of them and of all they started."""
+    asked = list(processes)
+    family = {member for process in asked for member in _family(process)}
+    for process in asked:
+        _send(process.terminate)
+    until = time.monotonic() + grace
+    while any(_there(process) for process in family) and time.monotonic() < until:
+        time.sleep(TICK)
+    for member in family | {member for process in family for member in _family(process)}:
+        _send(member.kill)
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return [process]
+
+
+def _there(process: psutil.Process) -> bool:
+    """Whether a process is at work. Not by psutil's wait(), which would take a child's exit code from its Popen."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _send(signal: Callable[[], None]) -> None:
+    with suppress(psutil.NoSuchProcess):
+        signal()

@@ -1,0 +1,214 @@
+"""What `pipeline.py --plan` says of a finished chain after each kind of change, and that it is what then happens."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY, write_folder
+
+from segpipe.sources import PROJECT
+
+MODEL = "planned"
+STEPS = ("preprocess", "train", "evaluate", "register")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("raw data") / "pictures", cases=9)
+
+
+@pytest.fixture(scope="module")
+def knobs(raw, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("outputs")
+    data = ["--data.format=folder", f"--data.root={raw}", f"--tracking.outputs={outputs}"]
+    return [*data, f"--registry.model_name={MODEL}", *TINY, "--train.epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def chain(store, knobs):
+    """A finished chain; gives the words of its command line to further ones."""
+    done = pipeline(*knobs, "--in-process", "--run-name=the first one")
+    assert done.returncode == 0, done.stderr
+    return knobs
+
+
+def pipeline(*words, project=PROJECT):
+    program = [sys.executable, "pipeline.py", *words]
+    return subprocess.run(program, cwd=project, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def planned(chain, capsys):
+    """The plan's line for each step, in this process."""
+
+    def ask(*words):
+        import pipeline as module
+
+        capsys.readouterr()
+        module.command().main([*chain, "--plan", *words])
+        return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+
+    return ask
+
+
+def copied(folder):
+    """The project's own files in another folder."""
+    copy = folder / "a copy"
+    for name in ("segpipe", "steps", "configs"):
+        shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pipeline.py", "MLproject", "conda.yaml", "requirements.txt", "README.md"):
+        shutil.copy(PROJECT / name, copy)
+    return copy
+
+
+def touched(path):
+    with path.open("a") as file:
+        file.write("\n")
+
+
+def finished(step):
+    from segpipe import tracking
+
+    return tracking.finished(step)
+
+
+def runs_in_store():
+    from segpipe import tracking
+
+    client = tracking.MlflowClient()
+    return client.search_runs([e.experiment_id for e in client.search_experiments()])
+
+
+def test_with_nothing_changed_every_step_is_reused_and_nothing_is_run(planned):
+    before = len(runs_in_store())
+    assert planned() == {step: f"reuse {finished(step)[0].info.run_id}" for step in STEPS}
+    assert len(runs_in_store()) == before
+
+
+def test_a_changed_knob_is_named_with_both_values(planned):
+    lines = planned("--train.lr=0.01")
+    assert lines["preprocess"].startswith("reuse ")
+    assert lines["train"] == "run: because train.lr 0.001 -> 0.01"
+    assert lines["evaluate"] == "run: because train changed"
+    assert lines["register"] == "run: because evaluate changed"
+
+
+def test_changed_raw_files_are_counted_and_named(planned, raw):
+    saved = {path: path.read_bytes() for path in (raw / "images").glob("case[012].png")}
+    try:
+        for path in saved:
+            path.write_bytes(saved[sorted(saved)[0]])
+        (raw / "images" / "case2.png").unlink()
+        (raw / "images" / "another.png").write_bytes(saved[sorted(saved)[0]])
+        said = planned()["preprocess"]
+    finally:
+        (raw / "images" / "another.png").unlink()
+        for path, content in saved.items():
+            path.write_bytes(content)
+    assert said == (
+        "run: because 1 raw file changed: images/case1.png, "
+        "1 raw file added: images/another.png, 1 raw file removed: images/case2.png"
+    )
+    assert planned()["preprocess"].startswith("reuse ")
+
+
+def test_changed_code_and_requirements_are_named_and_only_what_imports_them_runs(chain, tmp_path):
+    copy = copied(tmp_path)
+    touched(copy / "README.md")
+    touched(copy / "segpipe" / "losses.py")
+    lines = dict(line.split(": ", 1) for line in pipeline(*chain, "--plan", project=copy).stdout.splitlines())
+    assert lines["preprocess"].startswith("reuse ")
+    assert lines["train"] == "run: because segpipe/losses.py changed"
+    pins = (copy / "requirements.txt").read_text(encoding="utf-8")
+    (copy / "requirements.txt").write_text(pins.replace("click==", "click==0."), encoding="utf-8")
+    said = pipeline(*chain, "--plan", "--until=preprocess", project=copy).stdout
+    assert said.startswith("preprocess: run: because click ")
+
+
+def test_a_damaged_artifact_is_named_and_its_step_runs_again(planned):
+    from segpipe import artifacts
+
+    array = artifacts.local(f"runs:/{finished('preprocess')[0].info.run_id}/dataset") / "train_images.npy"
+    whole = array.read_bytes()
+    try:
+        array.write_bytes(whole[:-1])
+        assert planned()["preprocess"] == "run: because artifact dataset/train_images.npy is cut short"
+        array.unlink()
+        assert planned()["preprocess"] == "run: because artifact dataset/train_images.npy is missing"
+    finally:
+        array.write_bytes(whole)
+    assert planned()["preprocess"].startswith("reuse ")
+
+
+def test_a_champion_of_another_hand_makes_register_run(planned):
+    from segpipe import tracking
+
+    client = tracking.MlflowClient()
+    client.delete_registered_model_alias(MODEL, "champion")
+    try:
+        assert planned()["register"] == "run: because the champion was version 1, now it is none"
+    finally:
+        client.set_registered_model_alias(MODEL, "champion", "1")
+
+
+def test_parts_of_the_chain_can_be_asked_for(planned):
+    assert list(planned("--until=train")) == ["preprocess", "train"]
+    lines = planned("--fresh=evaluate")
+    assert lines["train"].startswith("reuse ")
+    assert lines["evaluate"] == lines["register"] == "run: because it was asked for"
+    assert set(planned("--fresh").values()) == {"run: because it was asked for"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--from=train", "--data.classes=vessel"], "--from train: no finished run of preprocess fits"),
+        (["--from=evaluate", "--until=train"], "must come in the order"),
+        (["compare", "--from=train"], "--then says how far it goes"),
+        (["--in-process", "--compare.parallel=2"], "--in-process runs one step after the other"),
+        (["--backend=nowhere"], "nowhere"),
+        (["--backend-config=/nowhere/x.json"], "/nowhere/x.json"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_in_a_line(chain, words, told, capsys):
+    import pipeline as module
+
+    before = len(runs_in_store())
+    with pytest.raises(SystemExit) as stopped:
+        module.command().main([*chain, *words, "--plan"])
+    assert stopped.value.code in (1, 2)
+    shown = capsys.readouterr().err.strip()
+    assert told in shown
+    assert "\n" not in shown
+    assert len(runs_in_store()) == before
+
+
+def test_a_reused_step_appears_under_the_parent_and_links_to_its_run(chain):
+    done = pipeline(*chain, "--run-name=again")
+    assert done.returncode == 0, done.stderr
+    assert "run: because" not in done.stderr
+    everything = runs_in_store()
+    (parent,) = [run for run in everything if run.info.run_name == "again"]
+    nested = [run for run in everything if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    sources = {finished(step)[0].info.run_id for step in STEPS}
+    assert {run.data.tags["segpipe.reuses"] for run in nested} == sources
+    for run in nested:
+        assert run.info.status == "FINISHED"
+        assert f"/runs/{run.data.tags['segpipe.reuses']})" in run.data.tags["mlflow.note.content"]
+        assert run.data.tags["segpipe.because"] == f"reuse {run.data.tags['segpipe.reuses']}"
+
+
+def test_earlier_steps_are_taken_as_they_are_where_only_their_code_changed(chain, tmp_path):
+    from segpipe import artifacts
+
+    copy = copied(tmp_path)
+    touched(copy / "segpipe" / "data" / "splits.py")
+    said = pipeline(*chain, "--plan", "--from=train", project=copy).stdout.splitlines()
+    run = finished("preprocess")[0].info.run_id
+    assert said[0] == f"preprocess: reuse {run} as it is, although segpipe/data/splits.py changed"
+    assert said[1].startswith("train: ")
+    made_of = json.loads(artifacts.local(f"runs:/{run}/config/made_of.json").read_text(encoding="utf-8"))
+    assert set(made_of) == {"code", "requirements", "raw data"}
+    assert len(made_of["raw data"]) == 18

@@ -1,0 +1,240 @@
+"""Steps that are asked to stop, killed, or left alone by their driver: real processes, real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import TINY, wait_for, write_folder
+
+from segpipe import processes
+from segpipe.sources import PROJECT
+
+# A step that begins and then waits: what signals do to it is what they do to any step.
+WAITING = """
+import sys, time
+import click
+from steps import cli
+
+@click.command("train", cls=cli.Command)
+@click.argument("outputs")
+def main(outputs):
+    config = cli.resolve("", {"tracking.outputs": outputs})
+    with cli.recorded("train", config):
+        cli.say("begun")
+        time.sleep(100)
+
+main.main()
+"""
+# One that is still loading.
+LOADING = """
+import time
+import click
+from steps import cli
+
+@click.command("train", cls=cli.Command)
+def main():
+    cli.say("begun")
+    time.sleep(100)
+
+main.main()
+"""
+
+
+def started(*program, **more):
+    return subprocess.Popen(
+        [sys.executable, *program],
+        cwd=PROJECT,
+        env={**os.environ, **more},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def begun(process):
+    """Wait until a step of WAITING or LOADING waits."""
+    for line in process.stderr:
+        if line == "begun\n":
+            return process
+    raise AssertionError(process.wait())
+
+
+def ended(process, within=10):
+    """Exit code and the rest of stderr of a process that ends in time."""
+    began = time.monotonic()
+    _, shown = process.communicate(timeout=60)
+    assert time.monotonic() - began < within, shown
+    assert "Traceback" not in shown
+    return process.returncode, shown
+
+
+@pytest.fixture
+def client(store):
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def run_of(client, process):
+    """The run that a process worked for."""
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    (run,) = client.search_runs(experiments, f"tags.`segpipe.pid` = '{process.pid}'")
+    return run
+
+
+def log_of(run):
+    from segpipe import artifacts
+
+    return artifacts.local(f"runs:/{run.info.run_id}/logs/step.log").read_text()
+
+
+def test_a_signal_is_the_exit_code_the_status_and_the_reason(client, tmp_path):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number, process in [(number, started("-c", WAITING, str(tmp_path))) for number in numbers]:
+        begun(process).send_signal(number)
+        code, shown = ended(process)
+        assert code == 128 + number
+        assert shown.splitlines()[-1] == f"segpipe train: interrupted ({number.name})"
+        run = run_of(client, process)
+        assert run.info.status == "KILLED"
+        assert run.data.tags["segpipe.reason"] == f"interrupted ({number.name})"
+        assert log_of(run) == f"begun\nsegpipe train: interrupted ({number.name})\n"
+    assert not list(tmp_path.glob("logs/*"))
+
+
+def test_what_nohup_protects_goes_on(client, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = begun(started("-c", LOADING))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 128 + signal.SIGTERM
+
+
+def test_a_killed_step_leaves_its_log_and_the_next_one_ends_its_run(client, tmp_path):
+    from segpipe import orphans
+    from steps import step_log
+
+    process = begun(started("-c", WAITING, str(tmp_path)))
+    process.kill()
+    process.communicate()
+    run = run_of(client, process)
+    assert run.info.status == "RUNNING"
+    assert step_log.tail(run) == ["begun"]
+    assert orphans.reap(lambda _: None) == [run.info.run_id]
+    assert client.get_run(run.info.run_id).data.tags["segpipe.reason"] == f"its process is gone (pid {process.pid})"
+
+
+def test_a_step_ends_when_its_driver_is_gone(client, tmp_path):
+    driver = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    named = f"{driver.pid}:{processes.started(driver.pid)}"
+    process = begun(started("-c", WAITING, str(tmp_path), SEGPIPE_DRIVER=named))
+    time.sleep(1.5)
+    assert process.poll() is None
+    driver.kill()
+    driver.wait()
+    assert ended(process)[0] == 128 + signal.SIGTERM
+    assert run_of(client, process).data.tags["segpipe.reason"] == "interrupted (SIGTERM)"
+
+
+def test_a_given_run_is_killed_where_the_step_is_stopped_before_it_begins(client):
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    process = begun(started("-c", LOADING, MLFLOW_RUN_ID=given))
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 128 + signal.SIGTERM
+    run = client.get_run(given)
+    assert (run.info.status, run.data.tags["segpipe.reason"]) == ("KILLED", "interrupted (SIGTERM)")
+
+
+# --- a training
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "raw", cases=12)
+
+
+def training(raw, outputs, *more):
+    knobs = ["--data.format=folder", f"--data.root={raw}", f"--tracking.outputs={outputs}", *TINY, *more]
+    return started("-m", "steps.train", *knobs)
+
+
+def checkpoints(outputs):
+    return list((outputs / "checkpoints").glob("*/*.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_training_that_is_stopped_keeps_a_checkpoint_and_its_log(client, raw, tmp_path, number, workers):
+    knobs = (f"--train.processes={workers}", f"--seed={number + 100 * workers}")
+    process = training(raw, tmp_path, "--train.epochs=10000", *knobs)
+    wait_for(process, lambda: checkpoints(tmp_path))
+    process.send_signal(number)
+    code, shown = ended(process)
+    assert code == 128 + number, shown
+    assert checkpoints(tmp_path)
+    run = run_of(client, process)
+    assert (run.info.status, run.data.tags["segpipe.reason"]) == ("KILLED", f"interrupted ({number.name})")
+    assert "epoch 1/10000" in log_of(run)
+    assert processes.alive(run.data.tags) is False
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_ended_by_the_next_step_and_goes_on_with_its_log(client, raw, tmp_path):
+    process = training(raw, tmp_path, "--train.epochs=200")
+    wait_for(process, lambda: checkpoints(tmp_path))
+    process.kill()
+    process.communicate()
+    left = run_of(client, process)
+    assert left.info.status == "RUNNING"
+    process = training(raw, tmp_path, "--train.epochs=200")
+    wait_for(process, lambda: client.get_run(left.info.run_id).data.tags[processes.PID] == str(process.pid))
+    _, shown = process.communicate()
+    assert process.returncode == 0, shown
+    assert f"run {left.info.run_id} ({left.info.run_name}) was left RUNNING" in shown
+    run = client.get_run(left.info.run_id)
+    assert run.info.status == "FINISHED"
+    assert "segpipe.reason" not in run.data.tags
+    lines = log_of(run).splitlines()
+    assert sum(line.startswith("epoch 1/200") for line in lines) == 1
+    assert f"continues run {left.info.run_id}" in lines
+    assert lines[-1].startswith("epoch 200/200")
+    assert not list(tmp_path.glob("logs/*"))
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_training_end_when_the_one_that_started_them_is_killed(client, raw, tmp_path):
+    import psutil
+
+    process = training(raw, tmp_path, "--train.processes=2", "--train.epochs=10000", "--seed=5")
+    wait_for(process, lambda: checkpoints(tmp_path))
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "steps.workers" in p.cmdline()]
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+
+
+def test_what_a_step_was_made_of_is_kept_with_its_run(client, raw, tmp_path, step):
+    from segpipe import artifacts
+    from steps import keys
+
+    code, shown = step(
+        "preprocess", "--data.format=folder", f"--data.root={raw}", f"--tracking.outputs={tmp_path}", *TINY
+    )
+    assert code == 0, shown
+    (run,) = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], "tags.`segpipe.step` = 'preprocess'", max_results=1
+    )
+    made_of = json.loads(artifacts.local(f"runs:/{run.info.run_id}/{keys.MADE_OF}").read_text())
+    assert "images/case0.png" in made_of[keys.RAW]
+    assert log_of(run).splitlines()[-1].startswith("preprocess: 12/12")
