@@ -20,6 +20,8 @@ from conftest import TINY, wait_for, write_folder
 
 from segpipe.sources import PROJECT
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = Path(__file__).parent / "plugin"
 PUSHED = ("segpipe", "steps", "configs", "pipeline.py", "MLproject", "conda.yaml", "requirements.txt")
 MODEL = "elsewhere"
@@ -167,7 +169,6 @@ def test_a_step_that_fails_elsewhere_gives_its_reason_here(here, tmp_path):
     assert "no mask of the same name" in step.data.tags["segpipe.reason"]
 
 
-@pytest.mark.slow
 def test_the_chain_ends_with_a_champion_where_nothing_but_uris_crosses(here, chain):
     _, done = chain
     assert f"Champion: {MODEL} version 1" in done.stdout
@@ -182,7 +183,6 @@ def test_the_chain_ends_with_a_champion_where_nothing_but_uris_crosses(here, cha
     assert not [name for name in ("outputs", "mlruns", "mlflow.db") if (here.checkout / name).exists()]
 
 
-@pytest.mark.slow
 def test_what_ran_elsewhere_is_reused_from_here(here, chain):
     data, _ = chain
     before = here.places()
@@ -195,7 +195,6 @@ def test_what_ran_elsewhere_is_reused_from_here(here, chain):
     assert f"Champion: {MODEL} version 1" in again.stdout
 
 
-@pytest.mark.slow
 def test_a_signal_to_the_driver_ends_the_step_elsewhere(here, chain):
     data, _ = chain
     program = here.command(data, "--train.epochs=3000")
@@ -215,7 +214,6 @@ def test_a_signal_to_the_driver_ends_the_step_elsewhere(here, chain):
     assert not psutil.pid_exists(int(step.data.tags["segpipe.pid"]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "knob", "path", "reason"),
     [
