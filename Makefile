@@ -10,7 +10,7 @@ demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" python pipeline.py
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -3,13 +3,14 @@
     python -m benchmarks.driver [--rounds 9] [--chains 3]
 
 Baselines, in the same rounds: `python -c "import mlflow"` for the driver, which may take twice that and a second; for a
-step's first useful line the imports that a step can't do without, those of benchmarks.chain. A tiny chain on simulated
-patients, read as files, in stores of its own; the second run of the same file counts, so everything is compiled.
+step's first useful line (tag segpipe.work_began) the imports that a step can't do without, those of benchmarks.chain. A
+tiny chain on simulated patients, read as files, in stores of its own; what Python compiles is kept.
 """
 
 import argparse
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -40,7 +41,7 @@ Environment = dict[str, str]
 
 
 def environment(home: Path) -> Environment:
-    """A store and a cache in `home`. What Python compiles is kept, as on a user's machine."""
+    """A store and a cache in `home`; what Python compiles is kept, as on a user's machine."""
     home.mkdir(parents=True)
     known = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**known, "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}", "SEGPIPE_CACHE": str(home / "cache")}
@@ -139,9 +140,8 @@ def imported(shown: str) -> Counter[str]:
     """Microseconds by top-level package, from what `python -X importtime` wrote."""
     total: Counter[str] = Counter()
     for line in shown.splitlines():
-        own, *_, name = line.removeprefix("import time:").split("|")
-        if line.startswith("import time:") and own.strip().isdigit():
-            total[name.strip().partition(".")[0]] += int(own)
+        if found := re.match(r"import time: +(\d+) \| +\d+ \| +(\w+)", line):
+            total[found[2]] += int(found[1])
     return total
 
 

@@ -253,12 +253,13 @@ def tag(**values: str) -> None:
         mlflow.set_tags(named)
 
 
-def finished(step: str, key: str | None = None) -> list[Run]:
+def finished(step: str, key: str | None = None, most: int = 5) -> list[Run]:
     """Finished runs of a step in any experiment but scratch ones, newest first; with `key` only those with that key."""
     query = f"tags.`{STEP}` = '{step}' and attributes.status = 'FINISHED'"
     if key:
         query += f" and tags.`{KEY}` = '{key}'"
-    return list(MlflowClient().search_runs(_built_on(), query, max_results=5, order_by=["attributes.start_time DESC"]))
+    order = ["attributes.start_time DESC"]
+    return list(MlflowClient().search_runs(_built_on(), query, max_results=most, order_by=order))
 
 
 def upstream(run_id: str, step: str) -> Run:

@@ -114,7 +114,10 @@ def choose(
         if not fault:
             return Choice(wanted, run, "")
         faults.append(fault)
-    return Choice(wanted, None, faults[0] if faults else explain.reason(tracking.finished(name), name, config, wanted))
+    if faults:
+        return Choice(wanted, None, faults[0])
+    known = tracking.finished(name, most=explain.COMPARED)
+    return Choice(wanted, None, explain.reason(known, name, config, wanted))
 
 
 def damage(name: str, run: "Run") -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 NAMED = 3
+COMPARED = 50  # finished runs of which the nearest is looked for
 NEVER, ASKED = "it has not run before", "it was asked for"
 Files = Mapping[str, str]
 

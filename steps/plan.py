@@ -82,7 +82,7 @@ def taken(config: Config, start: str) -> dict[str, chain.Choice]:
             (c.run.data.tags.get(tracking.INPUT + step) for s, c in kept.items() if c.run and step in STEPS[s].inputs),
             None,
         )
-        known = [tracking.upstream(built_on, step)] if built_on else tracking.finished(step)
+        known = [tracking.upstream(built_on, step)] if built_on else tracking.finished(step, most=explain.COMPARED)
         kept[step] = as_it_is(step, config, known, start)
     return kept
 

@@ -1,6 +1,7 @@
 """What a process does when it is asked to stop: SIGINT, SIGTERM, SIGHUP."""
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,6 @@ from types import FrameType
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 1.0  # seconds within which a second signal is the same wish: a terminal asks a whole group, the driver once more
-LATER = 0.01  # seconds until a handler that had to wait looks again
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -59,11 +59,17 @@ def _when_safe(act: Callable[[int], None]) -> Handler:
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if _in_transaction(frame):
-            signal.signal(signal.SIGALRM, lambda _, later: handle(number, later))
-            signal.setitimer(signal.ITIMER_REAL, LATER)
-        else:
+        if not _in_transaction(frame):
             act(number)
+            return
+        before = sys.getprofile()
+
+        def left(inner: FrameType, event: str, _: object) -> None:
+            if event == "return" and not _in_transaction(inner.f_back):
+                sys.setprofile(before)
+                act(number)
+
+        sys.setprofile(left)
 
     return handle
 

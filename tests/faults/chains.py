@@ -100,6 +100,7 @@ class Chain:
     uri: str
     knobs: tuple[str, ...] = KNOBS
     extra: dict[str, str] = field(default_factory=dict)
+    drivers: list[Driver] = field(default_factory=list)
 
     @property
     def outputs(self) -> Path:
@@ -113,9 +114,10 @@ class Chain:
 
     def start(self, *more: str) -> Driver:
         """Start the driver; `more` are further arguments."""
-        log = self.logs / str(len(list(self.logs.iterdir())))
+        log = self.logs / str(len(self.drivers))
         where = [f"--data.root={self.home / 'raw data'}", f"--tracking.outputs={self.outputs}"]
-        return Driver([*more, *where, *self.knobs], self.environment, log)
+        self.drivers.append(Driver([*more, *where, *self.knobs], self.environment, log))
+        return self.drivers[-1]
 
     def finish(self, *more: str) -> str:
         """Run the driver to its good end; what it has written."""
@@ -140,6 +142,8 @@ class Chain:
         """End whatever is left."""
         for process in self.at_work():
             process.kill()
+        for driver in self.drivers:
+            driver.process.wait()
 
     def checkpoints(self) -> list[Path]:
         """The files of an interrupted or working training."""
@@ -150,7 +154,9 @@ class Chain:
         return MlflowClient(self.uri)
 
     def runs(self, step: str = "", status: str = "") -> list[Run]:
-        """All runs, also deleted ones, newest first; those of a step, or in one state."""
+        """All runs, also deleted ones, newest first; those of a step, or in one state; none before there is a store."""
+        if self.uri.startswith("sqlite") and not (self.home / "mlflow.db").is_file():
+            return []
         experiments = [e.experiment_id for e in self.client.search_experiments(ViewType.ALL)]
         found = self.client.search_runs(experiments, run_view_type=ViewType.ALL, order_by=["start_time DESC"])
         ours = (run for run in found if not step or run.data.tags.get("segpipe.step", run.info.run_name) == step)

@@ -231,8 +231,8 @@ def test_a_new_champion_for_volumes_takes_two_files_and_shows_their_slices(serve
     assert len(seen) == 4
 
     browser.choose("#file-adc", tmp_path / "sub-1_adc.nii")  # the next patient: the last one's DWI is gone
-    browser.wait("document.getElementById('viewer').hidden")
-    assert browser.run("document.getElementById('save').hidden && Object.keys(row).join()") == "adc"
+    browser.wait("document.getElementById('viewer').hidden && Object.keys(row).join() === 'adc'")
+    assert browser.run("document.getElementById('save').hidden")
     assert text(browser, "zone-dwi").endswith("NIfTI: .nii or .nii.gz")
     assert browser.console == []
     assert asked_nobody_else(browser, server)
