@@ -88,6 +88,7 @@ def claimed(
             with turns.take(board, lambda: None, sleep=sleep):
                 if claim.take():
                     break
+            waited = True
             sleep(random.uniform(0, PAUSE))  # noqa: S311  # so that two who met in different experiments part
         with _alive(claim):
             yield waited

@@ -6,7 +6,7 @@ The same closure decides whether a step's code changed, what ships inside a mode
 import ast
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -32,19 +32,24 @@ def imports(path: Path) -> frozenset[str]:
 
 @cache
 def _imported(source: str) -> frozenset[str]:
-    tree = ast.parse(source)
-    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
-    annotations = {id(inner) for guard in guards for inner in ast.walk(guard)}
     found: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in annotations:
-            continue
+    for node in _statements(ast.parse(source).body):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return frozenset(found)
+
+
+def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Statements with those inside them, in order; what stands under `if TYPE_CHECKING` is left out."""
+    for node in body:
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            continue
+        yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from _statements(getattr(node, block, ()))
 
 
 def closure(modules: Iterable[str], without: Collection[str] = ()) -> list[Path]:

@@ -1,6 +1,7 @@
 """The command line that all entry points share: every knob, one line for an error, one MLflow run."""
 
 import atexit
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from steps import signals
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+gc.set_threshold(10_000, 10, 10)  # what is imported stays: looking for garbage in it takes some tenths of a second
 
 DEFAULT_RECIPE = "configs/phantom.yaml"
 BAD_USAGE, FAILED, SIGNALLED = 2, 1, 128

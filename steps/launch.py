@@ -199,7 +199,7 @@ def _create(attempt: Attempt) -> str:
     from mlflow.entities import Param
 
     client, parent = MlflowClient(), attempt.launcher.parent
-    tags = attempt.tags | origin(parent)
+    tags = attempt.tags | origin(parent) | processes.here()
     run_id = str(client.create_run(parent.info.experiment_id, tags=tags, run_name=attempt.name).info.run_id)
     client.log_batch(run_id, params=[Param(name, value) for name, value in attempt.parameters.items()])
     return run_id

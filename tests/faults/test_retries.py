@@ -15,7 +15,7 @@ def test_a_step_whose_artifacts_the_server_could_not_take_is_tried_again(undistu
     kept = server.artifacts.with_name("kept")
     driver = chain.start()
     try:
-        driver.until(lambda: driver.step("preprocess"))
+        driver.until(lambda: any("segpipe.key" in run.data.tags for run in chain.runs("preprocess")))
         server.artifacts.rename(kept)
         server.artifacts.write_text("a file where the folder was")
         driver.until(lambda: chain.runs("preprocess", "FAILED"))

@@ -1,7 +1,7 @@
 """Two drivers at once on one store."""
 
 import pytest
-from chains import STEPS, chain, check_whole, undisturbed
+from chains import KNOBS, STEPS, chain, check_whole, new_chain, undisturbed
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 __all__ = ["chain", "undisturbed"]
@@ -18,7 +18,7 @@ def test_two_drivers_at_once_both_end_well_and_no_step_is_run_twice(undisturbed,
     parents = [run.info.run_id for run in chain.runs("pipeline", "FINISHED")][:2]
     nested = [run.data.tags.get(MLFLOW_PARENT_RUN_ID) for run in chain.runs(status="FINISHED")]
     assert [nested.count(parent) for parent in parents] == [4, 4]
-    assert any("waits for" in driver.shown() for driver in drivers)
+    assert any("waits for run" in driver.shown() for driver in drivers)
     check_whole(chain, undisturbed[1], tmp_path / "checked")
 
 
@@ -32,14 +32,22 @@ def test_two_drivers_at_once_on_a_store_that_is_not_there_yet_both_end_well(undi
 
 
 @pytest.mark.slow
-def test_a_driver_goes_on_at_once_where_the_one_it_waits_for_is_killed(undisturbed, chain, tmp_path):
-    first = chain.start()
-    first.until(chain.checkpoints)
-    second = chain.start()
-    second.until(lambda: "waits for train" in second.shown())
-    for process in (first.step("train"), first.process):
-        process.kill()
-    first.process.wait()
-    assert second.end() == 0, second.shown()
-    assert "continues run" in second.shown()
-    check_whole(chain, undisturbed[1], tmp_path / "checked")
+def test_a_driver_goes_on_at_once_where_the_one_it_waits_for_is_killed(tmp_path):
+    chain = new_chain(tmp_path, knobs=(*KNOBS, "--train.epochs=300"))
+    try:
+        first = chain.start("--until=train")
+        first.until(chain.checkpoints)
+        second = chain.start("--until=train")
+        second.until(lambda: "waits for run" in second.shown())
+        for process in (first.step("train"), first.process):
+            process.kill()
+        first.process.wait()
+        second.until(lambda: "continues run" in second.shown(), 30)
+        assert second.end() == 0, second.shown()
+    finally:
+        chain.kill()
+    (finished,) = chain.runs("train", "FINISHED")
+    assert finished.data.metrics["total_epochs_trained"] == 300
+    assert chain.running() == ["pipeline"]  # the killed driver's own run: the next start finds it
+    chain.finish("--until=train")
+    assert chain.running() == []

@@ -4,17 +4,19 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
-from segpipe import processes, settings, tracking
+from segpipe import logged_models, processes, settings, sources, tracking
 from segpipe.errors import InputError
 from steps import launch, signals
 from steps.signals import Interrupted
@@ -237,21 +239,31 @@ def test_without_a_step_under_way_a_signal_interrupts_at_once():
     assert time.monotonic() - began < 5
 
 
-def test_a_signal_amid_a_transaction_does_not_leave_the_store_locked(project, store):
-    run_id = project.parent.info.run_id
+@pytest.mark.parametrize("moment", ["commit", "before_cursor_execute"])
+def test_a_signal_amid_a_transaction_is_heeded_when_it_has_ended(project, store, moment):
+    run_id, signalled = project.parent.info.run_id, []
 
-    def work(delay):
+    def amid(*_):
+        if not signalled:
+            signalled.append(moment)
+            asked_to_stop(signal.SIGTERM)
+
+    def work():
         with launch.guarded():
-            threading.Timer(delay, asked_to_stop, (signal.SIGTERM,)).start()
-            while True:
-                project.client.set_tag(run_id, "some", "value")
+            project.client.set_tag(run_id, moment, "written")
+            raise AssertionError
 
-    for delay in np.random.default_rng(0).uniform(0.001, 0.03, 60):
+    event.listen(Engine, moment, amid)
+    try:
         with pytest.raises(Interrupted):
-            work(delay)
-        signals.again()
-        with closing(sqlite3.connect(store / "mlflow.db", timeout=0)) as database:
-            database.execute("BEGIN IMMEDIATE")
+            work()
+    finally:
+        event.remove(Engine, moment, amid)
+    signals.again()
+    assert sys.getprofile() is None
+    assert project.client.get_run(run_id).data.tags[moment] == "written"
+    with closing(sqlite3.connect(store / "mlflow.db", timeout=0)) as database:
+        database.execute("BEGIN IMMEDIATE")
 
 
 def test_a_step_that_was_signalled_itself_interrupts_the_driver(project):
@@ -358,9 +370,9 @@ def test_an_installed_plugin_is_a_known_backend(plugin):
     assert launch.How(backend="small").checked().backend == "small"
 
 
-def chain(config, *names, **how):
-    """Launch steps one on the other below a new run; theirs, by name."""
-    made = {}
+def chain(config, *names, made=None, **how):
+    """Launch steps one on the other, or on those made before, below a new run; theirs, by name."""
+    made = dict(made or {})
     with tracking.run("pipeline", config), launch.guarded():
         launcher = launch.Launcher(tracking.active(), launch.How(**how))
         for name in names:
@@ -419,21 +431,34 @@ def test_in_this_process_there_is_one_step_at_a_time(project):
         pool.submit(project.launch, in_process=True).result()
 
 
+TRAININGS = """
+import sys
+sys.path[:0] = ["tests", "tests/integration"]
+from pathlib import Path
+import test_launch
+test_launch.tracking.connect()
+print(*test_launch.trained(Path(sys.argv[1]), Path(sys.argv[2]), in_process=bool(sys.argv[3])))
+"""
+
+
+def trained(folder, outputs, in_process):
+    """The weights' digests of four trainings by one driver: two alike, one of another seed, one in bf16."""
+    digests, more = [], {"tracking.outputs": str(outputs), "train.resume": "never"}
+    made = chain(knobs(folder, **more), "preprocess", in_process=True)
+    for variant in ({}, {"seed": "1"}, {"train.precision": "bf16"}, {}):
+        run = chain(knobs(folder, **variant, **more), "train", made=made, in_process=in_process)["train"]
+        weights = logged_models.folder(f"models:/{run.data.tags[tracking.MODEL]}") / "weights.safetensors"
+        digests.append(sources.sha256(weights))
+    return digests
+
+
 @pytest.mark.slow
-def test_trainings_in_this_process_have_the_weights_of_their_own_process_to_the_bit(store, folder, tmp_path):
-    variants = ({}, {"seed": "1"}, {"train.precision": "bf16"}, {})
+def test_trainings_in_the_drivers_process_have_the_same_weights_to_the_bit(command, folder, tmp_path):
     found = []
-    for in_process in (True, False):
-        for number, variant in enumerate(variants):
-            outputs = {"tracking.outputs": str(tmp_path / f"{number} {in_process}"), "train.resume": "never"}
-            made = chain(knobs(folder, **variant, **outputs), "preprocess", "train", in_process=in_process)
-            found.append(weights(made["train"]))
-    assert found[:4] == found[4:]
-    assert len(set(found)) == 3
-
-
-def weights(run):
-    from segpipe import logged_models, sources
-
-    folder = logged_models.folder(f"models:/{run.data.tags[tracking.MODEL]}")
-    return sources.sha256(folder / "weights.safetensors")
+    for in_process in ("yes", ""):
+        done = command("-c", TRAININGS, str(folder), str(tmp_path / f"outputs {in_process}"), in_process, timeout=600)
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout.split())
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 3
+    assert found[0][0] == found[0][3]

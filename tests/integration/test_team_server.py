@@ -221,7 +221,7 @@ def test_files_are_predicted_by_the_champion_on_the_server(team, chain, argument
     knobs = [f"--predict.input={root / 'sub-case0'}", f"--predict.output={tmp_path / 'masks'}"]
     done = team.run("-m", "steps.predict", *knobs, f"--registry.model_name={MODEL}")
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "masks").rglob("*.nii.gz"))) == 1
+    assert len(list((tmp_path / "masks" / "outputs").rglob("*.nii.gz"))) == 1
 
 
 def test_arrays_and_weights_are_fetched_once_whatever_was_done_with_them(team, chain, arguments):
@@ -253,11 +253,24 @@ def test_who_may_only_read_can_plan_with_the_runs_of_others(team, chain, argumen
         assert f"{step}: reuse" in planned.stdout + planned.stderr
 
 
+def test_what_another_user_left_running_on_this_host_stops_nobody(team, chain, arguments):
+    (parent,) = {info["experiment_id"] for info, tags in runs(team) if tags.get("segpipe.step") == "train"}
+    left = "import mlflow; from segpipe import processes, tracking; tracking.connect(); "
+    left += f"mlflow.MlflowClient().create_run('{parent}', tags=processes.here())"
+    assert team.run("-c", left).returncode == 0
+    own = [*arguments, "--until", "preprocess", "--experiment", "carol"]
+    done = team.run(*own, user="carol", password=CAROL)
+    assert done.returncode == 0, done.stderr
+    assert "preprocess: reuse" in done.stderr
+    ended = team.run(*arguments, "--until", "preprocess")
+    assert "its process is gone: now KILLED" in ended.stderr
+
+
 def test_a_password_is_in_no_table_no_artifact_no_log_and_nothing_that_was_shown(team, chain, database, arguments):
     inside = team.uri.replace("://", f"://ada:{quote(ADA, safe='')}@")
     with_uri = team.environment() | {"MLFLOW_TRACKING_URI": inside}
     del with_uri["MLFLOW_TRACKING_USERNAME"], with_uri["MLFLOW_TRACKING_PASSWORD"]
-    asked = [sys.executable, *arguments, "--fresh", "evaluate"]
+    asked = [sys.executable, *arguments, "--fresh", "register"]
     done = subprocess.run(asked, cwd=PROJECT, env=with_uri, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     team.shown += [done.stdout, done.stderr]
