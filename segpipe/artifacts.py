@@ -40,21 +40,10 @@ def has(run_id: str, path: str) -> bool:
         return False
 
 
-def damage(run_id: str, name: str) -> str:
-    """What is wrong with a run's artifact folder since it was written, in words; empty where nothing is. On a server
-    names and sizes are compared, what is fetched is read.
+def damage(root: str, path: str) -> str:
+    """What is wrong with a folder below an artifact URI since it was written, in words; empty where nothing is. On a
+    server names and sizes are compared, what is fetched is read.
     """
-    try:
-        root = MlflowClient().get_run(run_id).info.artifact_uri
-    except MlflowException as error:
-        if error.error_code not in GONE:
-            raise
-        return f"run {run_id} is gone"
-    return damage_at(root, name)
-
-
-def damage_at(root: str, path: str) -> str:
-    """What is wrong with a folder below an artifact URI, as `damage` tells it."""
     here = local_root(root)
     return fetched.damage(root, path) if here is None else inventory.damage(here / path)
 

@@ -95,7 +95,7 @@ def damage(model_id: str) -> str:
         if error.error_code not in artifacts.GONE:
             raise
         return f"model {model_id} is gone"
-    return artifacts.damage_at(root, artifacts.WEIGHTS)
+    return artifacts.damage(root, artifacts.WEIGHTS)
 
 
 def weights(model_id: str) -> "Summary":

@@ -124,7 +124,7 @@ def damage(name: str, run: "Run") -> str:
     """What is missing from a step's artifacts or damaged in them, or from the model it logged; empty where all is as it
     was written.
     """
-    fault = artifacts.damage_at(run.info.artifact_uri, STEPS[name].output)
+    fault = artifacts.damage(run.info.artifact_uri, STEPS[name].output)
     model = run.data.tags.get(tracking.MODEL)
     if not fault and model:
         fault = logged_models.damage(model)
