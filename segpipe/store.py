@@ -45,7 +45,12 @@ LASTING = {
     "unable to open database": RIGHTS,
 }
 LOCKED = "database is locked"
-FIXES = {**LASTING, LOCKED: "another process keeps it so; start again when that has ended"}
+FIXES = {
+    **LASTING,
+    LOCKED: "another process keeps it so; start again when that has ended",
+    "not authenticated": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to what the server knows",
+    "Permission denied": "ask for MANAGE on the experiment and the model",
+}
 
 
 def connect() -> None:
@@ -59,6 +64,8 @@ def connect() -> None:
         path = Path(uri.removeprefix("sqlite:///")).resolve()
         if not path.parent.is_dir():
             raise InputError(f"tracking store {uri}: no such folder {path.parent}")
+        if {"?", "%"} & set(str(path)) or {"'", '"'} <= set(str(path)):
+            raise InputError(f"tracking store {uri}: no path with ? or % or both quotes can be one; choose another")
         uri = f"sqlite:///{path}"
         _wait_for_locks()
     os.environ["MLFLOW_TRACKING_URI"] = uri

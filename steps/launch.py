@@ -55,6 +55,10 @@ class How:
         """
         if self.in_process and (self.backend, self.env_manager) != ("local", "local"):
             raise InputError("--in-process uses this environment; leave out --backend and --env-manager")
+        if "#" in str(sources.PROJECT) and not self.in_process:
+            raise InputError(
+                f"project folder {sources.PROJECT}: MLflow takes what follows a # for a subfolder; rename it"
+            )
         backends.check(self.backend, self.backend_config)
         return self
 

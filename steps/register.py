@@ -12,9 +12,9 @@ DRY_RUN = "register --dry-run"  # the step that its run is tagged with: no later
 
 
 def login() -> str:
-    """The name of who runs this, or its number where it has none."""
+    """The name of who runs this, on the server or else on this machine, or its number where it has none."""
     try:
-        return getpass.getuser()
+        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
 
