@@ -114,10 +114,16 @@ def choose(
         if not fault:
             return Choice(wanted, run, "")
         faults.append(fault)
+    faults += [_unfinished(run) for run in tracking.unfinished(name, wanted.digest)]
     if faults:
         return Choice(wanted, None, faults[0])
     known = tracking.finished(name, most=explain.COMPARED)
     return Choice(wanted, None, explain.reason(known, name, config, wanted))
+
+
+def _unfinished(run: "Run") -> str:
+    reason = run.data.tags.get(tracking.REASON)
+    return f"run {run.info.run_id} of it is {run.info.status}" + (f": {reason}" if reason else "")
 
 
 def damage(name: str, run: "Run") -> str:
