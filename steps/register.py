@@ -32,7 +32,12 @@ MORE: tuple[click.Parameter, ...] = (
         is_flag=True,
         help="measure, compare and tell what register would do; the registry stays as it is",
     ),
-    click.Option(["--by"], default=login, metavar="NAME", help="who decides  [default: the login name]"),
+    click.Option(
+        ["--by"],
+        default=login,
+        metavar="NAME",
+        help="who decides  [default: $MLFLOW_TRACKING_USERNAME, else the login name]",
+    ),
 )
 
 
