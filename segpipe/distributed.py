@@ -47,11 +47,14 @@ def start(config: TrainConfig) -> "Accelerator":
     others has no short limit. Raises InputError for a device or a precision that is not there.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     mixed, on_cpu = precision(config), device(config).type == "cpu"
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launched() and not group.is_initialized():
         _join("gloo" if on_cpu else "nccl")
+    if not launched():  # an earlier training in this process may have had another precision
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         mixed_precision="no" if mixed == "fp32" else mixed,
         cpu=on_cpu,

@@ -151,17 +151,20 @@ def obtain(
     choice = choose(name, config, upstream, valid, fresh)
     if choice.run:
         return reuse(choice.run, choice.told(), launcher, label)
-    claim = leases.claimed(choice.wanted.digest, launcher.parent.info.run_id, cli.say, launch.pause)
-    with claim as waited:
-        if waited:
-            choice = choose(name, config, upstream, valid, fresh)
-            if choice.run:
-                return reuse(choice.run, choice.told(), launcher, label)
-        cli.say(f"{label}: {choice.told()}")
-        run = launch.launch(name, {f"{i}_run": run.info.run_id for i, run in runs.items()}, launcher, choice.because)
-    result = Result(run, False, time.perf_counter() - began)
-    cli.say(f"{label}: ran {run.info.run_id} in {result.seconds:.1f} s")
-    return result
+
+    def say(line: str) -> None:
+        cli.say(f"{label}: {line}")
+
+    with leases.claimed(choice.wanted.digest, launcher.parent.info.run_id, say, launch.pause):
+        choice = choose(name, config, upstream, valid, fresh)
+        if choice.run is None:
+            say(choice.told())
+            given = {f"{i}_run": run.info.run_id for i, run in runs.items()}
+            run = launch.launch(name, given, launcher, choice.because)
+            result = Result(run, False, time.perf_counter() - began)
+            say(f"ran {run.info.run_id} in {result.seconds:.1f} s")
+            return result
+    return reuse(choice.run, choice.told(), launcher, label)
 
 
 def reuse(run: "Run", told: str, launcher: launch.Launcher, label: str) -> Result:

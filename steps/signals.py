@@ -10,6 +10,7 @@ from types import FrameType
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 1.0  # seconds within which a second signal is the same wish: a terminal asks a whole group, the driver once more
+LATER = 0.01  # seconds until an interrupt that was dropped is tried again
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -29,6 +30,7 @@ def install() -> None:
     the clean-up. A signal that is ignored (nohup, a shell's background job) stays so.
     """
     again()
+    _insist()
     for number in _heeded():
         signal.signal(number, _when_safe(_raise))
 
@@ -47,6 +49,26 @@ def _heeded() -> list[signal.Signals]:
     return [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
 
 
+def _insist() -> None:
+    """Raise an Interrupted once more that Python has dropped, because it came amid the end of an object."""
+    before = sys.unraisablehook
+    if before.__module__ == __name__:
+        return
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        error = dropped.exc_value
+        if not isinstance(error, Interrupted):
+            before(dropped)
+            return
+        handler = signal.getsignal(error.number)
+        if callable(handler):
+            again()
+            signal.signal(signal.SIGALRM, lambda _, frame: handler(error.number, frame))
+            signal.setitimer(signal.ITIMER_REAL, LATER)
+
+    sys.unraisablehook = hook
+
+
 def _raise(number: int) -> None:
     if not _asked:
         _asked.append(number)
@@ -54,18 +76,19 @@ def _raise(number: int) -> None:
 
 
 def _when_safe(act: Callable[[int], None]) -> Handler:
-    """A handler that waits for the end of a database's transaction: an exception amid a commit would leave the store
-    locked for as long as this process lives.
+    """A handler that waits for the end of what the clean-up needs whole: an exception amid a commit would leave the
+    store locked for as long as this process lives, one amid the import of MLflow half a package.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if not _in_transaction(frame):
+        outermost = _delicate(frame)
+        if outermost is None:
             act(number)
             return
         before = sys.getprofile()
 
         def left(inner: FrameType, event: str, _: object) -> None:
-            if event == "return" and not _in_transaction(inner.f_back):
+            if event == "return" and inner is outermost:
                 sys.setprofile(before)
                 act(number)
 
@@ -74,17 +97,26 @@ def _when_safe(act: Callable[[int], None]) -> Handler:
     return handle
 
 
-def _in_transaction(frame: FrameType | None) -> bool:
+def _delicate(frame: FrameType | None) -> FrameType | None:
+    """The outermost of the running functions that must not be torn, with what imports it; None where there is none."""
+    found: FrameType | None = None
+    inner: FrameType | None = None
     while frame is not None:
-        module = str(frame.f_globals.get("__name__"))
-        if module.startswith(("sqlalchemy.", "mlflow.store.db.")) or module.endswith(".sqlalchemy_store"):
-            return True
-        frame = frame.f_back
-    return False
+        importing = found is not None and found is inner and frame.f_code.co_filename.startswith("<frozen importlib")
+        if importing or _is_delicate(str(frame.f_globals.get("__name__")), frame.f_code.co_name):
+            found = frame
+        inner, frame = frame, frame.f_back
+    return found
+
+
+def _is_delicate(module: str, function: str) -> bool:
+    transaction = module.startswith(("sqlalchemy.", "mlflow.store.db.")) or module.endswith(".sqlalchemy_store")
+    return transaction or (function == "<module>" and module.partition(".")[0] == "mlflow")
 
 
 @contextmanager
 def _handling(act: Callable[[int], None]) -> Iterator[None]:
+    _insist()
     before = {number: signal.signal(number, _when_safe(act)) for number in _heeded()}
     try:
         yield

@@ -145,13 +145,11 @@ def network(config: Config) -> "SegmentationModel":
 def fit(dataset: tuple[Config, Manifest, Path], **sections: dict[str, object]) -> "FitResult":
     """Train on a `training_set` with some knobs changed."""
     import torch
-    from accelerate.state import AcceleratorState
 
     from segpipe import distributed, engine
     from segpipe.data.batches import Batches
 
     config, manifest, folder = with_knobs(dataset[0], **sections), dataset[1], dataset[2]
-    AcceleratorState._reset_state(reset_partial_state=True)
     train, val = (Batches(manifest, folder, s, config.train, torch.device("cpu")) for s in ("train", "val"))
     return engine.fit(network(config), train, val, config, distributed.start(config.train), lambda *_: None)
 

@@ -266,6 +266,49 @@ def test_a_signal_amid_a_transaction_is_heeded_when_it_has_ended(project, store,
         database.execute("BEGIN IMMEDIATE")
 
 
+class Ending:
+    """An object amid whose end a signal comes: what is raised there is dropped."""
+
+    def __del__(self):
+        asked_to_stop(signal.SIGTERM)
+
+
+def test_a_signal_amid_the_end_of_an_object_is_not_lost():
+    def work():
+        with launch.guarded():
+            Ending()
+            time.sleep(3)
+
+    with pytest.raises(Interrupted):
+        work()
+    signals.again()
+
+
+IMPORTING = """
+import os, signal, sys
+from steps import signals
+signals.install()
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlflow.entities":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Watch())
+try:
+    import mlflow
+    sys.exit("not interrupted")
+except signals.Interrupted:
+    import mlflow
+    mlflow.MlflowClient
+"""
+
+
+def test_a_signal_amid_the_import_of_mlflow_leaves_it_whole_for_the_clean_up(command):
+    done = command("-c", IMPORTING)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_step_that_was_signalled_itself_interrupts_the_driver(project):
     def killed():
         run_id = project.begun()[0].stem
