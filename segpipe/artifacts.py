@@ -163,6 +163,15 @@ def _sent(name: str) -> Iterator[Path]:
         mlflow.log_artifact(str(Path(temporary) / inventory.FILE), name)
 
 
+def sweep(root: str) -> None:
+    """Remove what a process that is gone has left half written below an artifact URI, in a store on this machine."""
+    here = local_root(root)
+    if here is not None:
+        for pattern in (".*.partial", ".partial-*", "*/.partial-*"):
+            for left in here.glob(pattern):
+                shutil.rmtree(left)
+
+
 def local_root(uri: str) -> Path | None:
     """The folder that an artifact URI stands for; None where it is not on this machine."""
     parts = urlparse(uri)

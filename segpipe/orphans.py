@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from segpipe import processes, tracking
+from segpipe import artifacts, processes, tracking
 
 
 def reap(say: Callable[[str], None]) -> list[str]:
@@ -27,5 +27,6 @@ def _ended(run: Run, say: Callable[[str], None]) -> bool:
         if error.get_http_status_code() != HTTPStatus.FORBIDDEN:
             raise
         return False
+    artifacts.sweep(run.info.artifact_uri)
     say(f"run {run.info.run_id} ({run.info.run_name}) was left RUNNING, its process is gone: now KILLED")
     return True

@@ -6,6 +6,7 @@ The same closure decides whether a step's code changed, what ships inside a mode
 import ast
 import hashlib
 import re
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = PROJECT / "requirements.txt"
 PACKAGES = ("segpipe", "steps")
 PYTHON = (".py", ".pyc")
+_parsing = threading.Lock()  # two threads at once in ast.parse: "recursion depth mismatch" in Python 3.11
 
 
 def module_file(name: str) -> Path | None:
@@ -32,8 +34,10 @@ def imports(path: Path) -> frozenset[str]:
 
 @cache
 def _imported(source: str) -> frozenset[str]:
+    with _parsing:
+        tree = ast.parse(source)
     found: set[str] = set()
-    for node in _statements(ast.parse(source).body):
+    for node in _statements(tree.body):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -64,8 +64,12 @@ def connect() -> None:
         path = Path(uri.removeprefix("sqlite:///")).resolve()
         if not path.parent.is_dir():
             raise InputError(f"tracking store {uri}: no such folder {path.parent}")
-        if {"?", "%"} & set(str(path)) or {"'", '"'} <= set(str(path)):
-            raise InputError(f"tracking store {uri}: no path with ? or % or both quotes can be one; choose another")
+        if {"?", "%"} & set(str(path)):
+            raise InputError(f"tracking store {uri}: no path with ? or % can be one; choose another")
+        if not path.exists() and {"'", '"'} <= set(str(Path.cwd())):
+            raise InputError(
+                f"{Path.cwd()}: MLflow makes no store from a folder with both quotes in its name; rename it"
+            )
         uri = f"sqlite:///{path}"
         _wait_for_locks()
     os.environ["MLFLOW_TRACKING_URI"] = uri

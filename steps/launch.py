@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segpipe import processes, sources, tracking
+from segpipe import artifacts, processes, sources, tracking
 from segpipe.errors import InputError, one_line
 from steps import backends, cli, signals, step_log
 from steps.signals import Guard, Interrupted
@@ -292,6 +292,8 @@ def _conclude(attempt: Attempt, run_id: str, why: str) -> "tuple[Run, str]":
     if tracking.CONTINUED in run.data.tags:
         run = client.get_run(run.data.tags[tracking.CONTINUED])
     reason = why if run.info.status == "RUNNING" else run.data.tags.get(tracking.REASON, why)
+    if reason == SILENT:
+        artifacts.sweep(run.info.artifact_uri)
     if run.info.status != "FINISHED":
         signalled = SIGNALLED.fullmatch(reason)  # MLflow makes the run of a process that ends with an error FAILED
         if signalled and guard.number is None and not attempt.overdue:

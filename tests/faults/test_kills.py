@@ -19,28 +19,37 @@ from chains import Chain, Driver, chain, check_whole, name_of, new_chain, result
 __all__ = ["chain", "undisturbed"]
 
 MOMENTS = 20
+STAGES = ("start", "preprocess", "train", "epochs", "evaluate", "register")
 TARGETS = ("driver", "step", "group")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-HEAD = ("after s", "under way", "signal", "to", "first start", "gone after s", "left RUNNING", "next start")
+HEAD = ("stage", "after s", "under way", "signal", "to", "first start", "gone after s", "left RUNNING", "next start")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a signal comes, as a share of an undisturbed chain's time, which one, and to whom."""
+    """When a signal comes, as a share of a stage's time, which one, and to whom."""
 
+    stage: str
     share: float
     target: str
     number: Signals
 
 
 def moments() -> list[Moment]:
-    """Spread over the whole chain; every signal to every target at least twice."""
+    """Three or four in every stage, at random in it; every signal to every target at least twice."""
     rng = np.random.default_rng(6)
     pairs = [(target, number) for target in TARGETS for number in SIGNALS]
-    shares = 0.95 * (np.arange(MOMENTS) + rng.uniform(size=MOMENTS)) / MOMENTS
     return [
-        Moment(float(share), *pairs[n % len(pairs)]) for share, n in zip(shares, rng.permutation(MOMENTS), strict=True)
+        Moment(STAGES[n % len(STAGES)], float(rng.uniform()), *pairs[pair % len(pairs)])
+        for n, pair in enumerate(rng.permutation(MOMENTS))
     ]
+
+
+def reached(chain: Chain, driver: Driver, stage: str) -> bool:
+    """Whether a stage has begun: a step has a process, or its training checkpoints."""
+    if stage == "epochs":
+        return bool(chain.checkpoints())
+    return stage == "start" or driver.step(stage) is not None
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,8 @@ def table():
     """Rows of what came of each moment, shown when all are through."""
     rows: list[tuple[str, ...]] = []
     yield rows
-    lines = [HEAD, ("---",) * len(HEAD), *sorted(rows, key=lambda row: float(row[0]))]
+    ordered = sorted(rows, key=lambda row: (STAGES.index(row[0]), float(row[1])))
+    lines = [HEAD, ("---",) * len(HEAD), *ordered]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     sys.stdout.write(f"\n{text}")
     if "SEGPIPE_FAULT_TABLE" in os.environ:
@@ -57,70 +67,80 @@ def table():
 
 @pytest.fixture(scope="module")
 def seconds(undisturbed, tmp_path_factory):
-    """How long a chain takes, each step in a process of its own, that nothing disturbs."""
-    chain, began = new_chain(tmp_path_factory.mktemp("timed")), time.monotonic()
-    chain.finish()
+    """How long each stage of a chain takes that nothing disturbs, each step in a process of its own."""
+    chain = new_chain(tmp_path_factory.mktemp("timed"))
+    driver, began = chain.start(), []
+    for stage in STAGES:
+        driver.until(lambda stage=stage: reached(chain, driver, stage))
+        began.append(time.monotonic())
+    assert driver.end() == 0, driver.shown()
     assert results(chain) == undisturbed[1]
-    return time.monotonic() - began
+    return dict(zip(STAGES, np.diff([*began, time.monotonic()]), strict=True))
 
 
-def hit(driver: Driver, moment: Moment) -> str:
-    """Send the signal; which step was under way, or nothing where the chain had ended."""
-    step = driver.step()
-    while moment.target == "step" and step is None and driver.process.poll() is None:
-        time.sleep(0.05)
-        step = driver.step()
+def hit(chain: Chain, driver: Driver, moment: Moment, length: float) -> tuple[str, str]:
+    """Send the signal in its stage, or as soon as the next one begins; seconds since the stage began, and the step."""
+    driver.until(lambda: reached(chain, driver, moment.stage))
+    later = STAGES[STAGES.index(moment.stage) + 1 :][:1]
+    began = time.monotonic()
+    while time.monotonic() - began < moment.share * length and not any(reached(chain, driver, s) for s in later):
+        if moment.stage == "register" and driver.step() is None:
+            break
+        time.sleep(0.02)
+    step = driver.until(driver.step) if moment.target == "step" else driver.step()
     under_way = name_of(step) if step else "no step"
-    if driver.process.poll() is not None:
-        return ""
-    if moment.target == "group":
-        os.killpg(driver.process.pid, moment.number)
-    elif step is not None and moment.target == "step":
+    assert driver.process.poll() is None, f"it had ended before the signal came\n{driver.shown()}"
+    if step is not None and moment.target == "step":
         step.send_signal(moment.number)
+    elif moment.target == "group":
+        os.killpg(driver.process.pid, moment.number)
     else:
         driver.process.send_signal(moment.number)
-    return under_way
+    return f"{time.monotonic() - began:.1f}", under_way
 
 
-def disturb(chain: Chain, moment: Moment, seconds: float) -> tuple[str, ...]:
+def disturb(chain: Chain, moment: Moment, length: float) -> tuple[str, ...]:
     """Start a chain and disturb it; what came of it."""
     driver = chain.start()
-    time.sleep(moment.share * seconds)
-    under_way = hit(driver, moment)
+    where = hit(chain, driver, moment, length)
     gone = chain.seconds_until_gone()
     code, left = driver.end(), chain.running()
-    killed = moment.number == signal.SIGKILL
-    if not under_way:
-        assert code == 0, driver.shown()
-    elif moment.target == "step":
+    assert "Traceback" not in driver.shown(), driver.shown()
+    if moment.target == "step":
         assert code != 0, driver.shown()
-        assert left == []
-        assert "Traceback" not in driver.shown()
     else:
         assert code == 128 + moment.number, driver.shown()
-        assert killed or left == [], driver.shown()
-    first = f"exit {code}: {driver.told()}" if under_way else "had ended"
-    return under_way, first.replace(str(chain.home), "HOME"), f"{gone:.1f}", " ".join(left) or "none"
+    assert left == [] or (moment.number == signal.SIGKILL and moment.target != "step"), driver.shown()
+    first = f"exit {code}: {driver.told()}".replace(str(chain.home), "HOME")
+    return *where, moment.number.name, moment.target, first, f"{gone:.1f}", " ".join(left) or "none"
 
 
 def told_again(shown: str) -> str:
     """What a second start says it does."""
-    lines = [line for line in shown.splitlines() if ": reuse " in line]
-    reused = [line.partition(":")[0] for line in lines]
+    reused = [line.partition(":")[0] for line in shown.splitlines() if ": reuse " in line]
     continued = ["training continued"] if "continues run" in shown else []
     return "; ".join([f"reuses {', '.join(reused) or 'nothing'}", *continued, "equal"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", moments(), ids=lambda m: f"{m.share:.2f}-{m.number.name}-{m.target}")
+@pytest.mark.parametrize("moment", moments(), ids=lambda m: f"{m.stage}-{m.share:.2f}-{m.number.name}-{m.target}")
 def test_after_any_signal_at_any_moment_the_next_start_ends_as_if_nothing_had_happened(
     undisturbed, seconds, chain, table, tmp_path, moment
 ):
-    under_way, first, gone, left = disturb(chain, moment, seconds)
+    outcome = disturb(chain, moment, seconds[moment.stage])
     again = chain.finish()
     check_whole(chain, undisturbed[1], tmp_path / "checked")
-    at = f"{moment.share * seconds:.1f}"
-    table.append((at, under_way, moment.number.name, moment.target, first, gone, left, told_again(again)))
+    table.append((moment.stage, *outcome, told_again(again)))
+
+
+@pytest.mark.slow
+def test_a_store_whose_creation_was_killed_is_created_by_the_next_start(undisturbed, chain, tmp_path):
+    driver = chain.start()
+    driver.until((chain.home / "mlflow.db").is_file)
+    driver.process.kill()
+    driver.end()
+    chain.finish()
+    check_whole(chain, undisturbed[1], tmp_path / "checked")
 
 
 def test_a_training_killed_and_a_driver_asked_to_end_leave_what_the_next_start_completes(undisturbed, chain, tmp_path):
