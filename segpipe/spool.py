@@ -133,6 +133,13 @@ class Spool:
             self.away = False
             self.warn("tracking server is back; all records sent")
 
+    def _as_known(self, values: dict[str, float]) -> dict[str, float]:
+        """Values as they were sent before: an interrupted training measures its times once more, and MLflow logs no
+        further model of a run that has two values of a metric at one moment.
+        """
+        known = MlflowClient().get_run(self.run_id).data.metrics
+        return {name: known.get(name, value) for name, value in values.items()}
+
     def _deliver(self, record: dict[str, Any], folder: Path) -> None:
         client = MlflowClient()
         match record["kind"]:
@@ -150,8 +157,9 @@ class Spool:
             case "model":
                 with tracking.within(self.run_id):
                     model_id = logged_models.log(folder / ARTIFACT)
-                values = [Metric(k, v, record["ended_ms"], 0, model_id=model_id) for k, v in record["values"].items()]
-                client.log_batch(self.run_id, values)
+                values = self._as_known(record["values"])
+                points = [Metric(k, v, record["ended_ms"], 0, model_id=model_id) for k, v in values.items()]
+                client.log_batch(self.run_id, points)
             case "end":
                 client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in record["tags"].items()])
                 client.set_terminated(self.run_id, record["status"], record["ended_ms"])

@@ -191,12 +191,12 @@ def continue_run(run_id: str, system_metrics: bool) -> None:
     parent = opened.data.tags.get(MLFLOW_PARENT_RUN_ID)
     mlflow.set_tag(CONTINUED, run_id)
     mlflow.end_run("KILLED")
-    client.delete_run(opened.info.run_id)
     tags = {RESUMED: str(int(earlier.get(RESUMED, "0")) + 1), **processes.here()}
     _claim(run_id, tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {}))
+    mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None, log_system_metrics=system_metrics)
     for outdated in {REASON, PASSING} & earlier.keys():
         client.delete_tag(run_id, outdated)
-    mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None, log_system_metrics=system_metrics)
+    client.delete_run(opened.info.run_id)
 
 
 def unfinished(step: str, key: str) -> list[Run]:

@@ -290,7 +290,7 @@ def _conclude(attempt: Attempt, run_id: str, why: str) -> "tuple[Run, str]":
     client, guard = MlflowClient(), attempt.guard
     run = client.get_run(run_id)
     if tracking.CONTINUED in run.data.tags:
-        run = client.get_run(run.data.tags[tracking.CONTINUED])
+        run, why = client.get_run(run.data.tags[tracking.CONTINUED]), SILENT
     reason = why if run.info.status == "RUNNING" else run.data.tags.get(tracking.REASON, why)
     if reason == SILENT:
         artifacts.sweep(run.info.artifact_uri)

@@ -35,6 +35,12 @@ def install() -> None:
         signal.signal(number, _when_safe(_raise))
 
 
+def ignore() -> None:
+    """The work is done: from now on a signal only disturbs the end of this process."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def again() -> None:
     """What was interrupted has been dealt with: the next signal is a first one."""
     _asked.clear()
@@ -110,8 +116,11 @@ def _delicate(frame: FrameType | None) -> FrameType | None:
 
 
 def _is_delicate(module: str, function: str) -> bool:
-    transaction = module.startswith(("sqlalchemy.", "mlflow.store.db.")) or module.endswith(".sqlalchemy_store")
-    return transaction or (function == "<module>" and module.partition(".")[0] == "mlflow")
+    package = module.partition(".")[0]
+    transaction = (
+        package == "sqlalchemy" or module.startswith("mlflow.store.db.") or module.endswith(".sqlalchemy_store")
+    )
+    return transaction or (function == "<module>" and package == "mlflow")
 
 
 @contextmanager
