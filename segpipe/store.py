@@ -80,9 +80,27 @@ def connect() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     try:
+        if uri.startswith("sqlite:///") and not path.exists():
+            _make(path)
         mlflow.MlflowClient().search_experiments(max_results=1)
     except Exception as error:
         raise InputError(f"tracking store {redact(uri)} does not answer: {told(error)}") from None
+
+
+def _make(path: Path) -> None:
+    """Let MLflow make a database beside its place, and then put it there whole: a process that is killed meanwhile, or
+    another one that makes it too, would leave one that MLflow can neither use nor complete.
+    """
+    import mlflow
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        mlflow.MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+        path.hardlink_to(partial)
+    except FileExistsError:
+        return  # another process was first
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @cache
