@@ -149,7 +149,7 @@ class Command(click.Command):
         kwargs["standalone_mode"] = False
         try:
             super().main(*args, **kwargs)
-            signals.ignore()
+            atexit.register(signals.ignore)
         except (Exception, KeyboardInterrupt) as error:
             met = error.__cause__ or KeyboardInterrupt() if isinstance(error, click.Abort) else error
             if isinstance(met, click.UsageError | KeyboardInterrupt):

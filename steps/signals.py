@@ -36,7 +36,9 @@ def install() -> None:
 
 
 def ignore() -> None:
-    """The work is done: from now on a signal only disturbs the end of this process."""
+    """The work is done: a signal would only disturb the end of this process. Its children would ignore signals too, so
+    it is for the very end.
+    """
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 

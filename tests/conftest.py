@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from servers import Server
 
 from segpipe import settings as settings_module
 from segpipe.config import Config
@@ -181,6 +182,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield home
     os.environ.clear()
     os.environ.update(saved)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A tracking server that runs."""
+    home = tmp_path / "server home"
+    home.mkdir()
+    made = Server(home)
+    made.start()
+    yield made
+    made.kill()
 
 
 @pytest.fixture

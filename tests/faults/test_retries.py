@@ -2,9 +2,8 @@
 
 import pytest
 from chains import KNOBS, chain, new_chain, results, undisturbed
-from servers import server
 
-__all__ = ["chain", "server", "undisturbed"]
+__all__ = ["chain", "undisturbed"]
 
 LONG = "--train.epochs=600"
 

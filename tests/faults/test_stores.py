@@ -8,9 +8,8 @@ from contextlib import closing, contextmanager
 
 import pytest
 from chains import chain, check_whole, disk, new_chain, remount, results, undisturbed
-from servers import server
 
-__all__ = ["chain", "server", "undisturbed"]
+__all__ = ["chain", "undisturbed"]
 
 FULL = {"artifacts": ("mlruns", "1m"), "outputs": ("out puts", "300k"), "everything": (".", "3m")}
 HOLD = """

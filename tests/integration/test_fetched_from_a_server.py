@@ -9,7 +9,7 @@ import warnings
 import mlflow
 import pytest
 from conftest import network, training_set
-from test_tracking_server import Server
+from servers import Server
 
 from segpipe import artifacts, fetched, inventory, logged_models, tracking
 from segpipe.errors import InputError
@@ -52,13 +52,13 @@ def damage(run_id, name):
 
 def stored(server, run_id, path):
     """Where the server keeps an artifact."""
-    (found,) = (server.home / "artifacts").glob(f"*/{run_id}/artifacts/{path}")
+    (found,) = server.artifacts.glob(f"*/{run_id}/artifacts/{path}")
     return found
 
 
 def downloads(server, name):
     """How often a file of that name was asked for."""
-    return len(re.findall(rf"GET \S*/mlflow-artifacts/artifacts/\S*{name} ", (server.home / "log").read_text()))
+    return len(re.findall(rf"GET \S*/mlflow-artifacts/artifacts/\S*{name} ", server.log.read_text()))
 
 
 def cached(server):
@@ -164,7 +164,7 @@ def test_a_model_s_weights_come_once_whatever_it_is_called(server, model):
 
 def test_damage_to_a_model_is_found(server, model):
     assert logged_models.damage(model) == ""
-    (path,) = (server.home / "artifacts").rglob(f"{model}/artifacts/{artifacts.WEIGHTS}/weights.safetensors")
+    (path,) = server.artifacts.rglob(f"{model}/artifacts/{artifacts.WEIGHTS}/weights.safetensors")
     content = path.read_bytes()
     os.truncate(path, 100)
     assert logged_models.damage(model) == "segpipe/weights.safetensors is cut short"
@@ -177,7 +177,7 @@ def test_damage_to_a_model_is_found(server, model):
 def test_a_model_without_an_inventory_still_comes(server, model):
     weights = fetched.find(mlflow.MlflowClient().get_logged_model(model).artifact_location, artifacts.WEIGHTS)
     assert weights is not None
-    (path,) = (server.home / "artifacts").rglob(f"{model}/artifacts/{artifacts.WEIGHTS}/{inventory.FILE}")
+    (path,) = server.artifacts.rglob(f"{model}/artifacts/{artifacts.WEIGHTS}/{inventory.FILE}")
     path.unlink()
     artifacts._model.cache_clear()
     folder = logged_models.folder(f"models:/{model}")

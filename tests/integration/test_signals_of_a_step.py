@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 from conftest import TINY, wait_for, write_folder
 
 from segpipe import processes
 from segpipe.sources import PROJECT
+from steps import cli
 
 # A step that begins and then waits: what signals do to it is what they do to any step.
 WAITING = """
@@ -238,3 +240,12 @@ def test_what_a_step_was_made_of_is_kept_with_its_run(client, raw, tmp_path, ste
     made_of = json.loads(artifacts.local(f"runs:/{run.info.run_id}/{keys.MADE_OF}").read_text())
     assert "images/case0.png" in made_of[keys.RAW]
     assert log_of(run).splitlines()[-1].startswith("preprocess: 12/12")
+
+
+def test_a_command_that_has_ended_in_a_process_that_goes_on_leaves_signals_to_what_comes():
+    @click.command("done", cls=cli.Command)
+    def done():
+        pass
+
+    done.main([])
+    assert signal.SIG_IGN not in {signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

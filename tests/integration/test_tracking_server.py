@@ -2,12 +2,9 @@
 
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 from conftest import TINY, wait_for, write_folder
@@ -16,54 +13,6 @@ from segpipe.journal import HISTORY
 from segpipe.sources import PROJECT
 
 EPOCHS = 90
-
-
-class Server:
-    """A real `mlflow server` that can be killed and started again on the same store and port."""
-
-    def __init__(self, home):
-        self.home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self):
-        program = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        store = ["--backend-store-uri", f"sqlite:///{self.home / 'mlflow.db'}", "--workers", "1"]
-        artifacts = ["--artifacts-destination", str(self.home / "artifacts")]
-        with (self.home / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                [*program, *store, *artifacts],
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).read()
-                return
-            except OSError:
-                assert self.process.poll() is None, (self.home / "log").read_text()
-                time.sleep(0.25)
-        raise AssertionError((self.home / "log").read_text())
-
-    def kill(self):
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@pytest.fixture
-def server(tmp_path):
-    home = tmp_path / "server home"
-    home.mkdir()
-    found = Server(home)
-    found.start()
-    yield found
-    found.kill()
 
 
 @pytest.fixture
