@@ -167,7 +167,13 @@ def _end(status: str, tags: dict[str, str]) -> None:
         finally:
             mlflow.end_run(status)  # in any case no longer the active one, which MLflow would end as FINISHED at exit
         return
-    sent = _sender.pop().end(status, tags)
+    try:
+        sent = _sender.pop().end(status, tags)
+    except OSError:  # there is no room to keep its records, which are left where they are
+        if status == "FINISHED":
+            raise
+        _end(status, tags)
+        return
     try:
         mlflow.end_run(status if sent else "RUNNING")
     except MlflowException:
