@@ -1,6 +1,7 @@
 """Real processes: which of them are there, which work for a run, and how they end."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,10 +70,9 @@ def test_a_process_is_gone_once_it_has_ended_even_before_somebody_asked_for_its_
         assert process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("shell", [f"{sys.executable} -c '{SLEEP}'", f"true && {sys.executable} -c '{SLEEP}'; true"])
-def test_a_runs_process_is_found_with_and_without_a_shell_between(shell):
-    quoted = shell.replace(SLEEP, SLEEP.replace("'", '"'))
-    with started("bash", "-c", quoted, MLFLOW_RUN_ID="mine"):
+@pytest.mark.parametrize("line", ["{}", "true && {}; true"])
+def test_a_runs_process_is_found_with_and_without_a_shell_between(line):
+    with started("bash", "-c", line.format(shlex.join([sys.executable, "-c", SLEEP])), MLFLOW_RUN_ID="mine"):
         (found,) = processes.of_run("mine")
         assert found.cmdline()[1] == "-c"
         assert processes.of_run("other") == []
