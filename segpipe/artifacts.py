@@ -169,7 +169,7 @@ def sweep(root: str) -> None:
     if here is not None:
         for pattern in (".*.partial", ".partial-*", "*/.partial-*"):
             for left in here.glob(pattern):
-                shutil.rmtree(left)
+                shutil.rmtree(left, ignore_errors=True)  # another process does so too, or it is another user's
 
 
 def local_root(uri: str) -> Path | None:

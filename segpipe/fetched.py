@@ -14,8 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from segpipe.inventory import FILE, Inventory
 
 GB, LIMIT = 1e9, "20"
 RESERVED = "bytes"  # the file with the size of what is being fetched
-PAUSE = 0.05  # seconds between two looks at a folder that another process is about to fill
+PAUSE, LOOKS = 0.05, 200  # seconds between two looks at a folder that somebody is about to fill, and how many
 
 _held: dict[str, int] = {}  # locks, by key; they end with the process
 
@@ -107,14 +106,9 @@ def local(root: str, path: str, inside: str = "") -> Path | None:
 
 def temporary() -> Path:
     """A new folder that this process removes when it ends."""
-    return Path(tempfile.mkdtemp(dir=_downloads()))
-
-
-@cache
-def _downloads() -> str:
     folder = tempfile.mkdtemp(prefix="segpipe-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    return Path(folder)
 
 
 def without(root: str, left_out: str) -> Path:
@@ -158,14 +152,14 @@ def _refused(found: Folder, damage: str) -> InputError:
 
 def _shared(found: Folder) -> Path | None:
     """A folder in the cache, fetched by one process while others wait, and held until this one ends. None where the
-    cache has no room, or its copy is damaged while others use it.
+    cache has no room, or its copy is damaged or gone while others use it.
     """
     target = _cache() / found.key
     if found.key in _held and not inventory.damage(target):
         return target
     lock = _opened(target.with_suffix(".lock"))
     try:
-        while True:
+        for _ in range(LOOKS):
             fcntl.flock(lock, fcntl.LOCK_SH)
             there = target.is_dir()
             if there and not inventory.damage(target):
@@ -180,6 +174,7 @@ def _shared(found: Folder) -> Path | None:
                 return None
             else:
                 time.sleep(PAUSE)
+        return None
     finally:
         if _held.get(found.key) != lock:
             os.close(lock)
@@ -233,10 +228,23 @@ def _room(needed: int) -> bool:
 
 def _size(lock: Path) -> int:
     """The bytes that a folder has, or will have once it is fetched."""
-    target, reserved = lock.with_suffix(""), lock.with_suffix(".partial") / RESERVED
+    target, partial = lock.with_suffix(""), lock.with_suffix(".partial")
     if target.is_dir():
-        return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    return int(reserved.read_text(encoding="ascii") or "0") if reserved.is_file() else 0
+        return _bytes(target)
+    try:
+        reserved = int((partial / RESERVED).read_text(encoding="ascii") or "0")
+    except FileNotFoundError:
+        reserved = 0
+    return max(reserved, _bytes(partial))
+
+
+def _bytes(folder: Path) -> int:
+    """What the files of a folder take, which others may be moving or removing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _evicted(path: Path) -> bool:

@@ -79,11 +79,17 @@ def damage(folder: Path, called: str = "") -> str:
     """
     called = called or folder.name
     try:
-        entries = read(folder)
+        return _damage(folder, called)
     except (FileNotFoundError, NotADirectoryError):
         return f"{called}/{FILE} is missing"
     except InputError:
         return f"{called}/{FILE} is not what was written"
+    except OSError as error:
+        return f"{called} can't be read ({error.strerror})"
+
+
+def _damage(folder: Path, called: str) -> str:
+    entries = read(folder)
     there = [name for name in entries if (folder / name).is_file()]
     if by_size := missized({name: (folder / name).stat().st_size for name in there}, entries, called):
         return by_size

@@ -4,14 +4,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from segpipe import processes, turns
+from segpipe import processes, store, tracking, turns
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -25,15 +25,20 @@ class Claim:
     """The wish of one driver, by its run, to be the only one that works on a key."""
 
     def __init__(self, key: str, run_id: str) -> None:
-        self.tag, self.run_id, self.client = f"{CLAIM}{key[:16]}", run_id, MlflowClient()
+        self.key, self.tag, self.run_id, self.client = key, f"{CLAIM}{key[:16]}", run_id, MlflowClient()
         self.known: dict[str, tuple[str, float]] = {}
 
     def holder(self) -> "Run | None":
-        """Another run that works on the key, as far as can be seen from here."""
+        """Another run that works on the key, as far as can be seen from here: of a driver, or of a step that has lost
+        its driver or never had one.
+        """
         everywhere = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        query = f"tags.`{self.tag}` LIKE '%' and attributes.status = 'RUNNING'"
-        runs = self.client.search_runs(everywhere, query)
-        return next((run for run in runs if run.info.run_id != self.run_id and self._counts(run)), None)
+        drivers, steps = (
+            self.client.search_runs(everywhere, f"{tag} and attributes.status = 'RUNNING'")
+            for tag in (f"tags.`{self.tag}` LIKE '%'", f"tags.`{tracking.KEY}` = '{self.key}'")
+        )
+        at_work = (run for run in drivers if run.info.run_id != self.run_id and self._counts(run))
+        return next(at_work, next((run for run in steps if processes.alive(run.data.tags)), None))
 
     def _counts(self, run: "Run") -> bool:
         alive = processes.alive(run.data.tags)
@@ -45,9 +50,9 @@ class Claim:
         return now - self.known[run.info.run_id][1] < DEAD_AFTER
 
     def take(self) -> bool:
-        """Claim the key unless somebody else has, in another experiment perhaps in this very moment."""
-        if self.holder():
-            return False
+        """Claim the key unless somebody else has, perhaps in this very moment: of two who write and then look, at least
+        one sees the other.
+        """
         self.show(0)
         if not self.holder():
             return True
@@ -70,30 +75,31 @@ class Claim:
 @contextmanager
 def claimed(
     key: str, run_id: str, say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep
-) -> Iterator[bool]:
-    """Inside, nobody else alive who asks with the same key is, on any machine; yields whether one had to wait for it.
+) -> Iterator[None]:
+    """Inside, nobody else alive who asks with the same key is, on any machine.
 
     The claim is a tag of the running run `run_id`, and the wait ends with what `sleep` raises.
     """
-    claim, waited = Claim(key, run_id), False
-    board = turns.ExperimentTags(claim.client.get_run(run_id).info.experiment_id)
+    claim, told = Claim(key, run_id), False
     try:
         while True:
             if other := claim.holder():
-                if not waited:
+                if not told:
                     say(_told(other))
-                waited = True
+                told = True
                 sleep(PAUSE)
                 continue
-            with turns.take(board, lambda: None, sleep=sleep):
-                if claim.take():
-                    break
-            waited = True
-            sleep(random.uniform(0, PAUSE))  # noqa: S311  # so that two who met in different experiments part
+            if claim.take():
+                break
+            sleep(random.uniform(0, PAUSE))  # noqa: S311  # so that two who have met part
         with _alive(claim):
-            yield waited
-    finally:
-        claim.remove()
+            yield
+    except BaseException as error:
+        store.hurry_after(error)
+        with suppress(MlflowException):  # a claim that stays ends with its run
+            claim.remove()
+        raise
+    claim.remove()
 
 
 def _told(run: "Run") -> str:

@@ -24,6 +24,11 @@ def outputs(config: Config) -> Path:
     return Path(config.tracking.outputs or sources.PROJECT / "outputs")
 
 
+def unsent(outputs: str, run_id: str) -> Path:
+    """The folder of the records that a training could not send yet; `outputs` is its tracking.outputs."""
+    return Path(outputs or sources.PROJECT / "outputs") / "spool" / run_id
+
+
 def merge(staging: Path, root: Path) -> None:
     """Move every file of `staging` to the same place under `root`, each atomically."""
     for path in sorted(p for p in staging.rglob("*") if p.is_file()):

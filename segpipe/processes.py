@@ -1,5 +1,6 @@
 """Processes: which one this is, whether another is still there, and how those of a step are found and ended."""
 
+import hashlib
 import os
 import socket
 import sys
@@ -25,12 +26,16 @@ def here() -> dict[str, str]:
 
 @cache
 def host() -> str:
-    """The machine's name; on Linux with the number of the namespace that process IDs are counted in, as two containers
-    may share a name.
+    """The machine's name; on Linux with a digest of its ID, as two machines may share a name, and the number of the
+    namespace that process IDs are counted in, as two containers may.
     """
-    namespace = Path("/proc/self/ns/pid")
-    name = socket.gethostname()
-    return f"{name}/{namespace.stat().st_ino}" if namespace.exists() else name
+    namespace, machine = Path("/proc/self/ns/pid"), Path("/etc/machine-id")
+    parts = [socket.gethostname()]
+    if machine.is_file() and (known := machine.read_bytes().strip()):
+        parts.append(hashlib.sha256(known).hexdigest()[:8])
+    if namespace.exists():
+        parts.append(str(namespace.stat().st_ino))
+    return "/".join(parts)
 
 
 def started(pid: int) -> str:
@@ -51,11 +56,16 @@ def started(pid: int) -> str:
 
 
 def alive(tags: Mapping[str, str]) -> bool | None:
-    """Whether the process with these tags is still there; None where that can't be told: it runs, or ran, elsewhere."""
+    """Whether the process with these tags is still there; None where that can't be told: it runs, or ran, elsewhere, or
+    is hidden from this user.
+    """
     if tags.get(HOST) != host():
         return None
     pid = int(tags[PID])
-    now = started(pid)
+    try:
+        now = started(pid)
+    except (PermissionError, psutil.AccessDenied):
+        return None
     return None if not now and _hidden(pid) else now == tags[STARTED]
 
 

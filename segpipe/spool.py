@@ -4,7 +4,9 @@ A record is one file `NNNNNNNN.json`, with a folder of the same number where it 
 time, so the server takes a repeated one for what it is, and nothing is lost or doubled by a retry.
 """
 
+import fcntl
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -178,10 +180,21 @@ def _listening(uri: str) -> bool:
         return False
 
 
+def ended(folder: Path) -> bool:
+    """Whether the training whose spool was kept has ended."""
+    records = sorted(folder.glob("[0-9]*.json"))
+    return bool(records) and json.loads(records[-1].read_text(encoding="utf-8"))["kind"] == "end"
+
+
 def send(folder: Path, warn: Callable[[str], None]) -> int:
     """Send a spool that was kept; how many records it held. Raises InputError where it can't all be sent."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such spool; nothing to send, or sent already")
+    with _alone(folder):
+        return _sent(folder, warn)
+
+
+def _sent(folder: Path, warn: Callable[[str], None]) -> int:
     spool = Spool(folder.name, folder, warn)
     count = len(spool.pending())
     spool.send()
@@ -189,3 +202,14 @@ def send(folder: Path, warn: Callable[[str], None]) -> int:
         raise InputError(f"{folder}: {len(spool.pending())} of {count} records not sent; try again later")
     shutil.rmtree(folder)
     return count
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process sends the same records."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

@@ -96,11 +96,20 @@ def _make(path: Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         mlflow.MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
-        path.hardlink_to(partial)
-    except FileExistsError:
-        return  # another process was first
+        _put(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Give a file its name, unless another process was first."""
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            partial.rename(path)
 
 
 @cache

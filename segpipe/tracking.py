@@ -128,7 +128,7 @@ def _start(step: str, config: Config, experiment_id: str | None, name: str, abov
         _claim(given, tags)
         return mlflow.start_run(run_id=given, nested=above is not None, log_system_metrics=metrics)
     if not experiment_id and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
-        mlflow.set_experiment(experiment_id=experiment(config.tracking.experiment))
+        experiment_id = experiment(config.tracking.experiment)
     return mlflow.start_run(
         experiment_id=experiment_id, run_name=name, tags=tags, nested=above is not None, log_system_metrics=metrics
     )
@@ -239,10 +239,13 @@ def log_params(run_id: str, values: dict[str, str]) -> None:
         client.log_batch(run_id, params=fresh[first : first + PARAMS_PER_CALL])
 
 
-def end_given_run(status: str, reason: str) -> None:
+def end_given_run(error: BaseException, reason: str) -> None:
     """End the run that MLflow Projects opened for this process, before the process does."""
+    store.hurry_after(error)
     connect()
-    end(os.environ["MLFLOW_RUN_ID"], status, reason)
+    if passing(error):
+        mlflow.MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], PASSING, "true")
+    end(os.environ["MLFLOW_RUN_ID"], "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason)
 
 
 def history(run_id: str, metric: str) -> list[float]:

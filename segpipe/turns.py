@@ -1,6 +1,4 @@
-"""Taking turns, on any machine, where a store knows no compare-and-swap: Lamport's bakery (1974) over the tags of a
-registered model or an experiment.
-"""
+"""Taking turns at a registered model, whose aliases know no compare-and-swap: Lamport's bakery (1974) over its tags."""
 
 import time
 import uuid
@@ -9,8 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from segpipe.errors import InputError
 
@@ -40,7 +36,7 @@ class Board(Protocol):
         """Remove an entry, if it is there."""
 
 
-class ModelTags:
+class Tags:
     """The tags of a registered model as a board."""
 
     def __init__(self, name: str) -> None:
@@ -55,27 +51,6 @@ class ModelTags:
 
     def remove(self, who: str) -> None:
         self.client.delete_registered_model_tag(self.name, PREFIX + who)
-
-
-class ExperimentTags:
-    """The tags of an experiment as a board."""
-
-    def __init__(self, experiment_id: str) -> None:
-        self.experiment_id, self.client = experiment_id, MlflowClient()
-
-    def read(self) -> dict[str, str]:
-        tags = self.client.get_experiment(self.experiment_id).tags
-        return {key.removeprefix(PREFIX): value for key, value in tags.items() if key.startswith(PREFIX)}
-
-    def write(self, who: str, value: str) -> None:
-        self.client.set_experiment_tag(self.experiment_id, PREFIX + who, value)
-
-    def remove(self, who: str) -> None:
-        try:
-            self.client.delete_experiment_tag(self.experiment_id, PREFIX + who)
-        except MlflowException as error:  # unlike a model's, a missing tag of an experiment can't be deleted
-            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                raise
 
 
 class _OversleptError(Exception):
@@ -173,5 +148,5 @@ def turn(name: str, say: Callable[[str], None]) -> Iterator[Contender]:
 
     What is done inside must be short, and ask `check()` before each write.
     """
-    with take(ModelTags(name), lambda: say(f"waiting for another registration of {name}")) as contender:
+    with take(Tags(name), lambda: say(f"waiting for another registration of {name}")) as contender:
         yield contender

@@ -152,8 +152,7 @@ class Command(click.Command):
             atexit.register(signals.ignore)
         except (Exception, KeyboardInterrupt) as error:
             met = error.__cause__ or KeyboardInterrupt() if isinstance(error, click.Abort) else error
-            if isinstance(met, click.UsageError | KeyboardInterrupt):
-                _note("FAILED" if isinstance(met, click.UsageError) else "KILLED", reason(met))
+            _note(met)
             _leave(self.name, met)
 
 
@@ -197,16 +196,16 @@ def end_with_driver() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _note(status: str, text: str) -> None:
+def _note(error: BaseException) -> None:
     """End the run that was opened for this process and has not begun."""
     if "MLFLOW_RUN_ID" not in os.environ:
         return
     from segpipe import tracking
 
     try:
-        tracking.end_given_run(status, text)
-    except Exception as error:  # the reason itself is told either way
-        say(f"(not noted on the run: {one_line(error)})")
+        tracking.end_given_run(error, reason(error))
+    except Exception as second:  # the reason itself is told either way
+        say(f"(not noted on the run: {one_line(second)})")
 
 
 def _leave(name: str | None, error: BaseException) -> None:

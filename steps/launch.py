@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 GRACE = 8.0  # seconds that a step has to end when it is asked to
 PAUSE = 5.0  # seconds before a step is tried again
-LINES = 10  # of its log that are shown where a step fails
 ATTEMPT = "segpipe.attempt"
 SIGNALLED = re.compile(r"interrupted \((SIG\w+)\)")  # what Interrupted says
 SILENT = "its process ended without a word (killed, or out of memory)"
@@ -175,7 +174,7 @@ def launch(name: str, parameters: dict[str, str], launcher: Launcher, because: s
                 break
             cli.say(f"{told}; that can pass: attempt {number + 1} in {PAUSE:.0f} s")
             pause(PAUSE)
-    for line in step_log.tail(run)[-LINES:]:
+    for line in step_log.tail(run):
         cli.say(f"  | {line}")
     raise InputError(told)
 

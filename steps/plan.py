@@ -1,9 +1,9 @@
 """Which part of the chain is asked for, and what would become of it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from segpipe import registry, tracking
 from segpipe.config import Config
@@ -73,31 +73,45 @@ def validity(step: str, config: Config) -> chain.Valid:
 
 
 def taken(config: Config, start: str) -> dict[str, chain.Choice]:
-    """The runs that the steps before `start` are taken from as they are, the newest whole ones of this config and raw
-    data that fit together, whatever became of the code since. Raises InputError where there are none.
+    """The runs that the steps before `start` are taken from as they are: the newest that fit together, are whole and
+    were made with this config from this raw data, whatever became of the code since. Raises InputError where there are
+    none.
+    """
+    earlier = before(start) if start else ()
+    wanted = [_Wanted(step, keys.key(step, config, {}), json.loads(keys.made_of(step, config))) for step in earlier]
+    faults = []
+    for last in tracking.finished(earlier[-1], most=explain.COMPARED) if earlier else ():
+        kept, fault = _together(last, config, wanted)
+        if not fault:
+            return kept
+        faults.append(f" ({fault})")
+    if earlier:
+        why = "".join(faults[:1])
+        raise InputError(f"--from {start}: no finished run of {earlier[-1]} fits{why}; leave out --from")
+    return {}
+
+
+class _Wanted(NamedTuple):
+    """A step's key, and what stands behind it (`keys.made_of`)."""
+
+    step: str
+    key: Key
+    now: "Mapping[str, explain.Files]"
+
+
+def _together(last: "Run", config: Config, wanted: list[_Wanted]) -> tuple[dict[str, chain.Choice], str]:
+    """A run of the last of some steps, with those of the others that it was built on; and what speaks against one, in
+    words.
     """
     kept: dict[str, chain.Choice] = {}
-    for step in reversed(before(start) if start else ()):
-        built_on = next(
-            (c.run.data.tags.get(tracking.INPUT + step) for s, c in kept.items() if c.run and step in STEPS[s].inputs),
-            None,
-        )
-        known = [tracking.upstream(built_on, step)] if built_on else tracking.finished(step, most=explain.COMPARED)
-        kept[step] = as_it_is(step, config, known, start)
-    return kept
-
-
-def as_it_is(name: str, config: Config, runs: "list[Run]", start: str) -> chain.Choice:
-    """The first of some finished runs of a step that is whole and made with this config from this raw data, whatever
-    became of the code since. Raises InputError where there is none.
-    """
-    parts = keys.key(name, config, {}).parts
-    now, faults = json.loads(keys.made_of(name, config)), []
-    for run in runs:
-        differing = explain.changed(run, Key(parts))
-        essential = {part: parts[part] for part in differing if part not in keys.made_with(name)}
-        fault = ", ".join(explain.differences(run, config, Key(essential), now)) or chain.damage(name, run)
-        if not fault:
-            return chain.Choice(Key(parts), run, ", ".join(explain.differences(run, config, Key(parts), now)))
-        faults.append(f" ({run.info.run_id}: {fault})")
-    raise InputError(f"--from {start}: no finished run of {name} fits{''.join(faults[:1])}; leave out --from")
+    for step, key, now in reversed(wanted):
+        try:
+            run = tracking.upstream(last.data.tags.get(tracking.INPUT + step, ""), step) if kept else last
+        except InputError as error:
+            return {}, str(error)
+        essential = {part: key.parts[part] for part in explain.changed(run, key) if part not in keys.made_with(step)}
+        fault = ", ".join(explain.differences(run, config, Key(essential), now)) or chain.damage(step, run)
+        if fault:
+            return {}, f"{step} run {run.info.run_id}: {fault}"
+        kept[step] = chain.Choice(key, run, ", ".join(explain.differences(run, config, key, now)))
+    return kept, ""

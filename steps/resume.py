@@ -16,7 +16,7 @@ from segpipe.config import Config
 from segpipe.errors import InputError
 from steps import cli
 
-_held: list[IO[bytes]] = []
+_held: dict[Path, IO[bytes]] = {}
 
 
 def claim_run(config: Config, key: str, folder: Path) -> Path:
@@ -84,6 +84,8 @@ def claim_folder(config: Config, key: str, outputs: Path) -> Path:
 
 def _claim(folder: Path) -> bool:
     """Take a folder for as long as this process lives; false where another has it."""
+    if folder in _held:
+        return True  # of an attempt in this process, which has failed
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("wb")
     try:
@@ -91,7 +93,7 @@ def _claim(folder: Path) -> bool:
     except BlockingIOError:
         lock.close()
         return False
-    _held.append(lock)
+    _held[folder] = lock
     return True
 
 

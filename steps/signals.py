@@ -48,11 +48,6 @@ def again() -> None:
     _asked.clear()
 
 
-def asked() -> bool:
-    """Whether a signal has interrupted this process, and its clean-up is under way."""
-    return bool(_asked)
-
-
 def _heeded() -> list[signal.Signals]:
     return [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ARTIFACT = "logs/step.log"
 LARGEST = 1_000_000  # bytes of a log that are kept: its last ones
-TAIL = 12
+TAIL = 10  # lines that are shown where a step fails
 REDRAW = re.compile(r"\r|\x1b\[2K")
 CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.|[\x00-\x08\x0b-\x1f\x7f]")
 

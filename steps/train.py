@@ -41,7 +41,7 @@ def main(config: Config, preprocess: str) -> str:
     checkpoints = resume.claim_run(config, key, outputs / "checkpoints")
     run_id = tracking.active().info.run_id
     artifacts.log_dataset(manifest.reader, uri, manifest.digest, "train")
-    spool = Spool(run_id, outputs / "spool" / run_id, cli.say)
+    spool = Spool(run_id, offline.unsent(config.tracking.outputs, run_id), cli.say)
     tracking.speak_through(spool)
     job = Job(
         config=config,

@@ -465,7 +465,7 @@ def test_in_this_process_a_step_can_be_interrupted_and_timed(store, tmp_path, ti
     ended = "FAILED" if timeout else "KILLED"
     assert (run.info.status, parent.info.status) == (ended, ended)
     assert ("took longer" if timeout else "interrupted (SIGTERM)") in str(stop.value)
-    assert not signals.asked() or not timeout
+    assert not timeout or not signals._asked
     signals.again()
 
 
