@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from segpipe import logged_models, processes, settings, sources, tracking
+from segpipe import artifacts, logged_models, processes, settings, sources, tracking
 from segpipe.errors import InputError
 from steps import launch, signals
 from steps.signals import Interrupted
@@ -467,6 +467,23 @@ def test_in_this_process_a_step_can_be_interrupted_and_timed(store, tmp_path, ti
     assert ("took longer" if timeout else "interrupted (SIGTERM)") in str(stop.value)
     assert not timeout or not signals._asked
     signals.again()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages that a training in this process uses
+def test_in_this_process_a_training_that_failed_goes_on_with_the_next_attempt(store, folder, tmp_path, monkeypatch):
+    refused, log = [], artifacts.log_dataset
+
+    def away_at_first(*what):
+        if not refused and tracking.active().data.tags[tracking.STEP] == "train":
+            refused.append(what)
+            raise ConnectionRefusedError("nobody listens")
+        log(*what)
+
+    monkeypatch.setattr(launch, "PAUSE", 0)
+    monkeypatch.setattr(artifacts, "log_dataset", away_at_first)
+    made = chain(knobs(folder, **{"tracking.outputs": str(tmp_path)}), "preprocess", "train", in_process=True)
+    assert refused
+    assert (made["train"].info.status, made["train"].data.tags[tracking.RESUMED]) == ("FINISHED", "1")
 
 
 def test_in_this_process_there_is_one_step_at_a_time(project):

@@ -212,3 +212,30 @@ def test_earlier_steps_are_taken_as_they_are_where_only_their_code_changed(chain
     made_of = json.loads(artifacts.local(f"runs:/{run}/config/made_of.json").read_text(encoding="utf-8"))
     assert set(made_of) == {"code", "requirements", "raw data"}
     assert len(made_of["raw data"]) == 18
+
+
+def test_earlier_steps_that_fit_together_are_found_behind_newer_ones_that_do_not(planned):
+    from segpipe import tracking
+
+    client, others = tracking.MlflowClient(), []
+
+    def copy_of(step, **tags):
+        run = finished(step)[0]
+        made = client.create_run(run.info.experiment_id, tags=run.data.tags | tags)
+        client.log_batch(made.info.run_id, params=[tracking.Param(*knob) for knob in run.data.params.items()])
+        client.set_terminated(made.info.run_id)
+        others.append(made.info.run_id)
+        return made.info.run_id
+
+    train, preprocess = (finished(step)[0].info.run_id for step in ("train", "preprocess"))
+    parts = json.loads(finished("preprocess")[0].data.tags[tracking.PARTS])
+    other = copy_of("preprocess", **{tracking.PARTS: json.dumps(parts | {"raw data": "another"})})
+    copy_of("train", **{tracking.INPUT + "preprocess": other})
+    copy_of("train", **{tracking.INPUT + "preprocess": "gone"})
+    try:
+        lines = planned("--from=evaluate")
+    finally:
+        for run_id in others:
+            client.delete_run(run_id)
+    assert lines["preprocess"] == f"reuse {preprocess}"
+    assert lines["train"] == f"reuse {train}"

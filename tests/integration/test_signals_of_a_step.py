@@ -11,7 +11,8 @@ import click
 import pytest
 from conftest import TINY, wait_for, write_folder
 
-from segpipe import processes
+from segpipe import processes, store
+from segpipe.errors import InputError
 from segpipe.sources import PROJECT
 from steps import cli
 
@@ -106,6 +107,28 @@ def test_a_signal_is_the_exit_code_the_status_and_the_reason(client, tmp_path):
         assert run.data.tags["segpipe.reason"] == f"interrupted ({number.name})"
         assert log_of(run) == f"begun\nsegpipe train: interrupted ({number.name})\n"
     assert not list(tmp_path.glob("logs/*"))
+
+
+def test_a_step_that_could_not_get_its_config_says_so_on_its_run_and_that_it_can_pass(client, step, monkeypatch):
+    from segpipe import artifacts, tracking
+
+    def away(uri):
+        try:
+            raise ConnectionRefusedError("nobody listens")
+        except ConnectionRefusedError:
+            raise InputError(f"{uri}: the server is away") from None
+
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    monkeypatch.setattr(artifacts, "local", away)
+    assert step("preprocess", "--config=runs:/x/config/resolved.yaml") == (
+        2,
+        "segpipe preprocess: runs:/x/config/resolved.yaml: the server is away\n",
+    )
+    store.wait_with(store.PATIENT)
+    run = client.get_run(given)
+    assert (run.info.status, run.data.tags[tracking.PASSING]) == ("FAILED", "true")
+    assert run.data.tags[tracking.REASON] == "runs:/x/config/resolved.yaml: the server is away"
 
 
 def test_what_nohup_protects_goes_on(client, tmp_path):
@@ -207,7 +230,7 @@ def test_a_killed_training_is_ended_by_the_next_step_and_goes_on_with_its_log(cl
     assert run.info.status == "FINISHED"
     assert "segpipe.reason" not in run.data.tags
     lines = log_of(run).splitlines()
-    assert sum(line.startswith("epoch 1/200") for line in lines) == 1
+    assert len({line for line in lines if line.startswith("epoch 1/200")}) == 1  # told again, it is the same one
     assert f"continues run {left.info.run_id}" in lines
     assert lines[-1].startswith("epoch 200/200")
     assert not list(tmp_path.glob("logs/*"))

@@ -136,6 +136,24 @@ def test_what_a_dead_process_left_half_fetched_is_never_taken_for_whole(store, c
     assert cached(cache) == {key}
 
 
+def test_what_a_process_killed_while_it_removed_left_counts_and_makes_room(store, cache, monkeypatch):
+    monkeypatch.setenv("SEGPIPE_CACHE_GB", "0.0015")
+    keys = {name: write(store, name, letter=name.encode()) for name in "ab"}
+    use(store, "a", 1, cache, keys["a"])
+    (cache / keys["a"]).rename(cache / f"{keys['a']}.partial")
+    assert fetched.local(str(store), "b") == cache / keys["b"]
+    assert cached(cache) == {keys["b"]}
+
+
+def test_a_copy_that_is_gone_although_somebody_uses_it_is_not_waited_for_without_end(store, cache, monkeypatch):
+    monkeypatch.setattr(fetched, "LOOKS", 3)
+    write(store, "dataset")
+    shutil.rmtree(fetched.local(str(store), "dataset"))
+    own = fetched.local(str(store), "dataset")
+    assert inventory.damage(own) == ""
+    assert cached(cache) == set()
+
+
 FETCHING = (
     "import fcntl, pathlib, sys, time; target = pathlib.Path(sys.argv[1]); target.parent.mkdir(parents=True);"
     "lock = target.with_suffix('.lock').open('w'); fcntl.flock(lock, fcntl.LOCK_EX);"

@@ -124,6 +124,12 @@ def test_a_damaged_inventory_is_no_inventory(dataset, content):
         inventory.read(dataset)
 
 
+def test_what_cannot_be_read_is_damage(dataset):
+    (dataset / inventory.FILE).unlink()
+    (dataset / inventory.FILE).symlink_to(dataset / inventory.FILE)
+    assert inventory.damage(dataset) == "dataset can't be read (Too many levels of symbolic links)"
+
+
 def test_a_second_look_reads_nothing_once_the_files_have_settled(dataset, monkeypatch):
     settle()
     assert inventory.damage(dataset) == ""

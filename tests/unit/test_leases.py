@@ -9,8 +9,11 @@ import threading
 import time
 
 import pytest
+from mlflow.exceptions import MlflowException
 
-from segpipe import leases, processes, turns
+from segpipe import leases, processes
+from segpipe import store as stores
+from segpipe.errors import InputError
 from segpipe.sources import PROJECT
 from steps import launch, signals
 
@@ -23,9 +26,9 @@ def client(store, monkeypatch):
     from segpipe import tracking
 
     monkeypatch.setattr(leases, "PAUSE", 0.05)
-    monkeypatch.setattr(turns, "PAUSE", 0.02)
     client = tracking.MlflowClient()
     yield client
+    stores.wait_with(stores.PATIENT)
     for run in client.search_runs([e.experiment_id for e in client.search_experiments()], "status = 'RUNNING'"):
         client.set_terminated(run.info.run_id)
 
@@ -124,7 +127,6 @@ def test_of_threads_that_ask_at_one_moment_never_are_two_inside(client, experime
     assert failed == []
     assert most == [1, 1, 1, 1]
     assert not any(TAG in tags(client, run_id) for run_id in runs)
-    assert not [key for e in client.search_experiments() for key in e.tags if key.startswith(turns.PREFIX)]
 
 
 WORK = """
@@ -163,6 +165,33 @@ def test_the_claim_of_a_run_that_has_ended_does_not_count(client):
     client.set_terminated(first, "KILLED")
     with leases.claimed(KEY, driver(client), never):
         pass
+
+
+def test_a_step_that_has_lost_its_driver_is_waited_for_while_it_lives(client):
+    from segpipe import tracking
+
+    step, said = driver(client), []
+    client.set_tag(step, tracking.KEY, KEY)
+
+    def sleep(seconds):
+        client.set_terminated(step, "KILLED")
+        time.sleep(seconds)
+
+    with leases.claimed(KEY, driver(client), said.append, sleep):
+        assert [line.split()[3] for line in said] == [step]
+    client.set_tag(driver(client, pid="1", started="1"), tracking.KEY, KEY)
+    with leases.claimed(KEY, driver(client), never):
+        pass
+
+
+@pytest.mark.parametrize("error", [InputError("the step failed"), signals.Interrupted(signal.SIGINT)])
+def test_a_claim_that_cannot_be_given_back_does_not_hide_why_the_work_ended(client, monkeypatch, error):
+    def away(*_):
+        raise MlflowException("database is locked")
+
+    monkeypatch.setattr(leases.MlflowClient, "delete_tag", away)
+    with pytest.raises(type(error), match=str(error).split()[0]), leases.claimed(KEY, driver(client), silent):
+        raise error
 
 
 def test_a_claim_from_another_machine_counts_while_its_counter_moves(client, monkeypatch):

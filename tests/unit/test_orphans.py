@@ -72,7 +72,66 @@ def test_a_run_in_any_experiment_is_found(client, begun, gone):
     assert orphans.reap(lambda _: None) == [left]
 
 
+def test_a_run_that_another_process_has_continued_meanwhile_stays(client, begun):
+    from segpipe import orphans
+
+    assert not orphans._ended(begun(**processes.here()), lambda _: None)
+
+
+def test_one_run_that_cannot_be_ended_does_not_keep_the_others(client, begun, gone, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    from segpipe import orphans, tracking
+
+    left, said, end = {begun(**of(gone)), begun(**of(gone))}, [], tracking.end
+    refused = []
+
+    def end_all_but_one(run_id, *how):
+        if not refused:
+            refused.append(run_id)
+            raise MlflowException("database is locked")
+        end(run_id, *how)
+
+    monkeypatch.setattr(tracking, "end", end_all_but_one)
+    assert {*orphans.reap(said.append), *refused} == left
+    assert orphans.reap(said.append) == refused
+    assert any(f"run {refused[0]} was left RUNNING and could not be ended: " in line for line in said)
+
+
+def test_a_training_that_had_ended_without_its_server_is_sent_and_finished(client, begun, gone, tmp_path, monkeypatch):
+    from segpipe import offline, orphans, spool
+
+    left, said = begun(**of(gone)), []
+    client.log_param(left, "cfg.tracking.outputs", str(tmp_path))
+    recorder = spool.Spool(left, offline.unsent(str(tmp_path), left), said.append)
+    with monkeypatch.context() as away:
+        away.setattr(spool.Spool, "send", lambda self: None)
+        away.setattr(spool, "LAST_WAIT_SECONDS", 0)
+        recorder.metrics({"val_dice": 0.5}, 1, 1_700_000_000_000)
+        assert not spool.ended(recorder.folder)
+        assert not recorder.end("FINISHED", {"segpipe.figure": "Dice 0.5"})
+    assert orphans.reap(said.append) == []
+    run = client.get_run(left)
+    assert (run.info.status, run.data.tags["segpipe.figure"]) == ("FINISHED", "Dice 0.5")
+    assert run.data.metrics == {"val_dice": 0.5}
+    assert said[-1] == f"run {left} has ended: 2 records that waited have been sent"
+    assert not recorder.folder.exists()
+
+
 # --- the runs that tracking.run opens
+
+
+def test_a_run_is_continued_in_its_own_experiment(client, begun, monkeypatch):
+    from segpipe import tracking
+    from segpipe.config import Config, TrackingConfig
+
+    interrupted = begun()
+    client.set_terminated(interrupted, "KILLED")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    with tracking.run("train", Config(tracking=TrackingConfig(experiment="another"))):
+        assert tracking.experiment_of(tracking.active()) == "another"
+        tracking.continue_run(interrupted, system_metrics=False)
+    assert client.get_run(interrupted).info.status == "FINISHED"
 
 
 def test_a_run_is_tagged_with_its_process_and_a_given_one_as_well(client, begun, monkeypatch):

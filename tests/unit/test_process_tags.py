@@ -61,6 +61,14 @@ def test_of_another_host_nothing_is_known():
     assert processes.alive({}) is None
 
 
+def test_of_a_process_that_is_hidden_from_this_user_nothing_is_known(monkeypatch):
+    def hidden(_pid):
+        raise PermissionError
+
+    monkeypatch.setattr(processes, "started", hidden)
+    assert processes.alive({processes.HOST: processes.host(), processes.PID: "1", processes.STARTED: "1"}) is None
+
+
 def test_a_process_is_gone_once_it_has_ended_even_before_somebody_asked_for_its_exit_code():
     with started(sys.executable, "-c", SLEEP) as process:
         tags = tags_of(process.pid)
