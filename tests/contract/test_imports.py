@@ -50,6 +50,8 @@ CONFINED = {
     ),
     "segmentation_models_pytorch": ("segpipe.models", "segpipe.losses"),
     "accelerate": ("segpipe.distributed", "segpipe.learner", "segpipe.engine", "segpipe.training"),
+    "sqlalchemy": ("segpipe.store",),
+    "requests": ("segpipe.store",),
     "psutil": ("segpipe.distributed", "segpipe.processes"),
     "nibabel": ("segpipe.data.codecs", "segpipe.data.phantom"),
     "pydicom": ("segpipe.data.codecs",),

@@ -4,10 +4,12 @@ import os
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from segpipe import processes
+from segpipe import store as stores
 from segpipe.errors import InputError
 
 
@@ -212,8 +214,18 @@ def test_sqlite_waits_a_minute_for_a_lock(store):
     assert execute("PRAGMA busy_timeout") == 60_000
 
 
+def test_a_new_store_comes_whole_and_never_over_another_one_also_without_hard_links(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    for content in ("first", "second"):
+        (tmp_path / "partial").write_text(content)
+        stores._put(tmp_path / "partial", tmp_path / "mlflow.db")
+    assert (tmp_path / "mlflow.db").read_text() == "first"
+
+
 def test_a_locked_store_is_told_in_a_line_and_can_pass(store, monkeypatch):
-    from segpipe import store as stores
 
     monkeypatch.setattr(stores, "_patience", stores.Patience(0, 0))
     other = sqlite3.connect(store / "mlflow.db")
@@ -227,7 +239,6 @@ def test_a_locked_store_is_told_in_a_line_and_can_pass(store, monkeypatch):
 
 
 def test_a_full_store_is_told_in_a_line_and_does_not_pass(store):
-    from segpipe import store as stores
 
     full = "PRAGMA max_page_count = 1"
     try:
@@ -242,8 +253,6 @@ def test_a_server_that_is_away_can_pass_and_what_it_refuses_can_not(store):
     from mlflow.exceptions import RestException
     from mlflow.utils.rest_utils import MlflowHostCreds, http_request
 
-    from segpipe import store as stores
-
     with pytest.raises(Exception, match="API request") as caught:
         http_request(MlflowHostCreds("http://127.0.0.1:9"), "/api", "GET", max_retries=0)
     assert stores.passing(caught.value)
@@ -256,7 +265,6 @@ def test_a_server_that_is_away_can_pass_and_what_it_refuses_can_not(store):
 
 
 def test_patience_with_a_server_never_exceeds_the_users(monkeypatch):
-    from segpipe import store as stores
 
     monkeypatch.setenv(stores.RETRIES, "4")
     for asked, expected in ((4, ["1", "2", "4"]), (0, ["0", "0", "0"]), (9, ["1", "2", "4"])):
