@@ -14,7 +14,7 @@ from signal import Signals
 
 import numpy as np
 import pytest
-from chains import Chain, Driver, chain, check_whole, name_of, new_chain, results, undisturbed
+from chains import GONE_SECONDS, Chain, Driver, chain, check_whole, name_of, new_chain, results, undisturbed
 
 from segpipe.sources import PROJECT
 
@@ -24,6 +24,7 @@ MOMENTS = 20
 STAGES = ("start", "preprocess", "train", "epochs", "evaluate", "register")
 TARGETS = ("driver", "step", "group")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+REST_SECONDS = 120.0  # that the rest of a chain may take
 HALF_A_STORE = 200_000  # bytes: MLflow's empty database has about a million
 HEAD = ("stage", "after s", "under way", "signal", "to", "first start", "gone after s", "left RUNNING", "next start")
 
@@ -103,19 +104,27 @@ def hit(chain: Chain, driver: Driver, moment: Moment, length: float) -> tuple[st
 
 
 def disturb(chain: Chain, moment: Moment, length: float) -> tuple[str, ...]:
-    """Start a chain and disturb it; what came of it."""
+    """Start a chain and disturb it; what came of it. With a step that had done its work the chain goes on."""
     driver = chain.start()
     where = hit(chain, driver, moment, length)
-    gone = chain.seconds_until_gone()
+    goes_on = moment.target == "step" and finished(chain, driver, where[1])
+    gone = chain.seconds_until_gone(REST_SECONDS if goes_on else GONE_SECONDS)
     code, left = driver.end(), chain.running()
     assert str(PROJECT / "steps") not in driver.shown(), driver.shown()  # no traceback but of a Python that only starts
     if moment.target == "step":
-        assert code != 0 or chain.runs(where[1], "FINISHED"), driver.shown()
+        assert (code == 0) == goes_on, driver.shown()
     else:
         assert code == 128 + moment.number, driver.shown()
     assert left == [] or (moment.number == signal.SIGKILL and moment.target != "step"), driver.shown()
     first = f"exit {code}: {driver.told()}".replace(str(chain.home), "HOME")
-    return *where, moment.number.name, moment.target, first, f"{gone:.1f}", " ".join(left) or "none"
+    ended = "went on" if goes_on else f"{gone:.1f}"
+    return *where, moment.number.name, moment.target, first, ended, " ".join(left) or "none"
+
+
+def finished(chain: Chain, driver: Driver, name: str) -> bool:
+    """Whether a step, once its process is gone, has finished."""
+    driver.until(lambda: driver.process.poll() is not None or driver.step(name) is None)
+    return bool(chain.runs(name, "FINISHED"))
 
 
 def told_again(shown: str) -> str:

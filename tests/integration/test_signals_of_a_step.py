@@ -131,6 +131,18 @@ def test_a_step_that_could_not_get_its_config_says_so_on_its_run_and_that_it_can
     assert run.data.tags[tracking.REASON] == "runs:/x/config/resolved.yaml: the server is away"
 
 
+@pytest.mark.parametrize("command", [["-m", "steps.train"], ["pipeline.py"]])
+def test_an_interrupt_while_a_command_only_starts_shows_no_traceback(command, store, tmp_path):
+    process = started("-X", "importtime", *command, "--plan", f"--tracking.outputs={tmp_path}")
+    for line in process.stderr:
+        if line.split()[-1] == "steps":  # as long as its own imports take, nobody else deals with signals
+            break
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert "Traceback" not in shown
+
+
 def test_what_nohup_protects_goes_on(client, tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
