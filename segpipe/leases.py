@@ -32,9 +32,9 @@ class Claim:
         """Another run that works on the key, as far as can be seen from here: of a driver, or of a step that has lost
         its driver or never had one.
         """
-        everywhere = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        experiments = tracking.built_on()
         drivers, steps = (
-            self.client.search_runs(everywhere, f"{tag} and attributes.status = 'RUNNING'")
+            self.client.search_runs(experiments, f"{tag} and attributes.status = 'RUNNING'")
             for tag in (f"tags.`{self.tag}` LIKE '%'", f"tags.`{tracking.KEY}` = '{self.key}'")
         )
         at_work = (run for run in drivers if run.info.run_id != self.run_id and self._counts(run))

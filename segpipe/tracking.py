@@ -90,7 +90,7 @@ def scratch(name: str) -> str:
     return experiment_id
 
 
-def _built_on() -> list[str]:
+def built_on() -> list[str]:
     """The experiments whose runs others may build on."""
     return [e.experiment_id for e in MlflowClient().search_experiments() if SCRATCH not in e.tags]
 
@@ -208,7 +208,7 @@ def continue_run(run_id: str, system_metrics: bool) -> None:
 def unfinished(step: str, key: str) -> list[Run]:
     """Runs of a step with that key that have not finished, newest first."""
     query = f"tags.`{STEP}` = '{step}' and tags.`{KEY}` = '{key}' and attributes.status != 'FINISHED'"
-    return list(MlflowClient().search_runs(_built_on(), query, order_by=["attributes.start_time DESC"]))
+    return list(MlflowClient().search_runs(built_on(), query, order_by=["attributes.start_time DESC"]))
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def end_given_run(error: BaseException, reason: str) -> None:
     store.hurry_after(error)
     connect()
     if passing(error):
-        mlflow.MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], PASSING, "true")
+        MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], PASSING, "true")
     end(os.environ["MLFLOW_RUN_ID"], "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason)
 
 
@@ -268,7 +268,7 @@ def finished(step: str, key: str | None = None, most: int = 5) -> list[Run]:
     if key:
         query += f" and tags.`{KEY}` = '{key}'"
     order = ["attributes.start_time DESC"]
-    return list(MlflowClient().search_runs(_built_on(), query, max_results=most, order_by=order))
+    return list(MlflowClient().search_runs(built_on(), query, max_results=most, order_by=order))
 
 
 def upstream(run_id: str, step: str) -> Run:
