@@ -180,7 +180,7 @@ def test_other_code_and_other_data_are_refused_before_anything_runs(chain, clien
         path.write_bytes(kept)
     told = capfd.readouterr().err.splitlines()
     assert stop.value.code == 1
-    assert told[0] == "preprocess: raw data changed"
+    assert told[0] == f"preprocess: 1 raw file changed: {path.relative_to(root)}"
     assert told[1].startswith("train: code another -> ")
     assert any(line.strip().startswith("git worktree add ") and line.endswith(COMMIT) for line in told)
     assert "preprocess, train can't be run as recorded" in told[-1]
