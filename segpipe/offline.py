@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe import sources
-from segpipe.config import Config
 from segpipe.errors import InputError, one_line, redact
 
 if TYPE_CHECKING:
@@ -19,14 +18,16 @@ if TYPE_CHECKING:
 RUN, RESUME = "run.json", "resume"
 
 
-def outputs(config: Config) -> Path:
-    """The folder for what is kept on this machine: checkpoints, unsent records, runs without MLflow."""
-    return Path(config.tracking.outputs or sources.PROJECT / "outputs")
+def outputs(named: str) -> Path:
+    """The folder for what is kept on this machine: checkpoints, unsent records, runs without MLflow. `named` is
+    tracking.outputs.
+    """
+    return Path(named or sources.PROJECT / "outputs")
 
 
-def unsent(outputs: str, run_id: str) -> Path:
-    """The folder of the records that a training could not send yet; `outputs` is its tracking.outputs."""
-    return Path(outputs or sources.PROJECT / "outputs") / "spool" / run_id
+def unsent(named: str, run_id: str) -> Path:
+    """The folder of the records that a training could not send yet; `named` is its tracking.outputs."""
+    return outputs(named) / "spool" / run_id
 
 
 def merge(staging: Path, root: Path) -> None:

@@ -28,7 +28,8 @@ def _ended(run_id: str, say: Callable[[str], None]) -> bool:
         run = MlflowClient().get_run(run_id)
         if run.info.status != "RUNNING" or processes.alive(run.data.tags) is not False or _sent(run, say):
             return False
-        tracking.end(run_id, "KILLED", f"its process is gone (pid {run.data.tags[processes.PID]})")
+        if not tracking.end(run_id, "KILLED", f"its process is gone (pid {run.data.tags[processes.PID]})"):
+            return False
     except MlflowException as error:
         if error.get_http_status_code() != HTTPStatus.FORBIDDEN:  # another user's
             say(f"run {run_id} was left RUNNING and could not be ended: {store.told(error)}")

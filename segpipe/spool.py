@@ -48,7 +48,7 @@ class Spool:
 
     def pending(self) -> list[Path]:
         """Records not yet sent, oldest first."""
-        return sorted(self.folder.glob("[0-9]*.json"))
+        return _records(self.folder)
 
     def _next(self) -> int:
         return max([self.number, *(int(path.stem) for path in self.pending())]) + 1
@@ -180,10 +180,16 @@ def _listening(uri: str) -> bool:
         return False
 
 
+def _records(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.json"))
+
+
 def ended(folder: Path) -> bool:
-    """Whether the training whose spool was kept has ended."""
-    records = sorted(folder.glob("[0-9]*.json"))
-    return bool(records) and json.loads(records[-1].read_text(encoding="utf-8"))["kind"] == "end"
+    """Whether the training whose spool was kept has ended, and nobody else has sent that meanwhile."""
+    try:
+        return any(json.loads(path.read_text(encoding="utf-8"))["kind"] == "end" for path in _records(folder)[-1:])
+    except FileNotFoundError:
+        return False
 
 
 def send(folder: Path, warn: Callable[[str], None]) -> int:

@@ -298,12 +298,14 @@ def interrupted(run_id: str, step: str) -> Run:
     return found
 
 
-def end(run_id: str, status: str, reason: str) -> None:
-    """End a run, if it is RUNNING, that nobody else can end any more."""
+def end(run_id: str, status: str, reason: str) -> bool:
+    """End a run that nobody else can end any more; whether it was still RUNNING."""
     client = MlflowClient()
-    if client.get_run(run_id).info.status == "RUNNING":
-        client.set_tag(run_id, REASON, reason)
-        client.set_terminated(run_id, status)
+    if client.get_run(run_id).info.status != "RUNNING":
+        return False
+    client.set_tag(run_id, REASON, reason)
+    client.set_terminated(run_id, status)
+    return True
 
 
 def active() -> Run:

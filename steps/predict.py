@@ -74,7 +74,7 @@ def predict(config: Config) -> int:
         ignore_label=config.data.ignore_label,
         **knobs.model_dump(include={"tta", "largest_component", "min_area", "comparisons"}),
     )
-    folder = _output(config, found, offline.outputs(config) / "predictions" / request.key)
+    folder = _output(config, found, offline.outputs(config.tracking.outputs) / "predictions" / request.key)
     cli.say(f"{len(items)} cases, {uri} on {device}, results in {folder}")
     outcome = prediction.run(predictor, items, request, folder, model, cli.progress("predict"))
     prediction.summarise(outcome, folder, request, model, str(device), config.evaluate, config.seed)

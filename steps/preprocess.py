@@ -13,7 +13,7 @@ def without_mlflow(config: Config) -> tuple[Path, str]:
     from segpipe import offline
 
     key = keys.key("preprocess", config, {}).digest
-    folder = offline.outputs(config) / "datasets" / key[:16]
+    folder = offline.outputs(config.tracking.outputs) / "datasets" / key[:16]
     if not (folder / FILE).is_file():
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from segpipe import artifacts, offline, store, tracking
-from segpipe.config import Config, TrackingConfig
+from segpipe.config import Config
 from segpipe.errors import one_line, redact
 from steps import cli
 
@@ -110,9 +110,9 @@ def _last(path: Path) -> bytes:
     return kept if size <= LARGEST else kept[kept.find(b"\n") + 1 :]
 
 
-def path(config: Config, run_id: str) -> Path:
-    """Where the log of a run is while the run is at work."""
-    return offline.outputs(config) / "logs" / f"{run_id}.log"
+def path(named: str, run_id: str) -> Path:
+    """Where the log of a run is while the run is at work; `named` is its tracking.outputs."""
+    return offline.outputs(named) / "logs" / f"{run_id}.log"
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def keeping(name: str, config: Config) -> Iterator[None]:
 @contextmanager
 def joining(config: Config, run_id: str) -> Iterator[Log]:
     """Add what the block writes to stderr to the log of a run, which may be another process's."""
-    log = Log(path(config, run_id))
+    log = Log(path(config.tracking.outputs, run_id))
     shown, tee = sys.stderr, cast(TextIO, Tee(sys.stderr, log))
     sys.stderr = tee
     _logs.append(log)
@@ -167,8 +167,7 @@ def follow(run_id: str) -> None:
 
 def tail(run: "Run") -> list[str]:
     """The last lines of a run's log: of the file that a killed process left on this machine, else of the artifact."""
-    outputs = run.data.params.get("cfg.tracking.outputs", "")
-    left = path(Config(tracking=TrackingConfig(outputs=outputs)), run.info.run_id)
+    left = path(run.data.params.get("cfg.tracking.outputs", ""), run.info.run_id)
     text = _last(left).decode() if left.is_file() else _stored(run.info.run_id)
     return text.splitlines()[-TAIL:]
 

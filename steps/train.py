@@ -37,7 +37,7 @@ def main(config: Config, preprocess: str) -> str:
     dataset = artifacts.local(uri)
     manifest = Manifest.load(dataset)
     key = tracking.tag_of(tracking.active().info.run_id, tracking.KEY)
-    outputs = offline.outputs(config)
+    outputs = offline.outputs(config.tracking.outputs)
     checkpoints = resume.claim_run(config, key, outputs / "checkpoints")
     run_id = tracking.active().info.run_id
     artifacts.log_dataset(manifest.reader, uri, manifest.digest, "train")
@@ -61,7 +61,7 @@ def _offline(config: Config) -> None:
     from steps import keys, resume
     from steps.preprocess import without_mlflow
 
-    outputs = offline.outputs(config)
+    outputs = offline.outputs(config.tracking.outputs)
     dataset, upstream = without_mlflow(config)
     key = keys.key("train", config, {"preprocess": upstream}).digest
     root = resume.claim_folder(config, key, outputs)

@@ -127,6 +127,7 @@ def test_of_threads_that_ask_at_one_moment_never_are_two_inside(client, experime
     assert failed == []
     assert most == [1, 1, 1, 1]
     assert not any(TAG in tags(client, run_id) for run_id in runs)
+    assert not [key for e in client.search_experiments() for key in e.tags if key.startswith("segpipe.turn.")]
 
 
 WORK = """

@@ -48,6 +48,8 @@ def test_a_run_whose_process_is_gone_is_killed_with_the_reason(client, begun, go
     assert run.data.tags[tracking.REASON] == f"its process is gone (pid {gone})"
     assert left in said[0]
     assert orphans.reap(said.append) == []
+    assert not tracking.end(left, "FAILED", "somebody else was first")
+    assert client.get_run(left).data.tags == run.data.tags
 
 
 def test_another_process_with_the_same_number_does_not_keep_a_run(begun):
@@ -92,7 +94,7 @@ def test_one_run_that_cannot_be_ended_does_not_keep_the_others(client, begun, go
         if not refused:
             refused.append(run_id)
             raise MlflowException("database is locked")
-        end(run_id, *how)
+        return end(run_id, *how)
 
     monkeypatch.setattr(tracking, "end", end_all_but_one)
     assert {*orphans.reap(said.append), *refused} == left
@@ -226,7 +228,6 @@ def test_a_new_store_comes_whole_and_never_over_another_one_also_without_hard_li
 
 
 def test_a_locked_store_is_told_in_a_line_and_can_pass(store, monkeypatch):
-
     monkeypatch.setattr(stores, "_patience", stores.Patience(0, 0))
     other = sqlite3.connect(store / "mlflow.db")
     other.execute("BEGIN IMMEDIATE")
@@ -239,7 +240,6 @@ def test_a_locked_store_is_told_in_a_line_and_can_pass(store, monkeypatch):
 
 
 def test_a_full_store_is_told_in_a_line_and_does_not_pass(store):
-
     full = "PRAGMA max_page_count = 1"
     try:
         error = refused(full, "CREATE TABLE more (x)", f"INSERT INTO more VALUES ('{'x' * 9000}')")
@@ -265,7 +265,6 @@ def test_a_server_that_is_away_can_pass_and_what_it_refuses_can_not(store):
 
 
 def test_patience_with_a_server_never_exceeds_the_users(monkeypatch):
-
     monkeypatch.setenv(stores.RETRIES, "4")
     for asked, expected in ((4, ["1", "2", "4"]), (0, ["0", "0", "0"]), (9, ["1", "2", "4"])):
         monkeypatch.setattr(stores, "_retries", asked)

@@ -109,7 +109,7 @@ def test_stderr_stays_what_it_is_and_inner_steps_have_logs_of_their_own(config, 
     assert sys.stderr is terminal
     cli.say("later")
     assert terminal.getvalue() == "before\ninside\nafter\nlater\n"
-    assert step_log.path(config, "outer").read_text() == "before\nafter\n"
+    assert step_log.path(config.tracking.outputs, "outer").read_text() == "before\nafter\n"
 
 
 def test_a_steps_log_is_an_artifact_with_its_reason_and_its_tail_is_found(store, config):
@@ -133,7 +133,7 @@ def test_a_steps_log_is_an_artifact_with_its_reason_and_its_tail_is_found(store,
     kept = artifacts.local(f"runs:/{run.info.run_id}/{step_log.ARTIFACT}").read_text().splitlines()
     assert kept == [*(f"line {n}" for n in range(20)), reason]
     assert step_log.tail(run) == kept[-step_log.TAIL :]
-    assert list(step_log.path(config, "any").parent.iterdir()) == []
+    assert list(step_log.path(config.tracking.outputs, "any").parent.iterdir()) == []
 
 
 def test_a_step_that_says_nothing_has_no_log(store, config):
