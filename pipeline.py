@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from segpipe.errors import InputError
-from steps import cli
-from steps.keys import STEPS
+from segpipe.orchestration.keys import STEPS
+from steps import command as commands
 
 if TYPE_CHECKING:
-    from segpipe.config import Config
-    from steps import launch
+    from segpipe.config.sections import Config
+    from segpipe.orchestration import launch
 
 Answer = TypeVar("Answer")
 
@@ -102,29 +102,33 @@ def callback(
 ) -> None:
     """Resolve the config, run what was asked for, print what came of it."""
     if what == "compare" and (start or until):
-        raise cli.Refused("compare takes no --from and --until; --then says how far it goes")
+        raise commands.Refused("compare takes no --from and --until; --then says how far it goes")
     if what == "reproduce" and (only_plan or fresh or start or until or run_name):
-        raise cli.Refused("reproduce runs every step anew; leave out --plan, --fresh, --from, --until and --run-name")
+        raise commands.Refused(
+            "reproduce runs every step anew; leave out --plan, --fresh, --from, --until and --run-name"
+        )
     if model and what != "reproduce":
-        raise cli.Refused(f"unexpected argument '{model}'")
+        raise commands.Refused(f"unexpected argument '{model}'")
     if what == "reproduce":
         _reproduce(model, recipe, partial(_how, env_manager, backend, backend_config, in_process), tolerance, values)
         return
-    config = _refusing(lambda: cli.resolve(recipe, values))
+    config = _refusing(lambda: commands.resolve(recipe, values))
     if not config.tracking.enabled:
-        raise cli.Refused("the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow")
-    from segpipe import orphans, tracking
-    from steps import compare, driver, launch, plan
+        raise commands.Refused(
+            "the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow"
+        )
+    from segpipe.orchestration import compare, driver, launch, orphans, plan
+    from segpipe.tracking import connection, runs
 
     asked = _refusing(lambda: plan.Asked(start or "", until or "", fresh or ""))
     how = _how(env_manager, backend, backend_config, in_process, config)
-    tracking.connect()
+    connection.connect()
     if only_plan:
         for name, choice in compare.planned(config, asked) if what == "compare" else plan.plan(config, asked):
             click.echo(f"{name}: {choice.told()}")
         return
-    orphans.reap(cli.say)
-    with tracking.run(what, config, name=run_name), launch.guarded():
+    orphans.reap(commands.say)
+    with runs.run(what, config, name=run_name), launch.guarded():
         if what == "compare":
             compare.run(config, how, then, asked)
         else:
@@ -136,14 +140,14 @@ def _refusing(ask: Callable[[], Answer]) -> Answer:
     try:
         return ask()
     except InputError as error:
-        raise cli.Refused(str(error)) from None
+        raise commands.Refused(str(error)) from None
 
 
 def _how(env_manager: str, backend: str, backend_config: str, in_process: bool, config: "Config") -> "launch.How":
-    from steps import launch
+    from segpipe.orchestration import launch
 
     if in_process and config.compare.parallel > 1:
-        raise cli.Refused("--in-process runs one step after the other; leave it out or set compare.parallel 1")
+        raise commands.Refused("--in-process runs one step after the other; leave it out or set compare.parallel 1")
     timeout = {str(step): seconds for step, seconds in config.driver.timeout.items()}
     retries = {str(step): times for step, times in config.driver.retries.items()}
     return _refusing(lambda: launch.How(env_manager, backend, backend_config, in_process, timeout, retries).checked())
@@ -152,25 +156,25 @@ def _how(env_manager: str, backend: str, backend_config: str, in_process: bool, 
 def _reproduce(
     model: str, recipe: str, how: "Callable[[Config], launch.How]", tolerance: float, values: dict[str, str | None]
 ) -> None:
-    knobs = cli.overrides(values)
+    knobs = commands.overrides(values)
     root, experiment = (knobs.pop(name, None) for name in ("data.root", "tracking.experiment"))
     if not model:
-        raise cli.Refused("reproduce what? python pipeline.py reproduce models:/NAME@champion")
+        raise commands.Refused("reproduce what? python pipeline.py reproduce models:/NAME@champion")
     if recipe or knobs:
         given = ", ".join(["--config"] * bool(recipe) + list(knobs))
-        raise cli.Refused(f"reproduce takes its config from the model's runs; leave out {given}")
-    from segpipe import tracking
-    from segpipe.config import Config
-    from steps import reproduce
+        raise commands.Refused(f"reproduce takes its config from the model's runs; leave out {given}")
+    from segpipe.config.sections import Config
+    from segpipe.orchestration import reproduce
+    from segpipe.tracking import connection
 
     asked = how(Config())
-    tracking.connect()
+    connection.connect()
     reproduce.run(model, asked, tolerance, root, experiment)
 
 
 def command() -> click.Command:
     """The command line of the chain: the steps' knobs, and the flags that say which of them run, how and where."""
-    return cli.Command("pipeline", callback=callback, params=[*FLAGS, *cli.options()], help=HELP)
+    return commands.Command("pipeline", callback=callback, params=[*FLAGS, *commands.options()], help=HELP)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segpipe.config import AugmentConfig
+from segpipe.config.sections import AugmentConfig
 from segpipe.data import augment
 
 SHAPES = ((16, 2, 96, 96), (4, 1, 304, 304))

@@ -16,7 +16,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 BASELINE = "import mlflow, torch, segmentation_models_pytorch"
 

@@ -26,8 +26,8 @@ from mlflow import MlflowClient
 from benchmarks import chain
 from benchmarks.train_contenders import interleaved, ratio, table
 from segpipe.data import phantom
-from segpipe.sources import PROJECT
-from steps.keys import STEPS
+from segpipe.files.project import PROJECT
+from segpipe.orchestration.keys import STEPS
 
 PATIENTS, IMPORT_ROUNDS, DEAREST = 6, 3, 10
 TINY = (

@@ -20,9 +20,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from segpipe.config import GateConfig
-from segpipe.gate import Footprint, decide
-from segpipe.statistics import bootstrap_mean
+from segpipe.config.sections import GateConfig
+from segpipe.evaluation.gate import Footprint, decide
+from segpipe.metrics.statistics import bootstrap_mean
 
 Values = NDArray[np.float64]
 NOISE = 0.05  # standard deviation of the difference of two models on one case

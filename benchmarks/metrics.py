@@ -20,8 +20,7 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from segpipe import metrics
-from segpipe.metrics import surface
+from segpipe.metrics import measurement, surface
 
 Mask = NDArray[np.bool_]
 Pair = tuple[Mask, Mask]
@@ -96,7 +95,7 @@ def everything(prediction: Mask, reference: Mask) -> Callable[[], object]:
     p, r = (mask.reshape(shape).astype(np.uint8) for mask in (prediction, reference))
     rough = np.random.default_rng(2).normal(0.25 + 0.5 * p, 0.15)
     probability = np.clip(rough, 0, 1).astype(np.float32)
-    return lambda: metrics.measure(p, r, probability, (1.0, 1.0, 1.0), 1, TOLERANCE, BAND)
+    return lambda: measurement.measure(p, r, probability, (1.0, 1.0, 1.0), 1, TOLERANCE, BAND)
 
 
 def milliseconds(actions: list[Callable[[], object]], rounds: int) -> list[float]:

@@ -25,10 +25,12 @@ from torch import Tensor
 from benchmarks import served
 from benchmarks.train_contenders import interleaved, least, ratio, table
 from benchmarks.train_throughput import FLAT, field, most
-from segpipe import prediction
-from segpipe.config import Config
-from segpipe.inference import Predictor
-from segpipe.prediction import Batch, Item, Request, Segmented, reading
+from segpipe.config.sections import Config
+from segpipe.inference.predictor import Predictor
+from segpipe.prediction import batch, inputs, reading
+from segpipe.prediction.batch import Batch, Segmented
+from segpipe.prediction.inputs import Item
+from segpipe.prediction.results import Request
 
 BATCH, SAMPLES = 16, 10  # files of a batch, and of the round that does not count; how often memory is told
 PARTS = ("read and digest", "decode", "prepare", "forward, there and back", "write", "write, with a comparison")
@@ -62,7 +64,7 @@ class Work(NamedTuple):
         """Seconds of a prediction whose results are not kept. Raises SystemExit where a file fails."""
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             began = time.perf_counter()
-            outcome = prediction.run(self.predictor, items, self.request(comparisons), Path(name), {}, progress)
+            outcome = batch.run(self.predictor, items, self.request(comparisons), Path(name), {}, progress)
             seconds = time.perf_counter() - began
         if outcome.failures:
             raise SystemExit(f"{len(outcome.failures)} of {outcome.files} files failed: {outcome.failures[0]}")
@@ -77,7 +79,7 @@ def write(folder: Path, files: int, side: int, channels: int) -> None:
 
 
 def found(config: Config, predictor: Predictor, folder: Path) -> Work:
-    items = prediction.find(folder / "input", predictor.spec, config)
+    items = inputs.find(folder / "input", predictor.spec, config)
     return Work(predictor, items, folder)
 
 

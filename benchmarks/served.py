@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segpipe import models, settings
-from segpipe.config import Config
+from segpipe.config import settings
+from segpipe.config.sections import Config
 from segpipe.data import codecs, transform
-from segpipe.inference import ModelSpec, Predictor
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.models import architectures
 
 BLOBS, FOREGROUND = 6, 0.05  # blobs in a picture; share of its pixels that the model marks
 PACKAGES = ("mlflow", "torch", "segmentation-models-pytorch", "numpy", "pillow", "uvicorn")
@@ -62,7 +64,7 @@ def predictor(config: Config, channels: int) -> Predictor:
     names = ("grey",) if channels == 1 else ("red", "green", "blue")
     shape = {"reader": "folder", "channels": names, "classes": ("foreground",)}
     spec = ModelSpec(model=config.model, preprocess=config.preprocess, **shape)
-    network = models.build(config.model, len(names), 1, seed=0)
+    network = architectures.build(config.model, len(names), 1, seed=0)
     image = codecs.decode(png(picture(max(config.preprocess.size), channels, 0)), "picture").array
     found = Predictor(spec, network).segment(image, 0.5).foreground
     return Predictor(spec.model_copy(update={"threshold": float(np.quantile(found, 1 - FOREGROUND))}), network)

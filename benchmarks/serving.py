@@ -32,7 +32,7 @@ from benchmarks.serving_clients import Contender, forward, one_by_one, over_http
 from benchmarks.serving_servers import Server, by_mlflow, by_us, held, log_models, members, serve
 from benchmarks.train_contenders import interleaved, least, ratio, table
 from segpipe.data import codecs
-from segpipe.inference import Predictor
+from segpipe.inference.predictor import Predictor
 
 SIDES, STOCK_SIDE, CLIENTS = (256, 512), 512, (1, 4, 16)
 BATCH, DIFFERENT = 16, 16  # pictures in a request; pictures that differ

@@ -20,9 +20,11 @@ from mlflow import MlflowClient
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segpipe import logged_models, serving, tracking
-from segpipe.inference import Predictor
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
+from segpipe.inference.predictor import Predictor
+from segpipe.recording import logged_models
+from segpipe.serving import served_model
+from segpipe.tracking import connection, runs
 
 NAME = "served"
 PATIENCE = 300  # seconds that a server may take to answer
@@ -58,13 +60,13 @@ def log_models(predictor: Predictor, folder: Path, example: Tensor) -> dict[str,
     The process is left pointed at a fresh store in `folder`.
     """
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    tracking.connect()
-    predictor.save(folder / serving.ARTIFACT)
-    signature = serving.signature(predictor.spec)
+    connection.connect()
+    predictor.save(folder / served_model.ARTIFACT)
+    signature = served_model.signature(predictor.spec)
     module = Resizing(predictor.model, predictor.spec.preprocess.size).eval()
-    with warnings.catch_warnings(), mlflow.start_run(experiment_id=tracking.experiment("benchmark")):
+    with warnings.catch_warnings(), mlflow.start_run(experiment_id=runs.experiment("benchmark")):
         warnings.simplefilter("ignore")  # of MLflow and torch, of their own ways
-        model_id = logged_models.log(folder / serving.ARTIFACT)
+        model_id = logged_models.log(folder / served_model.ARTIFACT)
         model = str(PROJECT / "benchmarks" / "constant_model.py")
         constant = mlflow.pyfunc.log_model(
             name="constant", python_model=model, signature=signature, pip_requirements=[]

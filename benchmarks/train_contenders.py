@@ -14,12 +14,15 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from segpipe import distributed, engine, losses, models, settings
-from segpipe.config import Config
+from segpipe.config import settings
+from segpipe.config.sections import Config
 from segpipe.data.batches import Batches
-from segpipe.data.cache import ArrayWriter
-from segpipe.learner import Learner
-from segpipe.manifest import CaseRecord, Manifest, Split
+from segpipe.data.dataset_writer import ArrayWriter
+from segpipe.data.manifest import CaseRecord, Manifest, Split
+from segpipe.models import architectures, losses
+from segpipe.runtime import devices, process_group
+from segpipe.training import engine
+from segpipe.training.learner import Learner
 
 T = TypeVar("T")
 Epoch = Callable[[int], float]
@@ -40,7 +43,7 @@ class Work(NamedTuple):
 
     @property
     def precision(self) -> str:
-        return distributed.precision(self.config.train)
+        return devices.precision(self.config.train)
 
     def clock(self) -> float:
         if self.on_gpu:
@@ -55,8 +58,8 @@ class Work(NamedTuple):
         manifest = Manifest.load(self.folder)
         return Batches(manifest, self.folder, split, self.config.train, self.accelerator.device)
 
-    def network(self) -> models.SegmentationModel:
-        network = models.build(self.config.model, len(self.config.data.channel_names), 1, self.config.seed)
+    def network(self) -> architectures.SegmentationModel:
+        network = architectures.build(self.config.model, len(self.config.data.channel_names), 1, self.config.seed)
         return network.to(self.accelerator.device, memory_format=torch.channels_last)
 
     def optimizer(self, network: torch.nn.Module) -> torch.optim.Optimizer:
@@ -76,7 +79,7 @@ class Work(NamedTuple):
 def started(folder: Path, knobs: dict[str, object]) -> Work:
     config = settings.load(None, {name: str(value) for name, value in knobs.items()})
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Work(config, folder, distributed.start(config.train))
+    return Work(config, folder, process_group.start(config.train))
 
 
 def simulate(config: Config, folder: Path, slices: dict[Split, int]) -> None:

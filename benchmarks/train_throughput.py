@@ -42,9 +42,10 @@ from benchmarks.train_contenders import (
     table,
 )
 from benchmarks.train_tracking import fits
-from segpipe import engine, settings
-from segpipe.learner import Learner
-from segpipe.sources import PROJECT
+from segpipe.config import settings
+from segpipe.files.project import PROJECT
+from segpipe.training import engine
+from segpipe.training.learner import Learner
 
 PACKAGES = {
     **{"torch": "torch", "segmentation_models_pytorch": "segmentation-models-pytorch", "accelerate": "accelerate"},

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.train_contenders import Work, interleaved, least, ratio, table
-from segpipe import engine, models, training
-from segpipe.checkpoint import Checkpoints
-from segpipe.inference import ModelSpec, Predictor
-from segpipe.journal import Journal, Recorder
-from segpipe.manifest import Manifest
+from segpipe.data.manifest import Manifest
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.models import architectures
+from segpipe.recording.artifact_tree import Journal, Recorder
+from segpipe.training import engine, trainer
+from segpipe.training.checkpoints import Checkpoints
 
 
 class ClockedCheckpoints(Checkpoints):
@@ -51,9 +53,9 @@ def fitted(work: Work, folder: Path, saves: bool, recorder: Recorder | None) -> 
     spec, epochs, marks = ModelSpec(model=config.model, **given), list[tuple[bool, float]](), [work.clock()]
     journal = Journal(recorder, config, val) if recorder else None
     if journal:
-        journal.begin(train, training.facts(config, network, device))
+        journal.begin(train, trainer.facts(config, network, device))
 
-    def report(history: list[engine.EpochReport], current: models.SegmentationModel) -> None:
+    def report(history: list[engine.EpochReport], current: architectures.SegmentationModel) -> None:
         began, last = work.clock(), history[-1]
         if journal:
             journal.epoch(history, current, Predictor(spec, current, device))
@@ -79,11 +81,11 @@ def fits(work: Work, rounds: int, folder: Path) -> None:
         return work if number else work.knobs("train", epochs=1)
 
     def tracked(number: int) -> Fit:
-        from segpipe import tracking
-        from segpipe.spool import Spool
+        from segpipe.recording.spool import Spool
+        from segpipe.tracking import connection, runs
 
-        tracking.connect()
-        with tracking.run("train", work.config) as run:
+        connection.connect()
+        with runs.run("train", work.config) as run:
             spool = Spool(run.info.run_id, folder / "spool" / run.info.run_id, print)
             return fitted(length(number), folder, True, spool)
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from segpipe.errors import InputError
-from steps import cli
+from steps import command
 
 
 def demo(recipe: str, no_open: bool, **values: Any) -> None:
@@ -15,22 +15,25 @@ def demo(recipe: str, no_open: bool, **values: Any) -> None:
     The page, and all that `python -m steps.serve` answers, on one address.
     """
     try:
-        config = cli.resolve(recipe, values)
+        config = command.resolve(recipe, values)
     except InputError as error:
-        raise cli.Refused(str(error)) from None
-    from segpipe import page, registry, server, tracking
+        raise command.Refused(str(error)) from None
+    from segpipe.registry import champions
+    from segpipe.server import http_server
+    from segpipe.server.page import routes
+    from segpipe.tracking import connection
 
     def say(line: str) -> None:
-        cli.say(line)
+        command.say(line)
         if line.startswith("serving ") and not no_open:
             webbrowser.open(line.rpartition(" on ")[2])
 
-    tracking.connect()
-    server.run(registry.named(config), config.serving, say, page.routes(config.serving))
+    connection.connect()
+    http_server.run(champions.named(config), config.serving, say, routes.routes(config.serving))
 
 
 silent = click.Option(["--no-open"], is_flag=True, help="only say the address, open no browser")
-main = cli.Command("demo_page", callback=demo, params=[silent, *cli.options()], help=demo.__doc__)
+main = command.Command("demo_page", callback=demo, params=[silent, *command.options()], help=demo.__doc__)
 
 if __name__ == "__main__":
     main()

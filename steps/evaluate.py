@@ -2,41 +2,45 @@
 
 from typing import TYPE_CHECKING
 
-from segpipe.config import Config
-from steps import cli
+from segpipe.config.sections import Config
+from steps import command
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from segpipe.evaluation import Choice, Measurement, Summary
-    from segpipe.inference import Predictor
-    from segpipe.manifest import Manifest
+    from segpipe.data.manifest import Manifest
+    from segpipe.evaluation.measuring import Choice, Measurement, Summary
+    from segpipe.inference.predictor import Predictor
 
 
-@cli.step("evaluate", inputs=("preprocess", "train"))
+@command.step("evaluate", inputs=("preprocess", "train"))
 def main(config: Config, preprocess: str, train: str) -> str:
     """Measure the trained model on the test set, case by case, with confidence intervals over patients."""
-    from segpipe import artifacts, distributed, evaluation, logged_models, sources, tracking
-    from segpipe.inference import Predictor
-    from segpipe.manifest import Manifest
+    from segpipe.data.manifest import Manifest
+    from segpipe.evaluation import measuring
+    from segpipe.files import hashes
+    from segpipe.inference.predictor import Predictor
+    from segpipe.recording import logged_models
+    from segpipe.runtime import devices
+    from segpipe.tracking import artifacts, run_tags, runs
 
     dataset = artifacts.local(f"runs:/{preprocess}/dataset")
     manifest = Manifest.load(dataset)
-    knobs, trained = config.evaluate, tracking.tag_of(train, tracking.MODEL)
-    predictor = Predictor.load(logged_models.folder(f"models:/{trained}"), distributed.device(config.train))
+    knobs, trained = config.evaluate, runs.tag_of(train, run_tags.MODEL)
+    predictor = Predictor.load(logged_models.folder(f"models:/{trained}"), devices.device(config.train))
 
-    choice = evaluation.choose(predictor, manifest, dataset, knobs.threshold)
+    choice = measuring.choose(predictor, manifest, dataset, knobs.threshold)
     model_id = logged_models.with_threshold(predictor, trained, choice.threshold)
-    found = evaluation.evaluate(predictor, manifest, dataset, choice.threshold, knobs, cli.progress("evaluate"))
-    summary = evaluation.summarise(found, choice, knobs.bootstrap_samples, config.seed)
+    found = measuring.evaluate(predictor, manifest, dataset, choice.threshold, knobs, command.progress("evaluate"))
+    summary = measuring.summarise(found, choice, knobs.bootstrap_samples, config.seed)
     summary |= logged_models.weights(model_id)
 
     with artifacts.folder("evaluation") as folder:
         _report(config, train, predictor, manifest, dataset, found, choice, summary, folder)
-        evaluation.save(found, summary, folder)
-        tracking.tag(cases_sha256=sources.sha256(folder / "cases.csv"))
+        measuring.save(found, summary, folder)
+        runs.tag(cases_sha256=hashes.sha256(folder / "cases.csv"))
     logged_models.log_evaluation(summary, model_id, manifest, f"runs:/{preprocess}/dataset")
-    return evaluation.headline(summary)
+    return measuring.headline(summary)
 
 
 def _report(
@@ -53,29 +57,30 @@ def _report(
     """Write report.html with its pictures and tables, and the model card."""
     import pandas as pd
 
-    from segpipe import card, evaluation, lineage, logged_models, report, tracking
+    from segpipe.evaluation import card, measuring
+    from segpipe.evaluation.report import page
+    from segpipe.recording import logged_models
+    from segpipe.tracking import lineage, runs
 
     trained = logged_models.training(train)
-    groups = evaluation.subgroups(
-        found.cases, config.evaluate.subgroups, config.evaluate.bootstrap_samples, config.seed
-    )
-    origin = lineage.of(tracking.active().info.run_id)
+    groups = measuring.subgroups(found.cases, config.evaluate.subgroups, config.evaluate.bootstrap_samples, config.seed)
+    origin = lineage.of(runs.active().info.run_id)
     cases = {case.case: case for case in manifest.of("test")}
     shown = {}
-    for rank, name in evaluation.ranked(found.cases).items():
+    for rank, name in measuring.ranked(found.cases).items():
         image, reference = manifest.native(dataset, cases[name])
         predicted = predictor.segment(image, choice.threshold).mask
-        shown[rank] = report.Shown(name, image, reference, predicted)
-    evidence = report.Evidence(
+        shown[rank] = page.Shown(name, image, reference, predicted)
+    evidence = page.Evidence(
         title=f"{config.registry.model_name}: {trained.config.model.arch}, {trained.config.model.encoder}",
         summary=summary,
         cases=found.cases,
         lesions=found.lesions,
         subgroups=groups,
         sweep=pd.DataFrame({
-            "threshold": evaluation.THRESHOLDS,
+            "threshold": measuring.THRESHOLDS,
             "val_dice": choice.val_dice,
-            "test_dice": evaluation.mean_of_known(found.sweep),
+            "test_dice": measuring.mean_of_known(found.sweep),
         }),
         band=found.band,
         whole=found.whole,
@@ -86,7 +91,7 @@ def _report(
         tree=origin.picture(),
         facts=list(trained.facts.items()),
     )  # fmt: skip
-    report.write(evidence, folder)
+    page.write(evidence, folder)
     ours = {"card": config.card, "evaluate": config.evaluate, "registry": config.registry}
     text = card.card(trained.config.model_copy(update=ours), manifest, summary, groups, trained.facts)
     (folder / "model_card.md").write_text(text, encoding="utf-8")

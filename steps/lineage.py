@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from segpipe import settings, sources
+from segpipe.config import settings
+from segpipe.data.manifest import Manifest
 from segpipe.errors import InputError
-from segpipe.manifest import Manifest
-from steps import cli, keys
+from segpipe.files import hashes
+from segpipe.orchestration import keys
+from steps import command
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from segpipe.lineage import Lineage, Node
+    from segpipe.tracking.lineage import Lineage, Node
 
 OK, DIFFERS, GONE = "ok", "differs", "gone"
 CHUNK = 1 << 24
@@ -32,7 +34,7 @@ class Check(NamedTuple):
     found: str
 
 
-@click.command("lineage", cls=cli.Command)
+@click.command("lineage", cls=command.Command)
 @click.argument("uri", metavar="MODEL")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a tree")
 @click.option("--files", is_flag=True, help="list every raw case with the SHA-256 of its files")
@@ -42,9 +44,9 @@ def main(uri: str, as_json: bool, files: bool, verify: bool) -> None:
 
     MODEL is models:/NAME@champion, models:/NAME/VERSION, or the run ID of a step.
     """
-    from segpipe import lineage, tracking
+    from segpipe.tracking import connection, lineage
 
-    tracking.connect()
+    connection.connect()
     found = lineage.of(uri)
     checks = list(verified(found)) if verify else []
     if as_json:
@@ -59,7 +61,7 @@ def main(uri: str, as_json: bool, files: bool, verify: bool) -> None:
 def _print(found: "Lineage", files: bool, checks: list[Check]) -> None:
     from rich.table import Table
 
-    console = cli.console()
+    console = command.console()
     console.print(drawn(found, files))
     if checks:
         table = Table("item", "is", "found", title="verified")
@@ -97,7 +99,7 @@ def drawn(found: "Lineage", files: bool = False) -> "Tree":
 def _judge(uri: str, checks: list[Check]) -> None:
     """Raises InputError where something differs, or nothing could be compared."""
     counts = Counter(check.state for check in checks)
-    cli.say(", ".join(f"{counts[state]} {state}" for state in (OK, DIFFERS, GONE)))
+    command.say(", ".join(f"{counts[state]} {state}" for state in (OK, DIFFERS, GONE)))
     differing = [check.item for check in checks if check.state == DIFFERS]
     if differing:
         raise InputError(f"{uri}: {len(differing)} of {len(checks)} items differ: {', '.join(differing)}")
@@ -131,7 +133,7 @@ def _made_with(step: str, parts: Mapping[str, str]) -> Iterator[Check]:
 
 def _weights(found: "Lineage") -> Iterator[Check]:
     """The weights of the model against the digest recorded beside it, and against what the training left."""
-    from segpipe import artifacts, lineage
+    from segpipe.tracking import artifacts, lineage
 
     model_id = found.nodes[0].facts.get("model")
     if model_id is None:
@@ -140,7 +142,7 @@ def _weights(found: "Lineage") -> Iterator[Check]:
     if path is None:
         yield Check("weights", GONE, model_id)
         return
-    now = sources.sha256(path)
+    now = hashes.sha256(path)
     if recorded:
         yield _compared("weights: recorded digest", recorded, now)
     train, left = found.first("train"), f"final_model/weights/{path.name}"
@@ -148,11 +150,11 @@ def _weights(found: "Lineage") -> Iterator[Check]:
         yield Check("weights: the training's own", GONE, left)
         return
     own = artifacts.local(f"runs:/{train.id}/{left}")
-    yield _compared("weights: the training's own", sources.sha256(own), now)
+    yield _compared("weights: the training's own", hashes.sha256(own), now)
 
 
 def _cases_table(evaluate: "Node") -> Iterator[Check]:
-    from segpipe import artifacts, lineage
+    from segpipe.tracking import artifacts, lineage
 
     run, path = lineage.find(evaluate.id), "evaluation/cases.csv"
     if run is None or TABLE_TAG not in run.data.tags:
@@ -160,16 +162,16 @@ def _cases_table(evaluate: "Node") -> Iterator[Check]:
     if not artifacts.has(evaluate.id, path):
         yield Check(path, GONE, evaluate.id)
         return
-    yield _compared(path, run.data.tags[TABLE_TAG], sources.sha256(artifacts.local(f"runs:/{evaluate.id}/{path}")))
+    yield _compared(path, run.data.tags[TABLE_TAG], hashes.sha256(artifacts.local(f"runs:/{evaluate.id}/{path}")))
 
 
 def _dataset(node: "Node") -> Iterator[Check]:
-    from segpipe import artifacts, tracking
+    from segpipe.tracking import artifacts, runs
 
     try:
         folder = artifacts.local(f"runs:/{node.id}/dataset")
         manifest = Manifest.read(folder / "manifest.json")
-        recipe = artifacts.local(f"runs:/{node.id}/{tracking.CONFIG}")
+        recipe = artifacts.local(f"runs:/{node.id}/{runs.CONFIG}")
     except InputError as error:
         yield Check("dataset", GONE, str(error))
         return
@@ -213,7 +215,7 @@ def raw_cases(manifest: Manifest, recipe: Path) -> Iterator[Check]:
     except InputError as error:
         yield Check("raw files", DIFFERS, str(error))
         return
-    agree, advance = 0, cli.progress("raw files")
+    agree, advance = 0, command.progress("raw files")
     for done, record in enumerate(manifest.cases, start=1):
         item = f"raw case {record.case}"
         if record.case not in listed:

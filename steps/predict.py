@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from segpipe.config import Config
+from segpipe.config.sections import Config
 from segpipe.errors import InputError
-from steps import cli
+from steps import command
 
 SOME_FAILED = 3
 
 
 def source(config: Config) -> Path:
     """What to segment, on this machine. Raises InputError where a dataset can't be fetched."""
-    from segpipe import artifacts
+    from segpipe.tracking import artifacts
 
     asked = config.predict.input
     return artifacts.local(asked) if asked.startswith("runs:/") else Path(asked).expanduser().resolve()
@@ -25,16 +25,18 @@ def source(config: Config) -> Path:
 def checked(recipe: str, values: dict[str, Any]) -> Config:
     """The Config of a command line that something can be predicted with. Raises Refused."""
     try:
-        config = cli.resolve(recipe, values)
+        config = command.resolve(recipe, values)
     except InputError as error:
-        raise cli.Refused(str(error)) from None
+        raise command.Refused(str(error)) from None
     asked = config.predict.input
     if not config.tracking.enabled:
-        raise cli.Refused("predict needs MLflow, where its model is; without it there are preprocess and train")
+        raise command.Refused("predict needs MLflow, where its model is; without it there are preprocess and train")
     if not asked:
-        raise cli.Refused("predict.input: not given; a folder, a list of files, a manifest.json or runs:/ID/dataset")
+        raise command.Refused(
+            "predict.input: not given; a folder, a list of files, a manifest.json or runs:/ID/dataset"
+        )
     if not asked.startswith("runs:/") and not Path(asked).expanduser().exists():
-        raise cli.Refused(f"predict.input={asked}: no such file or folder")
+        raise command.Refused(f"predict.input={asked}: no such file or folder")
     return config
 
 
@@ -43,60 +45,56 @@ def predict(config: Config) -> int:
     import mlflow
     from mlflow.models import Model
 
-    from segpipe import (
-        artifacts,
-        distributed,
-        logged_models,
-        offline,
-        prediction,
-        registry,
-        settings,
-        sources,
-        tracking,
-    )
-    from segpipe.inference import WEIGHTS, Predictor
+    from segpipe.files import hashes
+    from segpipe.inference.predictor import Predictor
+    from segpipe.inference.spec import WEIGHTS
+    from segpipe.prediction import batch, inputs, results, summary
+    from segpipe.recording import logged_models, offline
+    from segpipe.registry import champions
+    from segpipe.runtime import devices
+    from segpipe.tracking import artifacts, runs
 
-    knobs, device = config.predict, distributed.device(config.train)
-    uri = registry.pinned(registry.named(config))
+    knobs, device = config.predict, devices.device(config.train)
+    uri = champions.pinned(champions.named(config))
     weights = logged_models.folder(uri)
     predictor = Predictor.load(weights, device)
     model = {"model": uri, "model_id": str(Model.load(str(weights.parent.parent)).model_id)}
-    model |= {"weights_sha256": sources.sha256(weights / WEIGHTS)}
-    tracking.tag(**model)
+    model |= {"weights_sha256": hashes.sha256(weights / WEIGHTS)}
+    runs.tag(**model)
     mlflow.set_tags({"mode": "prediction", "device": str(device)} | _dataset(knobs.input))
     found = source(config)
-    items = prediction.find(found, predictor.spec, config)
-    request = prediction.Request(
+    items = inputs.find(found, predictor.spec, config)
+    request = results.Request(
         input=knobs.input if knobs.input.startswith("runs:/") else str(found),
         weights_sha256=model["weights_sha256"],
-        spec_sha256=settings.digest(predictor.spec.model_dump(mode="json")),
+        spec_sha256=hashes.of_json(predictor.spec.model_dump(mode="json")),
         threshold=predictor.spec.threshold if knobs.threshold == "model" else knobs.threshold,
         ignore_label=config.data.ignore_label,
         **knobs.model_dump(include={"tta", "largest_component", "min_area", "comparisons"}),
     )
     folder = _output(config, found, offline.outputs(config.tracking.outputs) / "predictions" / request.key)
-    cli.say(f"{len(items)} cases, {uri} on {device}, results in {folder}")
-    outcome = prediction.run(predictor, items, request, folder, model, cli.progress("predict"))
-    prediction.summarise(outcome, folder, request, model, str(device), config.evaluate, config.seed)
+    command.say(f"{len(items)} cases, {uri} on {device}, results in {folder}")
+    outcome = batch.run(predictor, items, request, folder, model, command.progress("predict"))
+    summary.summarise(outcome, folder, request, model, str(device), config.evaluate, config.seed)
     with artifacts.folder("predictions") as kept:
-        prediction.mirror(folder, kept)
+        results.mirror(folder, kept)
     mlflow.log_metrics(outcome.metrics())
-    tracking.tag(figure=prediction.headline(outcome))
+    runs.tag(figure=summary.headline(outcome))
     if len(outcome.failures) == outcome.files:
         case, reason = outcome.failures[0]
         raise InputError(f"all {outcome.files} files failed; {case}: {reason}")
     if outcome.failures:
         mlflow.set_tag("files_failed", str(len(outcome.failures)))
-    cli.say(f"{prediction.headline(outcome)}: {folder / prediction.TABLE}")
+    command.say(f"{summary.headline(outcome)}: {folder / results.TABLE}")
     return len(outcome.failures)
 
 
 def _dataset(asked: str) -> dict[str, str]:
     """The tag for the run whose dataset is the input."""
-    from segpipe import tracking
+    from segpipe.tracking import run_tags
 
     match = re.fullmatch(r"runs:/(?P<run>[^/]+)/dataset/?", asked)
-    return {f"{tracking.INPUT}preprocess": match["run"]} if match else {}
+    return {f"{run_tags.INPUT}preprocess": match["run"]} if match else {}
 
 
 def _output(config: Config, found: Path, default: Path) -> Path:
@@ -108,7 +106,7 @@ def _output(config: Config, found: Path, default: Path) -> Path:
     return folder
 
 
-@click.command("predict", cls=cli.Command, params=cli.options())
+@click.command("predict", cls=command.Command, params=command.options())
 def main(recipe: str, **values: Any) -> None:
     """Segment a folder, a list of files or a dataset with the champion or any other model.
 
@@ -116,10 +114,10 @@ def main(recipe: str, **values: Any) -> None:
     begin; 2: a knob is wrong; 130, 143: interrupted, the same command goes on.
     """
     config = checked(recipe, values)
-    with cli.recorded("predict", config):
+    with command.recorded("predict", config):
         failed = predict(config)
     if failed:
-        cli.say(f"{failed} failed")
+        command.say(f"{failed} failed")
         sys.exit(SOME_FAILED)
 
 

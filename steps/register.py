@@ -5,8 +5,9 @@ import os
 
 import click
 
-from segpipe.config import Config
-from steps import cli, decisions, registration
+from segpipe.config.sections import Config
+from segpipe.orchestration import decisions, registration
+from steps import command
 
 DRY_RUN = "register --dry-run"  # the step that its run is tagged with: no later register is replaced by it
 
@@ -44,53 +45,55 @@ MORE: tuple[click.Parameter, ...] = (
 def elsewhere(config: Config, action: str, number: str, dry_run: bool, by: str) -> bool:
     """What needs no run: approve, rollback and history."""
     if (action == "approve") != bool(number):
-        raise cli.Refused("VERSION goes with approve, and approve with VERSION: python -m steps.register approve 3")
+        raise command.Refused("VERSION goes with approve, and approve with VERSION: python -m steps.register approve 3")
     if dry_run and action != "register":
-        raise cli.Refused(f"--dry-run is for register itself; {action} has none")
+        raise command.Refused(f"--dry-run is for register itself; {action} has none")
     if action == "register" or not config.tracking.enabled:
         return False
-    from segpipe import registry, tracking
+    from segpipe.registry import champions
+    from segpipe.tracking import connection
 
-    tracking.connect()
+    connection.connect()
     name = config.registry.model_name
     if action == "history":
         decisions.show_history(name)
     elif action == "approve":
-        cli.say(registry.approve(name, number, by, cli.say))
+        command.say(champions.approve(name, number, by, command.say))
     else:
-        cli.say(registry.rollback(name, by, cli.say))
+        command.say(champions.rollback(name, by, command.say))
     return True
 
 
-@cli.step("register", inputs=("preprocess", "evaluate"), elsewhere=elsewhere, more=MORE)
+@command.step("register", inputs=("preprocess", "evaluate"), elsewhere=elsewhere, more=MORE)
 def main(config: Config, preprocess: str, evaluate: str, dry_run: bool, by: str, **_: str) -> str:
     """Register the evaluated model and promote it if it passes the gate.
 
     `approve VERSION` promotes what waits for approval or was rolled back, `rollback` brings back the champion before
     the current one, `history` shows who was champion when, how and why.
     """
-    from segpipe import registry, tracking, turns
+    from segpipe.registry import champions, lock
+    from segpipe.tracking import runs
 
     name, challenger = config.registry.model_name, registration.Challenger.of(preprocess, evaluate)
     if dry_run:
-        tracking.tag(step=DRY_RUN)
+        runs.tag(step=DRY_RUN)
     else:
-        registry.exist(name)
+        champions.exist(name)
     while True:
-        champion = registry.holder(name)
+        champion = champions.holder(name)
         decision = registration.compare(challenger, champion, config)
         if dry_run:
-            decision = registry.withheld(decision, registry.find(name, challenger.model_id))
+            decision = champions.withheld(decision, champions.find(name, challenger.model_id))
             would_be = registration.told(decision, config, "")
             return decisions.show(decision, f"dry run, nothing moved; it would be {would_be}")
-        with turns.turn(name, cli.say) as turn:
-            if registry.number(registry.holder(name)) == registry.number(champion):
+        with lock.turn(name, command.say) as turn:
+            if champions.number(champions.holder(name)) == champions.number(champion):
                 decision, version = registration.carry_out(turn, challenger, champion, decision, config, by)
                 break
-        cli.say("another version became champion meanwhile: comparing with that one")
+        command.say("another version became champion meanwhile: comparing with that one")
     registration.report(challenger, version)
-    tracking.tag(champion=registry.number(registry.holder(name)))
-    return decisions.show(decision, registration.told(decision, config, registry.number(version)))
+    runs.tag(champion=champions.number(champions.holder(name)))
+    return decisions.show(decision, registration.told(decision, config, champions.number(version)))
 
 
 if __name__ == "__main__":

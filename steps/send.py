@@ -4,17 +4,18 @@ from pathlib import Path
 
 import click
 
-from steps import cli
+from steps import command
 
 
-@click.command(cls=cli.Command)
+@click.command(cls=command.Command)
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
     """Send what a training could not, to the tracking server: FOLDER is outputs/spool/RUN_ID."""
-    from segpipe import spool, tracking
+    from segpipe.recording import spool
+    from segpipe.tracking import connection
 
-    tracking.connect()
-    cli.say(f"{spool.send(folder.resolve(), cli.say)} records sent")
+    connection.connect()
+    command.say(f"{spool.send(folder.resolve(), command.say)} records sent")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from typing import Any
 
 from segpipe.errors import InputError
-from steps import cli
+from steps import command
 
 
 def serve(recipe: str, **values: Any) -> None:
@@ -12,16 +12,18 @@ def serve(recipe: str, **values: Any) -> None:
     POST /invocations as for `mlflow models serve`; GET /health, /ping, /version, /metrics.
     """
     try:
-        config = cli.resolve(recipe, values)
+        config = command.resolve(recipe, values)
     except InputError as error:
-        raise cli.Refused(str(error)) from None
-    from segpipe import registry, server, tracking
+        raise command.Refused(str(error)) from None
+    from segpipe.registry import champions
+    from segpipe.server import http_server
+    from segpipe.tracking import connection
 
-    tracking.connect()
-    server.run(registry.named(config), config.serving, cli.say)
+    connection.connect()
+    http_server.run(champions.named(config), config.serving, command.say)
 
 
-main = cli.Command("serve", callback=serve, params=cli.options(), help=serve.__doc__)
+main = command.Command("serve", callback=serve, params=command.options(), help=serve.__doc__)
 
 if __name__ == "__main__":
     main()

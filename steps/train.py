@@ -3,18 +3,18 @@
 import os
 from typing import TYPE_CHECKING
 
-from segpipe.config import Config
-from steps import cli
+from segpipe.config.sections import Config
+from steps import command
 
 if TYPE_CHECKING:
-    from segpipe.journal import Recorder
-    from segpipe.training import Job
+    from segpipe.recording.artifact_tree import Recorder
+    from segpipe.training.trainer import Job
 
 
 def elsewhere(config: Config) -> bool:
     """Train without a run of this process's own: beside process 0 of a training, or without MLflow."""
     if int(os.environ.get("RANK", "0")) > 0:
-        from steps import workers
+        from segpipe.orchestration import workers
 
         workers.follow(config)
     elif not config.tracking.enabled:
@@ -24,25 +24,26 @@ def elsewhere(config: Config) -> bool:
     return True
 
 
-@cli.step("train", inputs=("preprocess",), elsewhere=elsewhere)
+@command.step("train", inputs=("preprocess",), elsewhere=elsewhere)
 def main(config: Config, preprocess: str) -> str:
     """Train the configured model and log the one with the best validation Dice."""
-    from segpipe import artifacts, offline, tracking
-    from segpipe.manifest import Manifest
-    from segpipe.spool import Spool
-    from segpipe.training import Job
-    from steps import resume
+    from segpipe.data.manifest import Manifest
+    from segpipe.orchestration import resume
+    from segpipe.recording import offline
+    from segpipe.recording.spool import Spool
+    from segpipe.tracking import artifacts, run_tags, runs
+    from segpipe.training.trainer import Job
 
     uri = f"runs:/{preprocess}/dataset"
     dataset = artifacts.local(uri)
     manifest = Manifest.load(dataset)
-    key = tracking.tag_of(tracking.active().info.run_id, tracking.KEY)
+    key = runs.tag_of(runs.active().info.run_id, run_tags.KEY)
     outputs = offline.outputs(config.tracking.outputs)
     checkpoints = resume.claim_run(config, key, outputs / "checkpoints")
-    run_id = tracking.active().info.run_id
+    run_id = runs.active().info.run_id
     artifacts.log_dataset(manifest.reader, uri, manifest.digest, "train")
-    spool = Spool(run_id, offline.unsent(config.tracking.outputs, run_id), cli.say)
-    tracking.speak_through(spool)
+    spool = Spool(run_id, offline.unsent(config.tracking.outputs, run_id), command.say)
+    runs.speak_through(spool)
     job = Job(
         config=config,
         dataset=dataset,
@@ -56,9 +57,9 @@ def main(config: Config, preprocess: str) -> str:
 
 
 def _offline(config: Config) -> None:
-    from segpipe import offline
-    from segpipe.training import Job
-    from steps import keys, resume
+    from segpipe.orchestration import keys, resume
+    from segpipe.recording import offline
+    from segpipe.training.trainer import Job
     from steps.preprocess import without_mlflow
 
     outputs = offline.outputs(config.tracking.outputs)
@@ -68,24 +69,25 @@ def _offline(config: Config) -> None:
     recorder = offline.FolderRecorder(root)
     with recorder.status(key):
         job = Job(config=config, dataset=dataset, key=key, checkpoints=root / offline.RESUME, record=root)
-        cli.say(_train(job, recorder))
-    cli.say(f"recorded in {root}")
+        command.say(_train(job, recorder))
+    command.say(f"recorded in {root}")
 
 
 def _train(job: "Job", recorder: "Recorder") -> str:
     """Train in this process, in this one and its followers, or in as many as are asked for."""
-    from segpipe import distributed, training
-    from steps import resume, signals, workers
+    from segpipe.orchestration import resume, workers
+    from segpipe.runtime import process_group, signals
+    from segpipe.training import trainer
 
-    if job.config.train.processes > 1 and not distributed.launched():
+    if job.config.train.processes > 1 and not process_group.launched():
         figure = workers.launch(job)
     else:
-        accelerator = distributed.start(job.config.train)
-        distributed.share(job)
-        if distributed.world() == 1:
+        accelerator = process_group.start(job.config.train)
+        process_group.share(job)
+        if process_group.world() == 1:
             show = workers.reporter(job.config.train.epochs)
             with signals.stoppable() as stop:
-                figure = training.run(job, accelerator, recorder, cli.say, show, stop)
+                figure = trainer.run(job, accelerator, recorder, command.say, show, stop)
         else:
             figure = workers.take_part(job, accelerator, recorder)
     resume.release(job.checkpoints)

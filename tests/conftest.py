@@ -23,16 +23,16 @@ from hypothesis import settings
 from PIL import Image
 from servers import Server
 
-from segpipe import settings as settings_module
-from segpipe.config import Config
-from segpipe.data import cache
+from segpipe.config import settings as settings_module
+from segpipe.config.sections import Config
+from segpipe.data import dataset_writer
+from segpipe.data.manifest import Manifest
 from segpipe.data.readers import open_reader
-from segpipe.manifest import Manifest
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 if TYPE_CHECKING:
-    from segpipe.engine import FitResult
-    from segpipe.models import SegmentationModel
+    from segpipe.models.architectures import SegmentationModel
+    from segpipe.training.engine import FitResult
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it, and all it starts
 
@@ -126,7 +126,7 @@ def training_set(root: Path, **knobs: str) -> tuple[Config, Manifest, Path]:
     train = {"train.epochs": "4", "train.batch_size": "4"}
     data = {"data.format": "folder", "data.root": str(write_folder(root / "data", cases=12))}
     config = settings_module.load(None, {**data, **tiny, **train, **knobs})
-    manifest = cache.build(config, open_reader(config), root / "dataset", lambda *_: None)
+    manifest = dataset_writer.build(config, open_reader(config), root / "dataset", lambda *_: None)
     return config, manifest, root / "dataset"
 
 
@@ -138,21 +138,22 @@ def with_knobs(config: Config, **sections: dict[str, object]) -> Config:
 
 def network(config: Config) -> "SegmentationModel":
     """The network of a config for grey pictures with one class."""
-    from segpipe import models
+    from segpipe.models import architectures
 
-    return models.build(config.model, 1, 1, config.seed)
+    return architectures.build(config.model, 1, 1, config.seed)
 
 
 def fit(dataset: tuple[Config, Manifest, Path], **sections: dict[str, object]) -> "FitResult":
     """Train on a `training_set` with some knobs changed."""
     import torch
 
-    from segpipe import distributed, engine
     from segpipe.data.batches import Batches
+    from segpipe.runtime import process_group
+    from segpipe.training import engine
 
     config, manifest, folder = with_knobs(dataset[0], **sections), dataset[1], dataset[2]
     train, val = (Batches(manifest, folder, s, config.train, torch.device("cpu")) for s in ("train", "val"))
-    return engine.fit(network(config), train, val, config, distributed.start(config.train), lambda *_: None)
+    return engine.fit(network(config), train, val, config, process_group.start(config.train), lambda *_: None)
 
 
 @pytest.fixture
@@ -175,10 +176,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
-    tracking.connect()
-    os.environ["MLFLOW_EXPERIMENT_ID"] = tracking.experiment("segpipe")
+    connection.connect()
+    os.environ["MLFLOW_EXPERIMENT_ID"] = runs.experiment("segpipe")
     yield home
     os.environ.clear()
     os.environ.update(saved)

@@ -5,19 +5,20 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from segpipe import report
-from segpipe.metrics import CONVENTION, METRICS, pixels
+from segpipe.evaluation.report import page
+from segpipe.metrics import pixels
+from segpipe.metrics.catalogue import CONVENTION, METRICS
 
 NASTY = "a<b>&\"'$x$\N{GREEK SMALL LETTER ALPHA}\N{CJK UNIFIED IDEOGRAPH-4E2D}|`*"
 
 
-def volume(depth: int, seed: int = 0) -> report.Shown:
+def volume(depth: int, seed: int = 0) -> page.Shown:
     """A noisy case of D,40,36 with a bright column whose prediction is shifted."""
     y, x = np.mgrid[:40, :36]
     reference = np.zeros((depth, 40, 36), np.uint8)
     reference[depth // 3 :] = (y - 20) ** 2 + (x - 15) ** 2 < 36
     image = np.random.default_rng(seed).normal(0, 0.2, (1, depth, 40, 36)).astype(np.float32) + reference
-    return report.Shown(f"case{seed}", image, reference, np.roll(reference, 2, axis=2))
+    return page.Shown(f"case{seed}", image, reference, np.roll(reference, 2, axis=2))
 
 
 def table(count: int = 8) -> pd.DataFrame:
@@ -71,7 +72,7 @@ def by_group(cases: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def evidence(**changes: object) -> report.Evidence:
+def evidence(**changes: object) -> page.Evidence:
     """Everything there is, with some of it changed."""
     cases, rng = table(), np.random.default_rng(2)
     edges = np.linspace(0, 1, pixels.BINS + 1)
@@ -79,7 +80,7 @@ def evidence(**changes: object) -> report.Evidence:
     sizes = {"voxels": [3, 20, 20, 400], "ml": [0.1, 0.4, 0.4, 9.0], "found": [0, 1, 1, 1]}
     names = {"case": ["case3"] * 4, "patient": ["p1"] * 4, "site": ["site1"] * 4, "lesion": [1, 2, 3, 4]}
     losses = {"train_loss": 0.5, "val_loss": 0.6, "train_dice": 0.7, "val_dice": 0.6, "learning_rate": 1e-3}
-    whole = report.Evidence(
+    whole = page.Evidence(
         title="stroke, unet resnet18",
         summary=summarised(cases),
         cases=cases,
@@ -103,7 +104,7 @@ def evidence(**changes: object) -> report.Evidence:
     return dataclasses.replace(whole, **changes)
 
 
-def nothing() -> report.Evidence:
+def nothing() -> page.Evidence:
     """What is left where one test case has no foreground and nothing was predicted: not a single value."""
     cases = table(1)
     cases["outcome"] = "both empty"

@@ -1,1 +1,1 @@
-"""From raw files to the arrays that training gathers its batches from."""
+"""From raw files to the data set on disk and from there to batches. No network."""

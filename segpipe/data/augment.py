@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segpipe.config import AugmentConfig
+from segpipe.config.sections import AugmentConfig
 
 STREAM = 0xA06
 Values = dict[str, Tensor]

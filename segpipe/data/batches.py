@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segpipe import distributed
-from segpipe.config import AugmentConfig, TrainConfig
+from segpipe.config.sections import AugmentConfig, TrainConfig
 from segpipe.data import augment
+from segpipe.data.manifest import CaseRecord, Manifest, Split
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
-from segpipe.manifest import CaseRecord, Manifest, Split
+from segpipe.runtime import process_group
 
 STREAM = 0x0DE
 Samples = NDArray[np.int64]
@@ -136,12 +136,12 @@ class Batches:
 
 def _counted(batch: Batch) -> Batch:
     """A batch of which this process has no share loses the slice that stands in: every pixel of it is ignored."""
-    if distributed.parts(batch.size)[distributed.rank()]:
+    if process_group.parts(batch.size)[process_group.rank()]:
         return batch
     return batch._replace(labels=torch.full_like(batch.labels, IGNORE))
 
 
 def _mine(samples: Samples) -> Samples:
     """The part of this process; the first sample stands in where there are more processes than samples."""
-    part = distributed.parts(len(samples))[distributed.rank()]
+    part = process_group.parts(len(samples))[process_group.rank()]
     return samples[part.start : part.stop] if part else samples[:1]

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from segpipe import sources
-from segpipe.settings import digest
+from segpipe.files import hashes
+from segpipe.files.hashes import of_json
 
 Array = NDArray[np.float32]
 
@@ -72,7 +72,7 @@ def simulate(base: Path, patients: int, seed: int) -> Path:
     The folder is named after the arguments and this file, so an existing one is used as it is; it appears whole or not
     at all. The same arguments give the same bytes.
     """
-    root = base / f"phantom-{digest([sources.digest([Path(__file__)]), patients, seed])[:10]}"
+    root = base / f"phantom-{of_json([hashes.digest([Path(__file__)]), patients, seed])[:10]}"
     if root.is_dir():
         return root
     partial = base / f"{root.name}.partial-{os.getpid()}"

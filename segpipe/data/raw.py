@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from segpipe import digests
-from segpipe.config import DataConfig
+from segpipe.config.sections import DataConfig
 from segpipe.errors import InputError
+from segpipe.files import hashes
 
 
 def check_root(root: str) -> Path:
@@ -24,7 +24,7 @@ def check_root(root: str) -> Path:
     return path
 
 
-def files(config: DataConfig, progress: digests.Progress | None = None) -> dict[str, str]:
+def files(config: DataConfig, progress: hashes.Progress | None = None) -> dict[str, str]:
     """SHA-256 (64 hex digits) of every raw file, by its path below the root; hidden files do not count, links are
     followed. `progress` is told of files that have to be read.
 
@@ -37,7 +37,7 @@ def files(config: DataConfig, progress: digests.Progress | None = None) -> dict[
     found = [Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names]
     shown = sorted(path for path in found if not path.name.startswith("."))
     try:
-        return {path.relative_to(root).as_posix(): known for path, known in digests.of(shown, root, progress).items()}
+        return {path.relative_to(root).as_posix(): known for path, known in hashes.of(shown, root, progress).items()}
     except OSError as error:
         raise InputError(f"data.root {root}: {error.filename}: {error.strerror}; mend or remove that file") from None
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segpipe.config import SplitConfig
+from segpipe.config.sections import SplitConfig
+from segpipe.data.manifest import SPLITS, Split
 from segpipe.data.volume import Case
 from segpipe.errors import InputError
-from segpipe.manifest import SPLITS, Split
 
 
 def assign(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, Split]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segpipe.config import PreprocessConfig
+from segpipe.config.sections import PreprocessConfig
 
 Array = NDArray[np.float32]
 

@@ -15,7 +15,7 @@ from segpipe.data.volume import IGNORE
 from segpipe.plots.style import FALSE, HIT, IGNORED, MISSED, printable
 
 if TYPE_CHECKING:
-    from segpipe.manifest import Manifest
+    from segpipe.data.manifest import Manifest
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.uint8]

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from segpipe.config import Config
+from segpipe.config.sections import Config
 from segpipe.data import codecs
+from segpipe.data.manifest import FILE, Manifest
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
-from segpipe.inference import ModelSpec
-from segpipe.manifest import FILE, Manifest
+from segpipe.inference.spec import ModelSpec
 
 VOLUMES = (".nii.gz", ".nii")
 IMAGES, MASKS = "images", "masks"

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.channels import gathered
 from segpipe.data import codecs
 from segpipe.data.codecs import Decoded
 from segpipe.data.readers import checks
 from segpipe.errors import InputError
-from segpipe.inference import ModelSpec
+from segpipe.inference.input_assembly import gathered
+from segpipe.inference.spec import ModelSpec
 from segpipe.prediction.inputs import Item
 
 

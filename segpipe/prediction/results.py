@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from segpipe import settings
-from segpipe.config import Section
+from segpipe.config.sections import Section
 from segpipe.errors import InputError
+from segpipe.files import hashes
 
 REQUEST, TABLE, SUMMARY, REPORT, LOCK = "request.json", "predictions.csv", "summary.json", "summary.md", ".lock"
 PARTS = ("inputs", "outputs", "comparisons", "metadata")
@@ -46,7 +46,7 @@ class Request(Section):
     @property
     def key(self) -> str:
         """8 hex digits: the same request has the same folder."""
-        return settings.digest(self.model_dump(mode="json"))[:8]
+        return hashes.of_json(self.model_dump(mode="json"))[:8]
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segpipe import statistics
-from segpipe.config import EvaluateConfig
+from segpipe.config.sections import EvaluateConfig
+from segpipe.metrics import statistics
 from segpipe.prediction import results
 from segpipe.prediction.results import Record, Request
 

@@ -15,11 +15,11 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.types import DataType
 from numpy.typing import NDArray
 
-from segpipe.channels import gathered
 from segpipe.data import codecs, encodings
 from segpipe.data.volume import Spacing
 from segpipe.errors import InputError, nearest
-from segpipe.inference import ModelSpec
+from segpipe.inference.input_assembly import gathered
+from segpipe.inference.spec import ModelSpec
 
 COLUMN, SPACING = "image", "spacing"
 KINDS = {float: DataType.double, str: DataType.string, bool: DataType.boolean, int: DataType.long}

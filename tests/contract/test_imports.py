@@ -1,76 +1,49 @@
-"""The import contract: who may import whom, and which third party is confined to where."""
+"""The import contract: which folder may import which, no circles, and which third party is confined to where."""
 
+import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from segpipe import sources
-from segpipe.sources import PROJECT
+from segpipe.files import code_closure
+from segpipe.files.project import PROJECT
 
-LAYERS = (
-    ("segpipe.errors", "segpipe.sources", "segpipe.config", "segpipe.processes"),
-    ("segpipe.settings", "segpipe.digests"),
-    ("segpipe.manifest", "segpipe.inventory", "segpipe.distributed", "segpipe.schedule", "segpipe.checkpoint"),
-    ("segpipe.data",),
-    ("segpipe.models", "segpipe.losses", "segpipe.metrics", "segpipe.statistics"),
-    ("segpipe.gate", "segpipe.inference", "segpipe.learner"),
-    ("segpipe.engine", "segpipe.channels", "segpipe.findings"),
-    ("segpipe.evaluation", "segpipe.plots"),
-    ("segpipe.report", "segpipe.card", "segpipe.prediction"),
-    ("segpipe.journal", "segpipe.offline"),
-    ("segpipe.training", "segpipe.serving"),
-    ("segpipe.store",),
-    ("segpipe.tracking", "segpipe.served_model"),
-    ("segpipe.fetched",),
-    ("segpipe.artifacts",),
-    ("segpipe.logged_models",),
-    ("segpipe.lineage", "segpipe.turns"),
-    ("segpipe.spool", "segpipe.registry", "segpipe.leases"),
-    ("segpipe.orphans",),
-    ("segpipe.server",),
-    ("segpipe.page",),
-    ("steps",),
-    ("pipeline",),
+ORDER = (
+    *("errors", "config", "files", "runtime", "data", "metrics", "models", "inference", "plots", "evaluation"),
+    *("tracking", "serving", "recording", "training", "registry", "server", "prediction", "orchestration"),
 )
 CONFINED = {
-    "click": ("steps", "pipeline"),
+    "click": ("steps", "pipeline", "segpipe.orchestration"),
+    "rich": ("steps", "pipeline", "segpipe.orchestration"),
     "mlflow": (
-        *(
-            "segpipe.store",
-            "segpipe.tracking",
-            "segpipe.artifacts",
-            "segpipe.logged_models",
-            "segpipe.spool",
-            "segpipe.registry",
-        ),
-        *("segpipe.lineage", "segpipe.turns", "segpipe.leases", "segpipe.orphans", "segpipe.fetched"),
-        *("segpipe.serving", "segpipe.served_model", "segpipe.server", "segpipe.page", "steps", "pipeline"),
+        *(f"segpipe.{name}" for name in ("tracking", "serving", "recording", "registry", "server", "orchestration")),
+        "steps.predict",
     ),
-    "segmentation_models_pytorch": ("segpipe.models", "segpipe.losses"),
-    "accelerate": ("segpipe.distributed", "segpipe.learner", "segpipe.engine", "segpipe.training"),
-    "sqlalchemy": ("segpipe.store",),
-    "requests": ("segpipe.store",),
-    "psutil": ("segpipe.distributed", "segpipe.processes"),
+    "segmentation_models_pytorch": ("segpipe.models",),
+    "timm": ("segpipe.models",),
+    "accelerate": ("segpipe.runtime.process_group", "segpipe.training"),
+    "sqlalchemy": ("segpipe.tracking.connection",),
+    "requests": ("segpipe.tracking.connection",),
+    "psutil": ("segpipe.runtime",),
     "nibabel": ("segpipe.data.codecs", "segpipe.data.phantom"),
     "pydicom": ("segpipe.data.codecs",),
-    "PIL": (
-        *("segpipe.data.codecs", "segpipe.data.transform", "segpipe.plots", "segpipe.report"),
-        "segpipe.prediction",
-    ),
+    "PIL": ("segpipe.data.codecs", "segpipe.data.transform", "segpipe.plots", "segpipe.prediction"),
     "nilearn": ("segpipe.data.phantom",),
     "matplotlib": ("segpipe.plots",),
     "safetensors": ("segpipe.inference", "segpipe.models.encoder_weights"),
     "skimage": ("segpipe.data.transform", "segpipe.data.encodings", "segpipe.metrics"),
-    "sklearn": ("segpipe.metrics", "segpipe.report"),
-    "jinja2": ("segpipe.report",),
-    "rich": ("steps", "pipeline"),
-    "starlette": ("segpipe.server", "segpipe.page"),
-    "uvicorn": ("segpipe.server", "steps.serve", "steps.demo_page"),
+    "sklearn": ("segpipe.metrics", "segpipe.evaluation.report"),
+    "jinja2": ("segpipe.evaluation.report",),
+    "starlette": ("segpipe.server",),
+    "uvicorn": ("segpipe.server",),
     "prometheus_client": ("segpipe.server",),
-    "markdown_it": ("segpipe.page",),
+    "markdown_it": ("segpipe.server.page",),
 }
+TERMINAL = {"steps.command"}  # what orchestration still asks for lines, progress and tables, instead of being given it
 FILES = sorted([PROJECT / "pipeline.py", *(PROJECT / "segpipe").rglob("*.py"), *(PROJECT / "steps").rglob("*.py")])
 
 
@@ -78,39 +51,73 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def layer(module: str) -> int:
-    for number, members in enumerate(LAYERS):
-        if any(module == m or module.startswith(m + ".") for m in members):
-            return number
-    return -1
+def place(module: str) -> int:
+    """Where a module's folder stands in the order; commands come last."""
+    parts = module.split(".")
+    if parts[0] == "pipeline":
+        return len(ORDER) + 1
+    return len(ORDER) if parts[0] == "steps" else ORDER.index(parts[1])
+
+
+def imported(path: Path) -> set[str]:
+    """The project's modules that a file imports, at the top or inside a function."""
+    found = {name for name in code_closure.imports(path) if name.split(".")[0] in ("segpipe", "steps")}
+    modules = {name for name in found if code_closure.module_file(name) is not None}
+    below = {name.rpartition(".")[0] for name in modules}  # `from package import module` is no import of the package
+    return {name for name in modules - below if name not in ("segpipe", "steps")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_module_imports_only_layers_below_its_own(path):
+def test_a_folder_imports_only_folders_before_it(path):
     module = name_of(path)
-    if module == "segpipe":
-        assert sources.imports(path) == set()
+    if module in ("segpipe", "steps"):
+        assert not imported(path)
         return
-    assert layer(module) >= 0, f"{module} has no layer"
-    for found in sources.imports(path):
-        if sources.module_file(found) is None or found in ("segpipe", "steps"):
-            continue
-        same_package = (
-            found.split(".")[:2] == module.split(".")[:2] or found.rsplit(".", 1)[0] == module.rsplit(".", 1)[0]
-        )
-        assert layer(found) < layer(module) or (layer(found) == layer(module) and same_package), found
+    for found in imported(path) - (TERMINAL if module.startswith("segpipe.orchestration.") else set()):
+        assert place(found) <= place(module), found
+
+
+def test_every_folder_stands_in_the_order_and_says_what_it_is_for():
+    folders = {path.name for path in (PROJECT / "segpipe").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders | {"errors"} == set(ORDER)
+    for folder in folders:
+        said = ast.get_docstring(ast.parse((PROJECT / "segpipe" / folder / "__init__.py").read_text(encoding="utf-8")))
+        assert said, folder
+
+
+def test_the_readme_shows_the_folders_in_their_order():
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    tree = readme.partition("## What is where")[2].partition("segpipe/ ")[2].partition("tests/ ")[0]
+    shown = re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)
+    assert shown == [folder for folder in ORDER if folder != "errors"]
+
+
+def test_no_file_is_imported_by_what_it_imports():
+    graph = {name_of(path): imported(path) - TERMINAL for path in FILES}
+    done: set[str] = set()
+
+    def walk(module: str, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if module in above:
+            yield (*above[above.index(module) :], module)
+        elif module not in done:
+            for found in graph.get(module, ()):
+                yield from walk(found, (*above, module))
+            done.add(module)
+
+    assert [circle for module in graph for circle in walk(module, ())] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_third_parties_stay_where_they_belong(path):
     module = name_of(path)
-    for found in sources.imports(path):
+    for found in code_closure.imports(path):
         allowed = CONFINED.get(found.split(".")[0])
         assert allowed is None or any(module == a or module.startswith(a + ".") for a in allowed), found
 
 
 @pytest.mark.parametrize(
-    "command", ["import pipeline, steps.chain, segpipe.tracking, segpipe.registry", "import steps.cli"]
+    "command",
+    ["import pipeline, segpipe.orchestration.chain, segpipe.registry.champions", "import steps.command"],
 )
 def test_the_driver_starts_without_torch(command):
     program = f"import sys; {command}; print(sorted({{'torch', 'matplotlib', 'nilearn'}} & set(sys.modules)))"
@@ -119,42 +126,25 @@ def test_the_driver_starts_without_torch(command):
 
 
 def test_what_ships_inside_a_model_is_small():
-    shipped = {name_of(path) for path in sources.closure(["segpipe.served_model"])}
+    shipped = {name_of(path) for path in code_closure.closure(["segpipe.serving.model_file"])}
     assert shipped == {
-        "segpipe",
-        "segpipe.channels",
-        "segpipe.config",
-        "segpipe.data",
-        "segpipe.data.codecs",
-        "segpipe.data.codecs.decoded",
-        "segpipe.data.codecs.dicom",
-        "segpipe.data.codecs.nifti",
-        "segpipe.data.codecs.pictures",
-        "segpipe.data.components",
-        "segpipe.data.encodings",
-        "segpipe.data.transform",
-        "segpipe.data.volume",
-        "segpipe.data.windows",
-        "segpipe.errors",
-        "segpipe.findings",
-        "segpipe.inference",
-        "segpipe.models",
-        "segpipe.models.attention_unet",
-        "segpipe.models.encoder_weights",
-        "segpipe.models.group_norm",
-        "segpipe.models.options",
-        "segpipe.models.pruning",
-        "segpipe.served_model",
-        "segpipe.serving",
-        "segpipe.serving.request",
+        *("segpipe", "segpipe.errors", "segpipe.config", "segpipe.config.sections"),
+        *("segpipe.data", "segpipe.data.codecs", "segpipe.data.codecs.decoded", "segpipe.data.codecs.dicom"),
+        *("segpipe.data.codecs.nifti", "segpipe.data.codecs.pictures", "segpipe.data.components"),
+        *("segpipe.data.encodings", "segpipe.data.transform", "segpipe.data.volume", "segpipe.data.windows"),
+        *("segpipe.models", "segpipe.models.architectures", "segpipe.models.attention_unet"),
+        *("segpipe.models.encoder_weights", "segpipe.models.group_norm", "segpipe.models.options"),
+        *("segpipe.models.pruning", "segpipe.inference", "segpipe.inference.input_assembly"),
+        *("segpipe.inference.predictor", "segpipe.inference.quantities", "segpipe.inference.spec"),
+        *("segpipe.serving", "segpipe.serving.model_file", "segpipe.serving.request", "segpipe.serving.served_model"),
     }
 
 
 def test_a_closure_follows_imports_and_nothing_else():
-    train = {name_of(path) for path in sources.closure(["steps.train"])}
-    assert {"segpipe.engine", "segpipe.losses", "segpipe.data.augment"} <= train
-    assert not {"segpipe.registry", "segpipe.evaluation", "steps.register", "steps.evaluate", "pipeline"} & train
-    preprocess = {name_of(path) for path in sources.closure(["steps.preprocess"])}
+    train = {name_of(path) for path in code_closure.closure(["steps.train"])}
+    assert {"segpipe.training.engine", "segpipe.models.losses", "segpipe.data.augment"} <= train
+    assert not {"segpipe.registry.champions", "segpipe.evaluation.measuring", "steps.register", "pipeline"} & train
+    preprocess = {name_of(path) for path in code_closure.closure(["steps.preprocess"])}
     assert "segpipe.data.readers.folder" in preprocess
-    evaluate = sources.closure(["steps.evaluate"])
-    assert sources.PROJECT / "segpipe" / "report" / "template.html" in evaluate
+    page = code_closure.closure(["segpipe.evaluation.report.page"])
+    assert PROJECT / "segpipe" / "evaluation" / "report" / "template.html" in page

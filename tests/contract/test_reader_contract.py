@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import write_folder, write_nifti
 
-from segpipe import settings
+from segpipe.config import settings
 from segpipe.data import phantom
 from segpipe.data.readers import READERS, open_reader
 

@@ -6,9 +6,9 @@ import tomllib
 import pytest
 import yaml
 
-from segpipe import settings
-from segpipe.sources import PROJECT
-from steps.keys import STEPS
+from segpipe.config import settings
+from segpipe.files.project import PROJECT
+from segpipe.orchestration.keys import STEPS
 
 FIXED = {
     *("seed", "data.format", "data.root", "model.arch", "model.encoder", "model.encoder_weights"),

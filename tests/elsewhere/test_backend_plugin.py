@@ -18,7 +18,7 @@ import psutil
 import pytest
 from conftest import TINY, wait_for, write_folder
 
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 pytestmark = pytest.mark.slow
 

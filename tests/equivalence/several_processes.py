@@ -9,10 +9,13 @@ from pathlib import Path
 
 import torch
 
-from segpipe import distributed, engine, models, settings
+from segpipe.config import settings
 from segpipe.data.batches import Batches
-from segpipe.learner import Learner
-from segpipe.manifest import Manifest
+from segpipe.data.manifest import Manifest
+from segpipe.models import architectures
+from segpipe.runtime import process_group
+from segpipe.training import engine
+from segpipe.training.learner import Learner
 
 
 def main(job: Path, out: Path) -> None:
@@ -20,10 +23,10 @@ def main(job: Path, out: Path) -> None:
     found = {}
     for name, knobs in asked["trainings"].items():
         config = settings.build(knobs)
-        accelerator = distributed.start(config.train)
+        accelerator = process_group.start(config.train)
         manifest, folder = Manifest.load(Path(asked["dataset"])), Path(asked["dataset"])
         train, val = (Batches(manifest, folder, s, config.train, accelerator.device) for s in ("train", "val"))
-        network = models.build(config.model, 1, 1, config.seed)
+        network = architectures.build(config.model, 1, 1, config.seed)
         learner, losses = Learner(network, config.train, accelerator), []
         forward = learner.forward
 
@@ -41,7 +44,7 @@ def main(job: Path, out: Path) -> None:
             "val": flat(engine.validate(learner, val, config)),
             "weights": network.state_dict(),
         }
-    if not distributed.rank():
+    if not process_group.rank():
         torch.save(found, out)
 
 

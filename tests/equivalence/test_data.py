@@ -5,8 +5,8 @@ import numpy as np
 from conftest import write_folder, write_nifti
 from PIL import Image
 
-from segpipe import settings
-from segpipe.data import cache
+from segpipe.config import settings
+from segpipe.data import dataset_writer
 from segpipe.data.readers import open_reader
 
 
@@ -14,7 +14,7 @@ def built(tmp_path, name, root, **knobs):
     config = settings.load(None, {"data.root": str(root), "preprocess.size": "32", **knobs})
     reader = open_reader(config)
     folder = tmp_path / name
-    return config, reader, cache.build(config, reader, folder, lambda *_: None), folder
+    return config, reader, dataset_writer.build(config, reader, folder, lambda *_: None), folder
 
 
 def test_cached_arrays_are_what_reading_afresh_gives(tmp_path):
@@ -23,7 +23,7 @@ def test_cached_arrays_are_what_reading_afresh_gives(tmp_path):
     cases = {case.name: case for case in reader.cases()}
     for split in ("train", "val"):
         for record in manifest.of(split):
-            images, masks = cache.network_slices(reader.load(cases[record.case]), config.preprocess)
+            images, masks = dataset_writer.network_slices(reader.load(cases[record.case]), config.preprocess)
             rows = slice(record.start, record.start + record.shape[0])
             np.testing.assert_array_equal(manifest.array(folder, f"{split}_images")[rows], images.astype(np.float16))
             np.testing.assert_array_equal(manifest.array(folder, f"{split}_masks")[rows], masks)

@@ -35,15 +35,15 @@ def trained(store, tmp_path_factory):
     for _ in range(2):
         program = [sys.executable, "-m", "steps.train", "--data.format=folder", f"--data.root={root}", *TINY]
         subprocess.run(program, cwd=PROJECT, check=True, capture_output=True, timeout=180)
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
-    tracking.connect()
-    first, second = tracking.finished("train")
+    connection.connect()
+    first, second = runs.finished("train")
     return first, second
 
 
 def test_same_seed_same_model_bytes_and_same_history(trained):
-    from segpipe import logged_models
+    from segpipe.recording import logged_models
 
     files = []
     for run in trained:
@@ -91,8 +91,8 @@ def files():
 
 
 def test_the_logged_model_answers_as_evaluation_measures_from_anywhere(trained, tmp_path):
-    from segpipe import logged_models
-    from segpipe.inference import Predictor
+    from segpipe.inference.predictor import Predictor
+    from segpipe.recording import logged_models
 
     uri = f"models:/{trained[0].data.tags['segpipe.model_id']}"
     request = json.dumps([base64.b64encode(data).decode() for data in files()])

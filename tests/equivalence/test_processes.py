@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from conftest import TINY, training_set, wait_for, with_knobs, write_folder
 
-from segpipe import models
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
+from segpipe.models import architectures
 
 PROGRAM = Path(__file__).with_name("several_processes.py")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -28,6 +28,9 @@ EXACT = {
     "lovasz": {"train": {"epochs": 1}, "loss": {"name": "lovasz"}},
     "tversky": {"train": {"epochs": 1, "batch_size": 3}, "loss": {"name": "focal_tversky"}},
 }
+
+
+WORKERS = "steps.worker"
 
 
 def run(processes, job, out):
@@ -74,12 +77,12 @@ def test_every_architecture_trains_in_two_processes(tmp_path):
         arch: with_knobs(
             config, model={"arch": arch, "encoder": row.test_encoder}, train={"epochs": 2, "batch_size": 8}
         ).model_dump(mode="json")
-        for arch, row in models.ARCHITECTURES.items()
+        for arch, row in architectures.ARCHITECTURES.items()
     }
     job = tmp_path / "job.json"
     job.write_text(json.dumps({"dataset": str(dataset), "trainings": trainings}))
     found = run(2, job, tmp_path / "out.pt")
-    assert set(found) == set(models.ARCHITECTURES)
+    assert set(found) == set(architectures.ARCHITECTURES)
     for arch, result in found.items():
         assert all(value == value for value in result["losses"]), arch
 
@@ -107,17 +110,17 @@ def start(raw, outputs, *more, program=(sys.executable, "-m", "steps.train")):
 
 
 def weights(run):
-    from segpipe import logged_models
+    from segpipe.recording import logged_models
 
     folder = logged_models.folder(f"models:/{run.data.tags['segpipe.model_id']}")
     return safetensors.torch.load_file(folder / "weights.safetensors")
 
 
 def newest():
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
-    tracking.connect()
-    client = tracking.MlflowClient()
+    connection.connect()
+    client = runs.MlflowClient()
     experiments = [e.experiment_id for e in client.search_experiments()]
     (run,) = client.search_runs(
         experiments, "tags.`segpipe.step` = 'train'", max_results=1, order_by=["attributes.start_time DESC"]
@@ -141,7 +144,7 @@ def check(run, expected):
 
 def workers(process):
     """The training processes below a step, once each has written a checkpoint or waits for one that has."""
-    return [p for p in psutil.Process(process.pid).children(recursive=True) if "steps.workers" in p.cmdline()]
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if WORKERS in p.cmdline()]
 
 
 @pytest.mark.slow

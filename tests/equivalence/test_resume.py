@@ -14,11 +14,12 @@ import safetensors.torch
 import torch
 from conftest import EPOCH_TIMES, TIMES, TINY, network, training_set, wait_for, with_knobs, write_folder
 
-from segpipe import distributed, engine
-from segpipe.checkpoint import Checkpoints
 from segpipe.data.batches import Batches
 from segpipe.errors import InputError
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
+from segpipe.runtime import process_group
+from segpipe.training import engine
+from segpipe.training.checkpoints import Checkpoints
 
 EVERYTHING = (
     *TINY,
@@ -49,7 +50,7 @@ def trained(dataset, folder, key="key", stop=engine.never, on_epoch=lambda *_: N
     config = with_knobs(dataset[0], train=knobs, model={"arch": "fpn"})
     splits = (Batches(dataset[1], dataset[2], split, config.train, torch.device("cpu")) for split in ("train", "val"))
     checkpoints = Checkpoints(folder, key, (warned if warned is not None else []).append)
-    accelerator = distributed.start(config.train)
+    accelerator = process_group.start(config.train)
     return engine.fit(network(config), *splits, config, accelerator, on_epoch, checkpoints, checkpoints.newest(), stop)
 
 
@@ -199,7 +200,7 @@ def checkpoints(outputs):
 
 def result(client, run):
     """Weights, and every metric's points but their times."""
-    from segpipe import logged_models
+    from segpipe.recording import logged_models
 
     folder = logged_models.folder(f"models:/{run.data.tags['segpipe.model_id']}")
     points = {
@@ -211,12 +212,12 @@ def result(client, run):
 
 @pytest.fixture(scope="module")
 def undisturbed(store, raw, tmp_path_factory):
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
     code, shown = finish(start(raw, tmp_path_factory.mktemp("outputs"), "--train.resume=never"))
     assert code == 0, shown
-    tracking.connect()
-    return result(tracking.MlflowClient(), tracking.finished("train")[0])
+    connection.connect()
+    return result(runs.MlflowClient(), runs.finished("train")[0])
 
 
 def check_equal(found, expected):
@@ -228,10 +229,10 @@ def check_equal(found, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(8))
 def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undisturbed, raw, tmp_path, moment):
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    client, rng = tracking.MlflowClient(), random.Random(moment)
-    before = {run.info.run_id for run in tracking.finished("train")}
+    client, rng = runs.MlflowClient(), random.Random(moment)
+    before = {run.info.run_id for run in runs.finished("train")}
     first = start(raw, tmp_path)
     wait_for(first, lambda: checkpoints(tmp_path))
     time.sleep(rng.uniform(0, 2))
@@ -241,7 +242,7 @@ def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undistur
     code, shown = finish(start(raw, tmp_path))
     assert code == 0, shown
     assert "continues run" in shown
-    (run,) = [run for run in tracking.finished("train") if run.info.run_id not in before]
+    (run,) = [run for run in runs.finished("train") if run.info.run_id not in before]
     assert run.data.tags["segpipe.resumed"] == "1"
     assert run.info.run_name == name
     check_equal(result(client, run), undisturbed)
@@ -252,9 +253,9 @@ def test_killed_at_an_arbitrary_moment_and_started_again_it_is_the_same(undistur
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_and_the_run_killed(undisturbed, raw, tmp_path, number):
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    client = tracking.MlflowClient()
+    client = runs.MlflowClient()
     first = start(raw, tmp_path)
     wait_for(first, lambda: checkpoints(tmp_path))
     run_id = checkpoints(tmp_path)[0].parent.name
@@ -270,7 +271,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_killed(undisturbed, raw, tmp_p
 
 @pytest.mark.slow
 def test_one_that_is_at_work_is_not_continued(store, raw, tmp_path):
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
     first = start(raw, tmp_path, "--seed=7")
     wait_for(first, lambda: checkpoints(tmp_path))
@@ -283,14 +284,14 @@ def test_one_that_is_at_work_is_not_continued(store, raw, tmp_path):
     finally:
         first.kill()
         first.communicate()
-    tracking.connect()
-    assert tracking.MlflowClient().get_run(run_id).info.status == "RUNNING"
+    connection.connect()
+    assert runs.MlflowClient().get_run(run_id).info.status == "RUNNING"
 
 
 def test_what_cannot_be_continued_is_told(undisturbed, raw, tmp_path):
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    done = tracking.finished("train")[0].info.run_id
+    done = runs.finished("train")[0].info.run_id
     for asked, told in ((done, "no interrupted run"), ("0" * 32, "0000")):
         code, shown = finish(start(raw, tmp_path, f"--train.resume={asked}"))
         assert code == 1
@@ -322,7 +323,7 @@ def test_nothing_but_its_own_error_ends_a_fit(dataset, tmp_path):
             train,
             Batches(manifest, folder, "val", config.train, torch.device("cpu")),
             config,
-            distributed.start(config.train),
+            process_group.start(config.train),
             lambda *_: None,
             Checkpoints(tmp_path / "none", "key", print),
         )

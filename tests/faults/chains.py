@@ -19,7 +19,7 @@ from conftest import TIMES, TINY, write_folder
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 STEPS = ("preprocess", "train", "evaluate", "register")
 MODEL = "faults"
@@ -207,8 +207,8 @@ def results(chain: Chain) -> Results:
 
 def check_whole(chain: Chain, expected: Results, cache_folder: Path) -> None:
     """A chain that was disturbed and has ended is as one that never was, and nothing half done lies about."""
-    from segpipe import inventory
-    from steps import keys
+    from segpipe.files import inventory
+    from segpipe.orchestration import keys
 
     found = results(chain)
     assert found == expected

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from chains import GONE_SECONDS, Chain, Driver, chain, check_whole, name_of, new_chain, results, undisturbed
 
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 __all__ = ["chain", "undisturbed"]
 

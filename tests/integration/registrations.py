@@ -28,7 +28,7 @@ def cases(quality, seed=0):
     import numpy as np
     import pandas as pd
 
-    from segpipe.metrics import METRICS
+    from segpipe.metrics.catalogue import METRICS
 
     values = quality + 0.02 * np.random.default_rng([seed, round(1000 * quality)]).random(PATIENTS)
     names = [f"case{i}" for i in range(PATIENTS)]
@@ -66,9 +66,11 @@ class Prepared:
         import mlflow
         from conftest import TINY, network
 
-        from segpipe import logged_models, settings
-        from segpipe.inference import ModelSpec, Predictor
-        from segpipe.serving import ARTIFACT
+        from segpipe.config import settings
+        from segpipe.inference.predictor import Predictor
+        from segpipe.inference.spec import ModelSpec
+        from segpipe.recording import logged_models
+        from segpipe.serving.served_model import ARTIFACT
 
         knobs = dict(knob.removeprefix("--").split("=") for knob in TINY)
         config = settings.load(None, {**knobs, "data.format": "folder"})
@@ -83,7 +85,7 @@ class Prepared:
 
     def evaluation(self, quality):
         """The run ID of an evaluation of a copy of the model that found it that good."""
-        from segpipe import settings
+        from segpipe.config import settings
 
         model = self.client.create_logged_model(self.experiment, name="model", source_run_id=self.train)
         self.client.log_model_artifacts(model.model_id, self.model)
@@ -175,9 +177,9 @@ def start(job):
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     if job["patience"]:
-        from segpipe import turns
+        from segpipe.registry import lock
 
-        turns.DEAD_AFTER = job["patience"]
+        lock.DEAD_AFTER = job["patience"]
     if job["dies"]:
         mortal(job["dies"])
     register.main.main(job["arguments"])
@@ -192,7 +194,7 @@ def serve():
     from mlflow.store.model_registry import sqlalchemy_store as _registry  # noqa: F401
     from mlflow.store.tracking import sqlalchemy_store as _tracking  # noqa: F401
 
-    from segpipe import gate, lineage, registry, report  # noqa: F401
+    from segpipe.evaluation import gate  # noqa: F401
 
     for text in sys.stdin:
         children = [start(job) for job in json.loads(text)]

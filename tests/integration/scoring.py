@@ -52,8 +52,8 @@ def dicom(pixels, **elements):
 
 
 def spec(reader="folder", channels=("grey",), classes=("thing",)):
-    from segpipe.config import ModelConfig, PreprocessConfig
-    from segpipe.inference import ModelSpec
+    from segpipe.config.sections import ModelConfig, PreprocessConfig
+    from segpipe.inference.spec import ModelSpec
 
     tiny = ModelConfig(encoder="tu-test_resnet", encoder_depth=3)
     plane = PreprocessConfig(size=(32, 32))
@@ -64,10 +64,11 @@ def logged(made, folder):
     """The URI of a model with random weights."""
     import mlflow
 
-    from segpipe import logged_models, models
-    from segpipe.inference import Predictor
+    from segpipe.inference.predictor import Predictor
+    from segpipe.models import architectures
+    from segpipe.recording import logged_models
 
-    Predictor(made, models.build(made.model, len(made.channels), len(made.classes), seed=0)).save(folder)
+    Predictor(made, architectures.build(made.model, len(made.channels), len(made.classes), seed=0)).save(folder)
     with mlflow.start_run(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow compares the columns of an example with a range
         return f"models:/{logged_models.log(folder)}"

@@ -7,15 +7,16 @@ import sys
 import mlflow
 import pytest
 
-from segpipe import artifacts, inventory, offline
-from segpipe.sources import PROJECT
+from segpipe.files import inventory, staging
+from segpipe.files.project import PROJECT
+from segpipe.tracking import artifacts
 
 TIMES = 30
 ADD = f"""
 import sys, mlflow
-from segpipe import artifacts, tracking
-tracking.connect()
-with tracking.within(sys.argv[1]):
+from segpipe.tracking import artifacts, connection, runs
+connection.connect()
+with runs.within(sys.argv[1]):
     for number in range({TIMES}):
         with artifacts.files("compare") as folder:
             (folder / f"{{sys.argv[2]}} {{number}}.txt").write_text(str(number))
@@ -85,8 +86,8 @@ def test_files_that_join_a_damaged_folder_do_not_make_it_whole(run):
 def test_files_cut_off_between_two_moves_leave_a_folder_that_is_not_whole(run):
     add("register", "{}", "decision.json")
     folder = artifacts.local(f"runs:/{run}/register")
-    with offline.staged(folder) as staging:  # as far as a process comes that dies before it writes the inventory
-        (staging / "decision.json").write_text("[]")
+    with staging.staged(folder) as half:  # as far as a process comes that dies before it writes the inventory
+        (half / "decision.json").write_text("[]")
     assert damage(run, "register") == "register/decision.json is not what was written"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY, write_folder
 
-from segpipe import settings
-from segpipe.sources import PROJECT
+from segpipe.config import settings
+from segpipe.files.project import PROJECT
 
 AWKWARD = 'it\'s "für" 日本 $HOME; a & b # 100% (x) ?'
 IN_URIS = 'it\'s "für" 日本 $HOME; a & b # (x)'  # sqlite takes what follows a ? for options, alembic a % for its own

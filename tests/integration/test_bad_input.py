@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY, write_folder, write_nifti
 from PIL import Image
 
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 
 def spoil(root):
@@ -45,10 +45,10 @@ DATA = {
 
 def newest(step):
     """The run started last, of one step or of any."""
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
-    tracking.connect()
-    client = tracking.MlflowClient()
+    connection.connect()
+    client = runs.MlflowClient()
     found = client.search_runs(
         [e.experiment_id for e in client.search_experiments()],
         f"tags.`segpipe.step` = '{step}'" if step else "",
@@ -136,9 +136,9 @@ def test_given_runs_have_to_fit_together(preprocessed, step, command):
 
 def test_a_missing_artifact_is_not_taken_for_whole(preprocessed, step, store):
     run_id = newest("preprocess").info.run_id
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    good = tracking.finished("preprocess")[0].info.run_id
+    good = runs.finished("preprocess")[0].info.run_id
     (manifest,) = store.rglob(f"{good}/artifacts/dataset/manifest.json")
     hidden = manifest.rename(manifest.with_suffix(".hidden"))
     try:

@@ -18,7 +18,7 @@ import pytest
 from conftest import TINY, write_nifti
 
 from segpipe.data import codecs
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 MODEL = "volumes"
 CUBE = base64.b64encode(codecs.encode_nifti(np.zeros((8, 8, 2), np.float32), np.eye(4))).decode()
@@ -43,16 +43,16 @@ def chain(store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(chain):
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
-    tracking.connect()
-    return tracking.MlflowClient()
+    connection.connect()
+    return runs.MlflowClient()
 
 
 def runs(client, step):
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    return tracking.finished(step)
+    return runs.finished(step)
 
 
 def champion(client):
@@ -120,7 +120,7 @@ def test_the_version_remembers_where_it_came_from(chain, client):
 
 
 def test_evaluation_leaves_a_table_a_summary_and_pictures(chain, client):
-    from segpipe import artifacts
+    from segpipe.tracking import artifacts
 
     folder = artifacts.local(f"runs:/{runs(client, 'evaluate')[-1].info.run_id}/evaluation")
     summary = json.loads((folder / "summary.json").read_text())
@@ -220,8 +220,8 @@ def record(root, case="sub-case0"):
 
 
 def test_served_mask_is_the_evaluated_mask_on_the_files_own_grid(chain, client, server):
-    from segpipe import logged_models
-    from segpipe.inference import Predictor
+    from segpipe.inference.predictor import Predictor
+    from segpipe.recording import logged_models
 
     root, _, _ = chain
     status, answer = post(server, {"dataframe_records": [record(root), record(root, "sub-case1")]})
@@ -295,8 +295,8 @@ def test_a_better_model_takes_over_and_the_old_one_stays_as_previous(chain, clie
 
 
 def test_on_a_new_test_set_the_champion_is_measured_again_without_patients_it_has_seen_and_stays(chain, client):
-    from segpipe import artifacts
-    from segpipe.manifest import Manifest
+    from segpipe.data.manifest import Manifest
+    from segpipe.tracking import artifacts
 
     _, _, run = chain
     before = champion(client)

@@ -11,14 +11,22 @@ import pytest
 from conftest import network, training_set
 from servers import Server
 
-from segpipe import artifacts, fetched, inventory, logged_models, tracking
 from segpipe.errors import InputError
-from segpipe.inference import ModelSpec, Predictor
-from segpipe.serving import ARTIFACT
-from segpipe.sources import PROJECT
+from segpipe.files import inventory
+from segpipe.files.project import PROJECT
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.recording import logged_models
+from segpipe.serving.served_model import ARTIFACT
+from segpipe.tracking import artifact_cache, artifacts, connection, runs
 
 NAME = "Größe 1.csv"
-FETCH = "import sys; from segpipe import artifacts, tracking; tracking.connect(); print(artifacts.local(sys.argv[1]))"
+FETCH = """
+import sys
+from segpipe.tracking import artifacts, connection
+connection.connect()
+print(artifacts.local(sys.argv[1]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def server(tmp_path_factory):
     found.start()
     os.environ["MLFLOW_TRACKING_URI"] = found.uri
     os.environ["SEGPIPE_CACHE"] = str(home / "cache")
-    tracking.connect()
+    connection.connect()
     yield found
     found.kill()
     os.environ.clear()
@@ -118,7 +126,7 @@ def test_files_that_join_a_folder_join_its_inventory(server):
 
 def test_what_has_no_inventory_comes_as_a_copy_of_this_process(server):
     with mlflow.start_run() as run:
-        tracking.log_text("seed: 1", "config/resolved.yaml")
+        runs.log_text("seed: 1", "config/resolved.yaml")
     keys = cached(server)
     path = artifacts.local(f"runs:/{run.info.run_id}/config/resolved.yaml")
     assert path.read_text() == "seed: 1"
@@ -175,7 +183,7 @@ def test_damage_to_a_model_is_found(server, model):
 
 
 def test_a_model_without_an_inventory_still_comes(server, model):
-    weights = fetched.find(mlflow.MlflowClient().get_logged_model(model).artifact_location, artifacts.WEIGHTS)
+    weights = artifact_cache.find(mlflow.MlflowClient().get_logged_model(model).artifact_location, artifacts.WEIGHTS)
     assert weights is not None
     (path,) = server.artifacts.rglob(f"{model}/artifacts/{artifacts.WEIGHTS}/{inventory.FILE}")
     path.unlink()

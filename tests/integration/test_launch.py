@@ -16,10 +16,14 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from segpipe import artifacts, logged_models, processes, settings, sources, tracking
+from segpipe.config import settings
 from segpipe.errors import InputError
-from steps import launch, signals
-from steps.signals import Interrupted
+from segpipe.files import hashes
+from segpipe.orchestration import launch
+from segpipe.recording import logged_models
+from segpipe.runtime import processes, signals
+from segpipe.runtime.signals import Interrupted
+from segpipe.tracking import artifacts, run_tags, runs
 
 PROJECT = """
 name: small
@@ -52,7 +56,7 @@ class Project:
         self.root, self.client = root, client
         (root / "MLproject").write_text(PROJECT)
         (root / "step.py").write_text(STEP)
-        self.parent = client.create_run(tracking.experiment("segpipe"), tags={"mlflow.source.name": "here"})
+        self.parent = client.create_run(runs.experiment("segpipe"), tags={"mlflow.source.name": "here"})
         self.known = {run.info.run_id for run in self.runs(all_parents=True)}
 
     def runs(self, all_parents=False):
@@ -86,9 +90,9 @@ class Project:
 
 @pytest.fixture
 def project(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch.sources, "PROJECT", tmp_path)
+    monkeypatch.setattr(launch.project, "PROJECT", tmp_path)
     monkeypatch.setattr(launch, "PAUSE", 0.2)
-    found = Project(tmp_path, tracking.MlflowClient())
+    found = Project(tmp_path, runs.MlflowClient())
     yield found
     signals.again()
     assert [run.info.run_id for run in found.runs() if run.info.status == "RUNNING"] == []
@@ -124,7 +128,7 @@ def test_a_step_that_dies_without_a_word_is_told_so(project, code):
     with pytest.raises(InputError, match=r"train failed \(run \w{32}\): its process ended without a word"):
         project.launch()
     (run,) = project.runs()
-    assert (run.info.status, run.data.tags[tracking.REASON]) == ("FAILED", launch.SILENT)
+    assert (run.info.status, run.data.tags[run_tags.REASON]) == ("FAILED", launch.SILENT)
 
 
 def test_a_failed_steps_own_reason_is_told_and_the_end_of_its_log(project, capfd):
@@ -204,7 +208,7 @@ def test_a_signal_ends_the_step_under_way_and_none_starts_after_it(project, numb
     assert time.monotonic() - began < 10
     (run,) = project.runs()
     assert run.info.status == "KILLED"
-    assert run.data.tags[tracking.REASON] == f"interrupted ({number.name})"
+    assert run.data.tags[run_tags.REASON] == f"interrupted ({number.name})"
     assert project.begun()[0].with_suffix(".asked").exists()
 
 
@@ -286,7 +290,7 @@ def test_a_signal_amid_the_end_of_an_object_is_not_lost():
 
 IMPORTING = """
 import os, signal, sys
-from steps import signals
+from segpipe.runtime import signals
 signals.install()
 
 class Watch:
@@ -320,7 +324,7 @@ def test_a_step_that_was_signalled_itself_interrupts_the_driver(project):
         project.launch()
     assert stop.value.number == signal.SIGTERM
     (run,) = project.runs()
-    assert (run.info.status, run.data.tags[tracking.REASON]) == ("KILLED", "interrupted (SIGTERM)")
+    assert (run.info.status, run.data.tags[run_tags.REASON]) == ("KILLED", "interrupted (SIGTERM)")
 
 
 PLUGIN = """
@@ -416,8 +420,8 @@ def test_an_installed_plugin_is_a_known_backend(plugin):
 def chain(config, *names, made=None, **how):
     """Launch steps one on the other, or on those made before, below a new run; theirs, by name."""
     made = dict(made or {})
-    with tracking.run("pipeline", config), launch.guarded():
-        launcher = launch.Launcher(tracking.active(), launch.How(**how))
+    with runs.run("pipeline", config), launch.guarded():
+        launcher = launch.Launcher(runs.active(), launch.How(**how))
         for name in names:
             inputs = {f"{known}_run": run.info.run_id for known, run in made.items()}
             made[name] = launch.launch(name, inputs, launcher, "a test asks")
@@ -442,7 +446,7 @@ def test_in_this_process_a_step_leaves_what_it_leaves_in_its_own(store, folder, 
     assert set(own.data.tags) - set(here.data.tags) <= {"mlflow.project.backend"}
     assert here.data.tags["segpipe.dataset_digest"] == own.data.tags["segpipe.dataset_digest"]
     assert here.data.tags["segpipe.pid"] == str(os.getpid()) != own.data.tags["segpipe.pid"]
-    parent = tracking.MlflowClient().get_run(here.data.tags["mlflow.parentRunId"])
+    parent = runs.MlflowClient().get_run(here.data.tags["mlflow.parentRunId"])
     assert (parent.info.status, parent.data.tags["segpipe.step"]) == ("FINISHED", "pipeline")
 
 
@@ -460,7 +464,7 @@ def test_in_this_process_a_step_can_be_interrupted_and_timed(store, tmp_path, ti
         threading.Timer(0.3, asked_to_stop, (signal.SIGTERM,)).start()
     with pytest.raises(InputError if timeout else Interrupted) as stop:
         chain(config, "preprocess", in_process=True, timeout=timeout)
-    client = tracking.MlflowClient()
+    client = runs.MlflowClient()
     run, parent = client.search_runs([os.environ["MLFLOW_EXPERIMENT_ID"]], order_by=["start_time DESC"], max_results=2)
     ended = "FAILED" if timeout else "KILLED"
     assert (run.info.status, parent.info.status) == (ended, ended)
@@ -474,7 +478,7 @@ def test_in_this_process_a_training_that_failed_goes_on_with_the_next_attempt(st
     refused, log = [], artifacts.log_dataset
 
     def away_at_first(*what):
-        if not refused and tracking.active().data.tags[tracking.STEP] == "train":
+        if not refused and runs.active().data.tags[run_tags.STEP] == "train":
             refused.append(what)
             raise ConnectionRefusedError("nobody listens")
         log(*what)
@@ -483,7 +487,7 @@ def test_in_this_process_a_training_that_failed_goes_on_with_the_next_attempt(st
     monkeypatch.setattr(artifacts, "log_dataset", away_at_first)
     made = chain(knobs(folder, **{"tracking.outputs": str(tmp_path)}), "preprocess", "train", in_process=True)
     assert refused
-    assert (made["train"].info.status, made["train"].data.tags[tracking.RESUMED]) == ("FINISHED", "1")
+    assert (made["train"].info.status, made["train"].data.tags[run_tags.RESUMED]) == ("FINISHED", "1")
 
 
 def test_in_this_process_there_is_one_step_at_a_time(project):
@@ -496,7 +500,8 @@ import sys
 sys.path[:0] = ["tests", "tests/integration"]
 from pathlib import Path
 import test_launch
-test_launch.tracking.connect()
+from segpipe.tracking import connection
+connection.connect()
 print(*test_launch.trained(Path(sys.argv[1]), Path(sys.argv[2]), in_process=bool(sys.argv[3])))
 """
 
@@ -507,8 +512,8 @@ def trained(folder, outputs, in_process):
     made = chain(knobs(folder, **more), "preprocess", in_process=True)
     for variant in ({}, {"seed": "1"}, {"train.precision": "bf16"}, {}):
         run = chain(knobs(folder, **variant, **more), "train", made=made, in_process=in_process)["train"]
-        weights = logged_models.folder(f"models:/{run.data.tags[tracking.MODEL]}") / "weights.safetensors"
-        digests.append(sources.sha256(weights))
+        weights = logged_models.folder(f"models:/{run.data.tags[run_tags.MODEL]}") / "weights.safetensors"
+        digests.append(hashes.sha256(weights))
     return digests
 
 

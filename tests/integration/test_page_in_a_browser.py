@@ -39,13 +39,16 @@ def logged(folder, reader, channels):
     """The URI of a tiny network with random weights, with a threshold that half of the pixels of a disc reach."""
     import mlflow
 
-    from segpipe import logged_models, models, settings
-    from segpipe.inference import ModelSpec, Predictor
-    from segpipe.serving import ARTIFACT
+    from segpipe.config import settings
+    from segpipe.inference.predictor import Predictor
+    from segpipe.inference.spec import ModelSpec
+    from segpipe.models import architectures
+    from segpipe.recording import logged_models
+    from segpipe.serving.served_model import ARTIFACT
 
     knobs = dict(knob.removeprefix("--").split("=") for knob in TINY)
     config = settings.load(None, {**knobs, "data.format": reader})
-    network = models.build(config.model, len(channels), 1, seed=0, pretrained=False)
+    network = architectures.build(config.model, len(channels), 1, seed=0, pretrained=False)
     shape = {"reader": reader, "channels": channels, "classes": ("vessel",)}
     spec = ModelSpec(model=config.model, preprocess=config.preprocess, **shape)
     image = np.repeat(PICTURE[None, None].astype(np.float32), len(channels), axis=0)

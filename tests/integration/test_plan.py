@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import TINY, write_folder
 
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 MODEL = "planned"
 STEPS = ("preprocess", "train", "evaluate", "register")
@@ -69,15 +69,15 @@ def touched(path):
 
 
 def finished(step):
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    return tracking.finished(step)
+    return runs.finished(step)
 
 
 def runs_in_store():
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    client = tracking.MlflowClient()
+    client = runs.MlflowClient()
     return client.search_runs([e.experiment_id for e in client.search_experiments()])
 
 
@@ -117,10 +117,10 @@ def test_changed_raw_files_are_counted_and_named(planned, raw):
 def test_changed_code_and_requirements_are_named_and_only_what_imports_them_runs(chain, tmp_path):
     copy = copied(tmp_path)
     touched(copy / "README.md")
-    touched(copy / "segpipe" / "losses.py")
+    touched(copy / "segpipe" / "models" / "losses.py")
     lines = dict(line.split(": ", 1) for line in pipeline(*chain, "--plan", project=copy).stdout.splitlines())
     assert lines["preprocess"].startswith("reuse ")
-    assert lines["train"] == "run: because segpipe/losses.py changed"
+    assert lines["train"] == "run: because segpipe/models/losses.py changed"
     pins = (copy / "requirements.txt").read_text(encoding="utf-8")
     (copy / "requirements.txt").write_text(pins.replace("click==", "click==0."), encoding="utf-8")
     said = pipeline(*chain, "--plan", "--until=preprocess", project=copy).stdout
@@ -128,7 +128,7 @@ def test_changed_code_and_requirements_are_named_and_only_what_imports_them_runs
 
 
 def test_a_damaged_artifact_is_named_and_its_step_runs_again(planned):
-    from segpipe import artifacts
+    from segpipe.tracking import artifacts
 
     array = artifacts.local(f"runs:/{finished('preprocess')[0].info.run_id}/dataset") / "train_images.npy"
     whole = array.read_bytes()
@@ -143,9 +143,9 @@ def test_a_damaged_artifact_is_named_and_its_step_runs_again(planned):
 
 
 def test_a_champion_of_another_hand_makes_register_run(planned):
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    client = tracking.MlflowClient()
+    client = runs.MlflowClient()
     client.delete_registered_model_alias(MODEL, "champion")
     try:
         assert planned()["register"] == "run: because the champion was version 1, now it is none"
@@ -201,7 +201,7 @@ def test_a_reused_step_appears_under_the_parent_and_links_to_its_run(chain):
 
 
 def test_earlier_steps_are_taken_as_they_are_where_only_their_code_changed(chain, tmp_path):
-    from segpipe import artifacts
+    from segpipe.tracking import artifacts
 
     copy = copied(tmp_path)
     touched(copy / "segpipe" / "data" / "splits.py")
@@ -215,23 +215,23 @@ def test_earlier_steps_are_taken_as_they_are_where_only_their_code_changed(chain
 
 
 def test_earlier_steps_that_fit_together_are_found_behind_newer_ones_that_do_not(planned):
-    from segpipe import tracking
+    from segpipe.tracking import run_tags, runs
 
-    client, others = tracking.MlflowClient(), []
+    client, others = runs.MlflowClient(), []
 
     def copy_of(step, **tags):
         run = finished(step)[0]
         made = client.create_run(run.info.experiment_id, tags=run.data.tags | tags)
-        client.log_batch(made.info.run_id, params=[tracking.Param(*knob) for knob in run.data.params.items()])
+        client.log_batch(made.info.run_id, params=[runs.Param(*knob) for knob in run.data.params.items()])
         client.set_terminated(made.info.run_id)
         others.append(made.info.run_id)
         return made.info.run_id
 
     train, preprocess = (finished(step)[0].info.run_id for step in ("train", "preprocess"))
-    parts = json.loads(finished("preprocess")[0].data.tags[tracking.PARTS])
-    other = copy_of("preprocess", **{tracking.PARTS: json.dumps(parts | {"raw data": "another"})})
-    copy_of("train", **{tracking.INPUT + "preprocess": other})
-    copy_of("train", **{tracking.INPUT + "preprocess": "gone"})
+    parts = json.loads(finished("preprocess")[0].data.tags[run_tags.PARTS])
+    other = copy_of("preprocess", **{run_tags.PARTS: json.dumps(parts | {"raw data": "another"})})
+    copy_of("train", **{run_tags.INPUT + "preprocess": other})
+    copy_of("train", **{run_tags.INPUT + "preprocess": "gone"})
     try:
         lines = planned("--from=evaluate")
     finally:

@@ -13,8 +13,9 @@ import pytest
 from conftest import TINY, disc, wait_for, write_folder
 from PIL import Image
 
-from segpipe import inventory, prediction
-from segpipe.sources import PROJECT
+from segpipe.files import inventory
+from segpipe.files.project import PROJECT
+from segpipe.prediction.results import Request
 
 NAME = "predicted"
 ARTIFACTS = {
@@ -34,8 +35,12 @@ def model(store, tmp_path_factory):
     """A network with random weights as the champion of NAME; its ID."""
     import mlflow
 
-    from segpipe import logged_models, models, registry, settings
-    from segpipe.inference import ModelSpec, Predictor
+    from segpipe.config import settings
+    from segpipe.inference.predictor import Predictor
+    from segpipe.inference.spec import ModelSpec
+    from segpipe.models import architectures
+    from segpipe.recording import logged_models
+    from segpipe.registry import champions
 
     knobs = {"model.encoder": "tu-test_resnet", "model.encoder_depth": "3", "preprocess.size": "32"}
     config = settings.load(None, {"data.format": "folder", **knobs})
@@ -48,13 +53,13 @@ def model(store, tmp_path_factory):
         threshold=0.45,
     )
     weights = tmp_path_factory.mktemp("weights") / logged_models.ARTIFACT
-    Predictor(spec, models.build(spec.model, 1, 1, seed=3)).save(weights)
+    Predictor(spec, architectures.build(spec.model, 1, 1, seed=3)).save(weights)
     with mlflow.start_run(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow compares the columns of an example with a range
         model_id = logged_models.log(weights)
-    registry.exist(NAME)
+    champions.exist(NAME)
     version = mlflow.MlflowClient().create_model_version(NAME, f"models:/{model_id}", model_id=model_id)
-    mlflow.MlflowClient().set_registered_model_alias(NAME, registry.CHAMPION, version.version)
+    mlflow.MlflowClient().set_registered_model_alias(NAME, champions.CHAMPION, version.version)
     return model_id
 
 
@@ -66,9 +71,9 @@ def knobs(model, tmp_path):
 
 def newest():
     """The run of predict started last."""
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    client = tracking.MlflowClient()
+    client = runs.MlflowClient()
     return client.search_runs(
         [e.experiment_id for e in client.search_experiments()],
         "tags.`segpipe.step` = 'predict'",
@@ -124,14 +129,14 @@ def test_some_bad_files_are_exit_code_3_and_a_finished_run_with_all_results(fold
     assert tags["segpipe.figure"].startswith("8 of 9 segmented")
     assert run.data.params["cfg.predict.threshold"] == "0.4"
 
-    from segpipe import artifacts
+    from segpipe.tracking import artifacts
 
     kept = artifacts.local_root(run.info.artifact_uri) / "predictions"
     assert {path.name for path in kept.iterdir()} == ARTIFACTS | {inventory.FILE}
     assert {k: v for k, v in without_times(kept).items() if k != inventory.FILE} == without_times(results)
     assert (kept / "outputs" / "case0.png").samefile(results / "outputs" / "case0.png")
     told = json.loads((results / "summary.json").read_text())
-    assert results.name == prediction.Request(**told["parameters"]).key
+    assert results.name == Request(**told["parameters"]).key
     assert told["failures"][0]["error"].endswith("case3.png: not a PNG, JPEG, TIFF, BMP, NIfTI or DICOM file")
     assert told["dice"]["n"] == 7
     code, shown = step("predict", f"--predict.input={folder}", "--predict.threshold=0.4", *knobs)
@@ -139,11 +144,11 @@ def test_some_bad_files_are_exit_code_3_and_a_finished_run_with_all_results(fold
 
 
 def test_a_dataset_is_predicted_by_the_uri_of_its_run(folder, step, knobs, tmp_path):
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
     data = ["--data.format=folder", f"--data.root={folder}", *TINY]
     assert step("preprocess", *data)[0] == 0
-    run_id = tracking.finished("preprocess")[0].info.run_id
+    run_id = runs.finished("preprocess")[0].info.run_id
     code, shown = step("predict", f"--predict.input=runs:/{run_id}/dataset", *data, *knobs)
     assert code == 0, shown
     assert newest().data.metrics["files"] == 8

@@ -96,10 +96,10 @@ def uri(database, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(uri, tmp_path_factory):
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
-    tracking.connect()
-    os.environ["MLFLOW_EXPERIMENT_ID"] = tracking.experiment("segpipe")
+    connection.connect()
+    os.environ["MLFLOW_EXPERIMENT_ID"] = runs.experiment("segpipe")
     return Prepared(tmp_path_factory.mktemp("prepared"), os.environ["MLFLOW_EXPERIMENT_ID"])
 
 
@@ -114,7 +114,7 @@ def jobs(prepared, tmp_path_factory):
 def test_of_eight_registrations_at_once_the_best_becomes_champion(prepared, jobs):
     from mlflow import MlflowClient
 
-    from segpipe import registry
+    from segpipe.registry import record
 
     evaluations = {quality: prepared.evaluation(quality) for quality in QUALITIES}
     results = jobs.all_at_once(
@@ -130,7 +130,7 @@ def test_of_eight_registrations_at_once_the_best_becomes_champion(prepared, jobs
     assert len(client.search_model_versions("name = 'contended'")) == 8
     champion = client.get_model_version_by_alias("contended", "champion")
     assert champion.tags["evaluate_run"] == evaluations[max(QUALITIES)]
-    moves = registry.history("contended")
+    moves = record.history("contended")
     assert [m.before for m in moves] == ["", *(m.version for m in moves[:-1])]
     assert moves[-1].version == str(champion.version)
     assert str(model.aliases.get("previous", "")) == moves[-1].before

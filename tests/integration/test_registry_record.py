@@ -71,15 +71,15 @@ class Model:
 
     def champions(self):
         """The champions one after the other; one now, no turn left, and aliases that agree with the record."""
-        from segpipe import registry
+        from segpipe.registry import record
 
         aliases, tags, versions = self.state()
         assert not [tag for tag in tags if tag.startswith("segpipe.turn.")]
-        moves = registry.history(self.name)
+        moves = record.history(self.name)
         assert moves[-1].version == aliases["champion"]
         assert [m.before for m in moves] == ["", *(m.version for m in moves[:-1])]
         assert [m.at for m in moves] == sorted({m.at for m in moves})
-        line = registry.line(moves, set(versions))
+        line = record.line(moves, set(versions))
         assert aliases.get("previous") == (line[-2] if len(line) > 1 else None)
         assert aliases.get("challenger") != aliases["champion"]
         assert versions[aliases["champion"]][0]["decision"] == "promoted"
@@ -140,7 +140,7 @@ def runs(model, step):
 
 
 def test_a_promotion_leaves_decision_report_card_and_record(model):
-    from segpipe import artifacts
+    from segpipe.tracking import artifacts
 
     assert model.register(0.6)[0] == 0
     code, shown = model.register(0.7)
@@ -277,16 +277,17 @@ def test_an_alias_set_by_hand_and_a_champion_from_before_the_record_are_recorded
     assert model.state()[0] == {"champion": "2", "previous": "1"}
     model.client.set_registered_model_alias(model.name, "champion", "1")
     model.register(0.65)
-    from segpipe import registry
+    from segpipe.registry import record
 
-    moves = registry.history(model.name)
+    moves = record.history(model.name)
     assert [(m.version, m.before) for m in moves] == [("2", "1"), ("3", "2"), ("2", "3"), ("1", "2"), ("4", "1")]
     assert moves[0].why == moves[3].why == "the alias was set without register"
 
 
 def test_a_champion_from_elsewhere_is_measured_on_the_cases_it_was_not_trained_on(model, prepared, tmp_path):
-    from segpipe import registry
-    from segpipe.metrics import METRICS
+    from segpipe.metrics.catalogue import METRICS
+    from segpipe.orchestration import champion_cases
+    from segpipe.registry import champions
 
     config, manifest, folder = training_set(tmp_path)
     here = prepared.dataset(folder, manifest.test_digest)
@@ -297,9 +298,9 @@ def test_a_champion_from_elsewhere_is_measured_on_the_cases_it_was_not_trained_o
     (folder / "manifest.json").write_text(json.dumps(values))
     elsewhere = prepared.dataset(folder, "another")
     model.register(0.6)
-    champion = registry.holder(model.name)
+    champion = champions.holder(model.name)
     champion.tags.update(test_digest="another", preprocess_run=elsewhere)
-    cases = registry.cases_of(champion, here, config, lambda *_: None)
+    cases = champion_cases.cases_of(champion, here, config, lambda *_: None)
     assert set(cases["case"]) == {case.case for case in others}
     assert set(METRICS) <= set(cases)
 

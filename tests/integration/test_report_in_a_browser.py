@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from example_evidence import NASTY, evidence, volume
 
-from segpipe import report
+from segpipe.evaluation.report import page as report_page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
@@ -62,14 +62,14 @@ def opened(page, folder):
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     shown = {"worst": volume(5, 3)._replace(case=NASTY), "median": volume(6, 4), "best": volume(1, 5)}
-    report.write(evidence(title=f"stroke {NASTY}", shown=shown), folder)
-    return (folder / report.FILE).read_text(encoding="utf-8")
+    report_page.write(evidence(title=f"stroke {NASTY}", shown=shown), folder)
+    return (folder / report_page.FILE).read_text(encoding="utf-8")
 
 
 def test_the_page_shows_all_its_pictures_and_asks_nobody(page, tmp_path):
     decision = {"promote": True, "rule": "first model", "reasons": [NASTY]}
     tree = [{"id": "a", "lines": [NASTY], "parents": []}]
-    decided = report.with_decision(page, decision, [(NASTY, "x")], tree)
+    decided = report_page.with_decision(page, decision, [(NASTY, "x")], tree)
     seen = opened(decided, tmp_path)
     assert len(seen.sizes) == 9 + 3 * 4
     assert all(size > 0 for size in seen.sizes)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import TINY, write_nifti
 
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 pytestmark = pytest.mark.slow
 
@@ -35,10 +35,10 @@ def chain(store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(chain):
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
-    tracking.connect()
-    return tracking.MlflowClient()
+    connection.connect()
+    return runs.MlflowClient()
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_model_that_is_not_there_is_one_line(tell):
 
 
 def test_a_champion_is_reproduced_to_the_bit(again, client):
-    from segpipe import artifacts
+    from segpipe.tracking import artifacts
 
     _, _, done, scratch = again
     assert done.returncode == 0, done.stderr
@@ -162,21 +162,21 @@ def test_the_next_chain_builds_on_the_old_runs(again, chain, client):
 
 def test_other_code_and_other_data_are_refused_before_anything_runs(chain, client, capfd):
     from pipeline import command
-    from segpipe import tracking
+    from segpipe.tracking import run_tags
 
     root, _ = chain
     tags = client.get_model_version_by_alias(MODEL, "champion").tags
-    parts = client.get_run(tags["train_run"]).data.tags[tracking.PARTS]
+    parts = client.get_run(tags["train_run"]).data.tags[run_tags.PARTS]
     path = next(root.glob("sub-case3/**/*_adc.nii.gz"))
     kept, count = path.read_bytes(), len(client.search_runs([e.experiment_id for e in client.search_experiments()]))
-    client.set_tag(tags["train_run"], tracking.PARTS, json.dumps({**json.loads(parts), "code": "another"}))
+    client.set_tag(tags["train_run"], run_tags.PARTS, json.dumps({**json.loads(parts), "code": "another"}))
     client.set_tag(tags["train_run"], "mlflow.source.git.commit", COMMIT)
     path.write_bytes(next(root.glob("sub-case4/**/*_adc.nii.gz")).read_bytes())
     try:
         with pytest.raises(SystemExit) as stop:
             command().main(["reproduce", URI])
     finally:
-        client.set_tag(tags["train_run"], tracking.PARTS, parts)
+        client.set_tag(tags["train_run"], run_tags.PARTS, parts)
         path.write_bytes(kept)
     told = capfd.readouterr().err.splitlines()
     assert stop.value.code == 1

@@ -19,7 +19,7 @@ from conftest import disc, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from scoring import logged, picture, spec, text
 
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 JSON = {"Content-Type": "application/json"}
 MB = 1_000_000

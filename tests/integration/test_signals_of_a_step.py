@@ -11,16 +11,18 @@ import click
 import pytest
 from conftest import TINY, wait_for, write_folder
 
-from segpipe import processes, store
 from segpipe.errors import InputError
-from segpipe.sources import PROJECT
-from steps import cli
+from segpipe.files.project import PROJECT
+from segpipe.runtime import processes
+from segpipe.tracking import connection
+from steps import command
 
+WORKERS = "steps.worker"
 # A step that begins and then waits: what signals do to it is what they do to any step.
 WAITING = """
 import sys, time
 import click
-from steps import cli
+from steps import command as cli
 
 @click.command("train", cls=cli.Command)
 @click.argument("outputs")
@@ -36,7 +38,7 @@ main.main()
 LOADING = """
 import time
 import click
-from steps import cli
+from steps import command as cli
 
 @click.command("train", cls=cli.Command)
 def main():
@@ -90,7 +92,7 @@ def run_of(client, process):
 
 
 def log_of(run):
-    from segpipe import artifacts
+    from segpipe.tracking import artifacts
 
     return artifacts.local(f"runs:/{run.info.run_id}/logs/step.log").read_text()
 
@@ -110,7 +112,7 @@ def test_a_signal_is_the_exit_code_the_status_and_the_reason(client, tmp_path):
 
 
 def test_a_step_that_could_not_get_its_config_says_so_on_its_run_and_that_it_can_pass(client, step, monkeypatch):
-    from segpipe import artifacts, tracking
+    from segpipe.tracking import artifacts, run_tags
 
     def away(uri):
         try:
@@ -125,10 +127,10 @@ def test_a_step_that_could_not_get_its_config_says_so_on_its_run_and_that_it_can
         2,
         "segpipe preprocess: runs:/x/config/resolved.yaml: the server is away\n",
     )
-    store.wait_with(store.PATIENT)
+    connection.wait_with(connection.PATIENT)
     run = client.get_run(given)
-    assert (run.info.status, run.data.tags[tracking.PASSING]) == ("FAILED", "true")
-    assert run.data.tags[tracking.REASON] == "runs:/x/config/resolved.yaml: the server is away"
+    assert (run.info.status, run.data.tags[run_tags.PASSING]) == ("FAILED", "true")
+    assert run.data.tags[run_tags.REASON] == "runs:/x/config/resolved.yaml: the server is away"
 
 
 @pytest.mark.parametrize("command", [["-m", "steps.train"], ["pipeline.py"]])
@@ -157,8 +159,7 @@ def test_what_nohup_protects_goes_on(client, tmp_path):
 
 
 def test_a_killed_step_leaves_its_log_and_the_next_one_ends_its_run(client, tmp_path):
-    from segpipe import orphans
-    from steps import step_log
+    from segpipe.orchestration import orphans, step_log
 
     process = begun(started("-c", WAITING, str(tmp_path)))
     process.kill()
@@ -256,7 +257,7 @@ def test_the_processes_of_a_training_end_when_the_one_that_started_them_is_kille
 
     process = training(raw, tmp_path, "--train.processes=2", "--train.epochs=10000", "--seed=5")
     wait_for(process, lambda: checkpoints(tmp_path))
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "steps.workers" in p.cmdline()]
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if WORKERS in p.cmdline()]
     assert len(workers) == 2
     process.kill()
     process.communicate()
@@ -264,8 +265,8 @@ def test_the_processes_of_a_training_end_when_the_one_that_started_them_is_kille
 
 
 def test_what_a_step_was_made_of_is_kept_with_its_run(client, raw, tmp_path, step):
-    from segpipe import artifacts
-    from steps import keys
+    from segpipe.orchestration import keys
+    from segpipe.tracking import artifacts
 
     code, shown = step(
         "preprocess", "--data.format=folder", f"--data.root={raw}", f"--tracking.outputs={tmp_path}", *TINY
@@ -280,7 +281,7 @@ def test_what_a_step_was_made_of_is_kept_with_its_run(client, raw, tmp_path, ste
 
 
 def test_a_command_that_has_ended_in_a_process_that_goes_on_leaves_signals_to_what_comes():
-    @click.command("done", cls=cli.Command)
+    @click.command("done", cls=command.Command)
     def done():
         pass
 

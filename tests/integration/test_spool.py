@@ -5,9 +5,10 @@ import warnings
 import mlflow
 from conftest import network, training_set
 
-from segpipe import tracking
-from segpipe.inference import ModelSpec, Predictor
-from segpipe.spool import Spool
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.recording.spool import Spool
+from segpipe.tracking import run_tags, runs
 
 
 def test_a_model_recorded_again_with_another_time_keeps_the_first_one(store, tmp_path):
@@ -22,6 +23,6 @@ def test_a_model_recorded_again_with_another_time_keeps_the_first_one(store, tmp
         for measured in (1.0, 2.0, 3.0):
             spool.model(predictor, {"inference_ms": measured, "best_val_dice": 0.5}, 1_700_000_000_000)
             assert spool.pending() == [], spool.refused
-    assert tracking.history(run.info.run_id, "inference_ms") == [1.0]
-    model = mlflow.get_logged_model(mlflow.get_run(run.info.run_id).data.tags[tracking.MODEL])
+    assert runs.history(run.info.run_id, "inference_ms") == [1.0]
+    model = mlflow.get_logged_model(mlflow.get_run(run.info.run_id).data.tags[run_tags.MODEL])
     assert {metric.key: metric.value for metric in model.metrics} == {"inference_ms": 1.0, "best_val_dice": 0.5}

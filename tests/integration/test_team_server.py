@@ -20,7 +20,7 @@ import requests
 from conftest import TINY, wait_for, write_nifti
 from test_registry_postgres import program, unprivileged
 
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 pytestmark = pytest.mark.slow
 
@@ -255,7 +255,8 @@ def test_who_may_only_read_can_plan_with_the_runs_of_others(team, chain, argumen
 
 def test_what_another_user_left_running_on_this_host_stops_nobody(team, chain, arguments):
     (parent,) = {info["experiment_id"] for info, tags in runs(team) if tags.get("segpipe.step") == "train"}
-    left = "import mlflow; from segpipe import processes, tracking; tracking.connect(); "
+    left = "import mlflow; from segpipe.runtime import processes; from segpipe.tracking import connection\n"
+    left += "connection.connect()\n"
     left += f"mlflow.MlflowClient().create_run('{parent}', tags=processes.here())"
     assert team.run("-c", left).returncode == 0
     own = [*arguments, "--until", "preprocess", "--experiment", "carol"]

@@ -9,8 +9,8 @@ import time
 import pytest
 from conftest import TINY, wait_for, write_folder
 
-from segpipe.journal import HISTORY
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
+from segpipe.recording.artifact_tree import HISTORY
 
 EPOCHS = 90
 

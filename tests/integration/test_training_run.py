@@ -13,8 +13,8 @@ import pytest
 from conftest import TINY, write_folder
 from PIL import Image
 
-from segpipe import settings
-from segpipe.sources import PROJECT
+from segpipe.config import settings
+from segpipe.files.project import PROJECT
 
 EPOCHS = 13
 KNOBS = (*TINY, f"--train.epochs={EPOCHS}", "--tracking.artifact_every=5", "--data.format=folder")
@@ -58,7 +58,7 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tracked(store, raw, tmp_path_factory):
     """A finished run and the folder of its artifacts."""
-    from segpipe import artifacts, tracking
+    from segpipe.tracking import artifacts, connection, runs
 
     outputs = tmp_path_factory.mktemp("outputs")
     done = call(
@@ -66,8 +66,8 @@ def tracked(store, raw, tmp_path_factory):
         "--tracking.system_metrics=true", MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    tracking.connect()
-    run = tracking.finished("train")[0]
+    connection.connect()
+    run = runs.finished("train")[0]
     return run, artifacts.local_root(run.info.artifact_uri)
 
 
@@ -167,7 +167,7 @@ def test_what_needs_mlflow_says_so(program):
 
 
 def test_an_unforeseen_error_is_an_artifact_and_a_tag(store, raw, tmp_path):
-    from segpipe import artifacts, tracking
+    from segpipe.tracking import artifacts, connection, runs
 
     program = (
         "import runpy\nfrom segpipe.plots import training\n"
@@ -177,8 +177,8 @@ def test_an_unforeseen_error_is_an_artifact_and_a_tag(store, raw, tmp_path):
     done = call("-c", program, *KNOBS, f"--data.root={raw}", f"--tracking.outputs={tmp_path}", "--seed=3")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "segpipe train: ZeroDivisionError: curves are round"
-    tracking.connect()
-    client = tracking.MlflowClient()
+    connection.connect()
+    client = runs.MlflowClient()
     experiments = [e.experiment_id for e in client.search_experiments()]
     (run,) = client.search_runs(experiments, "tags.`segpipe.reason` = 'curves are round'")
     assert run.info.status == "FAILED"
@@ -196,18 +196,18 @@ def compared(store, raw, tmp_path_factory):
 
 
 def board(run_id):
-    from segpipe import artifacts
+    from segpipe.tracking import artifacts
 
     return pd.read_csv(artifacts.local(f"runs:/{run_id}/compare/leaderboard.csv"))
 
 
 def test_a_comparison_ranks_its_members_and_shows_what_failed(compared):
-    from segpipe import tracking
+    from segpipe.tracking import connection, runs
 
     first = compared("stop")
     assert first.returncode == 0, first.stderr
-    tracking.connect()
-    run = tracking.finished("compare")[-1]
+    connection.connect()
+    run = runs.finished("compare")[-1]
     table = board(run.info.run_id)
     assert list(table["model"][2:]) == ["dpt_seed0", "dpt_seed1"]
     assert table["val_dice"][0] >= table["val_dice"][1]
@@ -217,7 +217,7 @@ def test_a_comparison_ranks_its_members_and_shows_what_failed(compared):
     assert (table["val_dice_ci_low"] <= table["val_dice"])[:2].all()
     assert {"unet_seed0", "unet_seed1"} == set(table["model"][:2])
     assert all(name in first.stdout for name in table["model"])
-    children = tracking.MlflowClient().search_runs(
+    children = runs.MlflowClient().search_runs(
         [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`segpipe.step` = 'train'"
     )
     assert {child.info.run_id for child in children} >= set(table["run"][:2])
@@ -226,16 +226,16 @@ def test_a_comparison_ranks_its_members_and_shows_what_failed(compared):
 
 @pytest.mark.slow
 def test_finished_members_are_reused_and_the_best_goes_on(compared):
-    from segpipe import artifacts, tracking
+    from segpipe.tracking import artifacts, connection, runs
 
     compared("stop")
     second = compared("promote")
     assert second.returncode == 0, second.stderr
-    tracking.connect()
-    run = tracking.finished("compare")[0]
+    connection.connect()
+    run = runs.finished("compare")[0]
     table = board(run.info.run_id)
     assert list(table["status"][:2]) == ["reused", "reused"]
-    best = tracking.MlflowClient().get_model_version_by_alias("best", "champion")
+    best = runs.MlflowClient().get_model_version_by_alias("best", "champion")
     assert best.tags["train_run"] == table["run"][0]
     assert "Champion: best version 1" in second.stdout
     for name in ("leaderboard.png", "curves.png"):
@@ -244,7 +244,7 @@ def test_finished_members_are_reused_and_the_best_goes_on(compared):
 
 
 def test_members_that_differ_in_every_patient_share_no_letter():
-    from steps import compare
+    from segpipe.orchestration import compare
 
     def table(gain, **values):
         dice = np.linspace(0.5, 0.7, 12) + gain
@@ -259,7 +259,7 @@ def test_members_that_differ_in_every_patient_share_no_letter():
 
 
 def test_members_are_every_combination_named_by_what_differs():
-    from steps import compare
+    from segpipe.orchestration import compare
 
     config = settings.load(None, {"compare.archs": "unet,fpn", "compare.encoders": "resnet18,resnet34"})
     assert [m.name for m in compare.members(config)] == [

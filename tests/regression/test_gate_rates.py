@@ -5,7 +5,7 @@ import math
 import pytest
 
 from benchmarks.gate import MARGIN, SCORES, TRUTHS, coverage, promoted
-from segpipe.config import GateConfig
+from segpipe.config.sections import GateConfig
 
 pytestmark = pytest.mark.slow
 ALPHA = GateConfig().alpha

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe.config import AugmentConfig
+from segpipe.config.sections import AugmentConfig
 from segpipe.data import augment
 from segpipe.data.volume import IGNORE
 

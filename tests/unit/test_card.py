@@ -5,10 +5,10 @@ import pytest
 from conftest import with_knobs
 from example_evidence import NASTY, by_group, nothing, summarised, table
 
-from segpipe import card
-from segpipe.config import Config, PreprocessConfig
-from segpipe.manifest import CaseRecord, Manifest
-from segpipe.metrics import METRICS
+from segpipe.config.sections import Config, PreprocessConfig
+from segpipe.data.manifest import CaseRecord, Manifest
+from segpipe.evaluation import card
+from segpipe.metrics.catalogue import METRICS
 
 FACTS = {
     "model.parameters": "14328209", "hardware.device": "cuda", "hardware.gpu": "H100", "hardware.processes": "2",

@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from segpipe import settings
+from segpipe.config import settings
 from segpipe.errors import InputError
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 
 def test_order_is_defaults_then_recipe_then_command_line(tmp_path):

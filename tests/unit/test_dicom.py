@@ -13,11 +13,11 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from segpipe import settings as settings_module
+from segpipe.config import settings as settings_module
 from segpipe.data import codecs
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 GREY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
 DEEP = np.random.default_rng(1).integers(0, 4096, (20, 30), dtype=np.uint16)

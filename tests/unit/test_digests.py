@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from segpipe import digests
-from segpipe.sources import PROJECT
+from segpipe.files import hashes
+from segpipe.files.project import PROJECT
 
 OLD = 1_000_000_000
 GRAIN_NS = 50_000_000  # file systems here tell times to some ms
@@ -23,7 +23,7 @@ def settle():
 def remembered(tmp_path, monkeypatch):
     """The folder of what is remembered."""
     monkeypatch.setenv("SEGPIPE_CACHE", str(tmp_path / "cache folder"))
-    monkeypatch.setattr(digests, "GRAIN_NS", GRAIN_NS)
+    monkeypatch.setattr(hashes, "GRAIN_NS", GRAIN_NS)
     return tmp_path / "cache folder" / "digests"
 
 
@@ -43,7 +43,7 @@ def shown(root):
 
 
 def digests_of(root):
-    return digests.of(shown(root), root)
+    return hashes.of(shown(root), root)
 
 
 def falsify(remembered):
@@ -55,15 +55,15 @@ def falsify(remembered):
 
 def test_digests_are_those_of_the_bytes_in_the_order_asked_for(root):
     paths = shown(root)[::-1]
-    found = digests.of(paths, root)
+    found = hashes.of(paths, root)
     assert list(found.items()) == [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
-    assert digests.of([], root) == {}
+    assert hashes.of([], root) == {}
 
 
 def test_a_file_larger_than_a_chunk_is_read_to_its_end(tmp_path):
-    content = os.urandom(2 * digests.CHUNK + 17)
+    content = os.urandom(2 * hashes.CHUNK + 17)
     (tmp_path / "x").write_bytes(content)
-    assert digests.of([tmp_path / "x"], tmp_path) == {tmp_path / "x": hashlib.sha256(content).hexdigest()}
+    assert hashes.of([tmp_path / "x"], tmp_path) == {tmp_path / "x": hashlib.sha256(content).hexdigest()}
 
 
 def test_a_file_that_has_not_changed_is_not_read_again(root, remembered):
@@ -116,7 +116,7 @@ def test_what_is_remembered_goes_with_a_folder_that_is_renamed(root, remembered)
     digests_of(root)
     falsify(remembered)
     after = root.rename(root.with_name("after"))
-    digests.moved(root, after)
+    hashes.moved(root, after)
     assert set(digests_of(after).values()) == {"0" * 64}
     assert len(list(remembered.iterdir())) == 1
 
@@ -138,21 +138,21 @@ def test_progress_is_told_of_many_files_that_have_to_be_read_and_of_no_others(ro
     told = []
     many = tmp_path / "many"
     many.mkdir()
-    for number in range(digests.MANY):
+    for number in range(hashes.MANY):
         (many / f"{number:04d}").write_bytes(b"x")
-    digests.of(shown(root), root, lambda *step: told.append(step))
+    hashes.of(shown(root), root, lambda *step: told.append(step))
     assert told == []
-    digests.of(shown(many), many, lambda *step: told.append(step))
-    assert told[0] == (1, digests.MANY, "0000")
-    assert told[-1] == (digests.MANY, digests.MANY, f"{digests.MANY - 1:04d}")
+    hashes.of(shown(many), many, lambda *step: told.append(step))
+    assert told[0] == (1, hashes.MANY, "0000")
+    assert told[-1] == (hashes.MANY, hashes.MANY, f"{hashes.MANY - 1:04d}")
 
 
 def test_an_interrupt_leaves_what_was_read_remembered_and_ends_soon(root, tmp_path, remembered):
     """Reading is broken off within a large file: here one that never ends."""
     program = (
-        f"import pathlib, sys; from segpipe import digests; digests.GRAIN_NS = {GRAIN_NS};"
+        f"import pathlib, sys; from segpipe.files import hashes; hashes.GRAIN_NS = {GRAIN_NS};"
         "root = pathlib.Path(sys.argv[1]);"
-        "digests.of([*sorted(p for p in root.rglob('*') if p.is_file()), pathlib.Path('/dev/zero')], pathlib.Path('/'))"
+        "hashes.of([*sorted(p for p in root.rglob('*') if p.is_file()), pathlib.Path('/dev/zero')], pathlib.Path('/'))"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(root)], cwd=PROJECT, stderr=subprocess.DEVNULL)
     time.sleep(1)
@@ -165,8 +165,8 @@ def test_an_interrupt_leaves_what_was_read_remembered_and_ends_soon(root, tmp_pa
 
 def test_processes_that_remember_at_once_lose_nothing_but_time(root, remembered):
     program = (
-        "import pathlib, sys; from segpipe import digests; root = pathlib.Path(sys.argv[1]);"
-        "print(sorted(digests.of([p for p in root.rglob('*') if p.is_file()], root).values()))"
+        "import pathlib, sys; from segpipe.files import hashes; root = pathlib.Path(sys.argv[1]);"
+        "print(sorted(hashes.of([p for p in root.rglob('*') if p.is_file()], root).values()))"
     )
     several = [
         subprocess.Popen([sys.executable, "-c", program, str(root)], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
@@ -181,8 +181,8 @@ def test_the_cache_folder_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("SEGPIPE_CACHE", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert digests.cache_folder() == tmp_path / "a"
+    assert hashes.cache_folder() == tmp_path / "a"
     monkeypatch.delenv("SEGPIPE_CACHE")
-    assert digests.cache_folder() == tmp_path / "b" / "segpipe"
+    assert hashes.cache_folder() == tmp_path / "b" / "segpipe"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert digests.cache_folder() == tmp_path / "c" / ".cache" / "segpipe"
+    assert hashes.cache_folder() == tmp_path / "c" / ".cache" / "segpipe"

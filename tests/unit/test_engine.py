@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import EPOCH_TIMES, fit, network, training_set, with_knobs
 
-from segpipe import distributed, engine, learner, schedule
-from segpipe.config import AugmentConfig, TrainConfig
+from segpipe.config.sections import AugmentConfig, TrainConfig
 from segpipe.data.batches import Batches
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
+from segpipe.runtime import devices, process_group
+from segpipe.training import engine, learner, schedule
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(dat
     train.images = np.full_like(train.images, np.nan)
     before = {n: v.clone() for n, v in model.named_parameters()}
     with pytest.raises(InputError, match=r"epoch 0, batch 0 \(cases case"):
-        engine.fit(model, train, batches(dataset, "val"), config, distributed.start(config.train), lambda *_: None)
+        engine.fit(model, train, batches(dataset, "val"), config, process_group.start(config.train), lambda *_: None)
     assert all(torch.equal(before[n], v) for n, v in model.named_parameters())
 
 
@@ -248,4 +249,4 @@ def test_hardware_that_is_not_there_is_named(knobs, told):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match=told):
-        distributed.precision(TrainConfig(**knobs))
+        devices.precision(TrainConfig(**knobs))

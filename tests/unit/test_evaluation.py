@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 from conftest import write_folder, write_nifti
 
-from segpipe import evaluation, settings
-from segpipe.data import cache
+from segpipe.config import settings
+from segpipe.data import dataset_writer
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
-from segpipe.metrics import CONVENTION, METRICS, pixels
+from segpipe.evaluation import measuring
+from segpipe.metrics import pixels
+from segpipe.metrics.catalogue import CONVENTION, METRICS
 
 
 def cases(**columns):
@@ -37,20 +39,20 @@ def cases(**columns):
 def measurement(table):
     histogram, lesions = np.zeros((2, pixels.BINS), np.int64), pd.DataFrame({"case": ["001"], "found": [1]})
     confusion = dict(zip(("tp", "fp", "fn", "tn"), (1, 2, 3, 4), strict=True))
-    curve, features = np.zeros((len(table), len(evaluation.THRESHOLDS))), np.zeros((len(table), 2), np.float32)
-    return evaluation.Measurement(table, lesions, histogram, histogram, confusion, curve, features, 12.5)
+    curve, features = np.zeros((len(table), len(measuring.THRESHOLDS))), np.zeros((len(table), 2), np.float32)
+    return measuring.Measurement(table, lesions, histogram, histogram, confusion, curve, features, 12.5)
 
 
-CHOICE = evaluation.Choice(0.4, "given", np.zeros(len(evaluation.THRESHOLDS)))
+CHOICE = measuring.Choice(0.4, "given", np.zeros(len(measuring.THRESHOLDS)))
 
 
 def test_a_table_reads_back_equal_whatever_its_cases_are_called(tmp_path):
-    evaluation.save(measurement(cases()), {}, tmp_path)
-    pd.testing.assert_frame_equal(evaluation.read(tmp_path / "cases.csv"), cases(), check_dtype=False)
+    measuring.save(measurement(cases()), {}, tmp_path)
+    pd.testing.assert_frame_equal(measuring.read(tmp_path / "cases.csv"), cases(), check_dtype=False)
 
 
 def test_a_summary_counts_what_it_leaves_out():
-    summary = evaluation.summarise(measurement(cases()), CHOICE, 200, seed=0)
+    summary = measuring.summarise(measurement(cases()), CHOICE, 200, seed=0)
     dice = summary["metrics"]["dice"]
     assert (dice["n"], dice["n_valid"], dice["mean"]) == (3, 2, 0.4)
     assert summary["metrics"]["volume_error_ml"]["mean"] == pytest.approx(4 / 3)
@@ -58,28 +60,28 @@ def test_a_summary_counts_what_it_leaves_out():
     assert summary["lesions"] == {"lesions": 3, "found": 1, "predicted": 3, "false": 2}
     assert (summary["patients"], summary["convention"]) == (2, CONVENTION)
     assert (summary["threshold"], summary["threshold_from"], summary["latency_ms"]) == (0.4, "given", 12.5)
-    assert evaluation.headline(summary).startswith("test Dice 0.400 [0.000, 0.800], 2 of 3 cases")
+    assert measuring.headline(summary).startswith("test Dice 0.400 [0.000, 0.800], 2 of 3 cases")
 
 
 def test_pictures_without_a_spacing_have_no_volume_error():
-    summary = evaluation.summarise(measurement(cases(volume_error_ml=[math.nan] * 3)), CHOICE, 200, seed=0)
+    summary = measuring.summarise(measurement(cases(volume_error_ml=[math.nan] * 3)), CHOICE, 200, seed=0)
     assert "volume_error_ml" not in summary["metrics"]
 
 
 def test_best_median_and_worst_are_among_cases_that_have_a_dice():
-    assert evaluation.ranked(cases()) == {"best": "001", "median": "001", "worst": "c"}
-    assert evaluation.ranked(cases(dice=[np.nan] * 3)) == {}
+    assert measuring.ranked(cases()) == {"best": "001", "median": "001", "worst": "c"}
+    assert measuring.ranked(cases(dice=[np.nan] * 3)) == {}
 
 
 def test_subgroups_are_told_by_any_column():
-    table = evaluation.subgroups(cases(), ("site", "scanner"), 200, seed=0)
+    table = measuring.subgroups(cases(), ("site", "scanner"), 200, seed=0)
     assert set(zip(table["column"], table["group"], strict=True)) == {
         *(("site", s) for s in "st"),
         *(("scanner", s) for s in ("1.5", "3", "nan")),
     }
     row = table[(table["group"] == "s") & (table["metric"] == "dice")].iloc[0]
     assert (row["mean"], row["n"], row["n_valid"], row["patients"]) == (0.8, 2, 1, 1)
-    assert evaluation.subgroups(cases(), (), 200, seed=0).empty
+    assert measuring.subgroups(cases(), (), 200, seed=0).empty
 
 
 # --- what is measured
@@ -104,7 +106,7 @@ class Everything:
 
 def built(tmp_path, **knobs):
     config = settings.load(None, {"preprocess.size": "32", **knobs})
-    return config, cache.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
+    return config, dataset_writer.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
 
 
 def test_ignored_voxels_count_in_no_metric_and_no_volume(tmp_path):
@@ -116,7 +118,7 @@ def test_ignored_voxels_count_in_no_metric_and_no_volume(tmp_path):
         nib.save(nib.Nifti1Image(values, image.affine), path)
     knobs = {"data.format": "nifti", "data.root": str(root), "data.ignore_label": "9"}
     config, manifest = built(tmp_path, **knobs)
-    found = evaluation.evaluate(
+    found = measuring.evaluate(
         Everything("dwi", "adc"), manifest, tmp_path / "dataset", 0.5, config.evaluate, lambda *_: None
     )
     kept, voxel_ml = 3 * 40 * 18, 2 * 2 * 5 / 1000
@@ -138,12 +140,12 @@ def test_columns_of_the_data_become_subgroups(tmp_path):
     knobs = {"data.format": "folder", "data.root": str(root), "split.test": "0.5", "evaluate.subgroups": "sex,size"}
     config, manifest = built(tmp_path, **knobs)
     arguments = manifest, tmp_path / "dataset", 0.5
-    found = evaluation.evaluate(Everything("grey"), *arguments, config.evaluate, lambda *_: None)
+    found = measuring.evaluate(Everything("grey"), *arguments, config.evaluate, lambda *_: None)
     assert set(found.cases["sex"]) <= {"f", "m"}
     assert list(found.cases["case"].str[-1].astype(int) % 2) == list((found.cases["sex"] == "f").astype(int))
     unknown = config.evaluate.model_copy(update={"subgroups": ("sax",)})
     with pytest.raises(InputError, match=r"evaluate.subgroups=sax: no such column.*sex"):
-        evaluation.evaluate(Everything("grey"), *arguments, unknown, lambda *_: None)
+        measuring.evaluate(Everything("grey"), *arguments, unknown, lambda *_: None)
 
 
 def test_a_column_named_as_a_result_is_refused(tmp_path):
@@ -190,15 +192,15 @@ def three(tmp_path):
 )
 def test_the_threshold_is_the_one_nearest_to_a_half_that_is_as_good_as_the_best(three, probabilities, chosen):
     masks, manifest, dataset = three
-    choice = evaluation.choose(Certain(masks, probabilities), manifest, dataset, "auto")
+    choice = measuring.choose(Certain(masks, probabilities), manifest, dataset, "auto")
     assert choice.threshold == pytest.approx(chosen)
     assert "3 validation patients" in choice.origin
-    assert choice.val_dice[choice.threshold == evaluation.THRESHOLDS] > 0.5
+    assert choice.val_dice[choice.threshold == measuring.THRESHOLDS] > 0.5
 
 
 def test_a_threshold_that_is_given_is_taken_and_the_curve_is_shown_all_the_same(three):
     masks, manifest, dataset = three
-    choice = evaluation.choose(Certain(masks, [(0.9, 0.1)] * 3), manifest, dataset, 0.95)
+    choice = measuring.choose(Certain(masks, [(0.9, 0.1)] * 3), manifest, dataset, 0.95)
     assert (choice.threshold, choice.origin) == (0.95, "given")
     assert choice.val_dice[40] == 1
 
@@ -207,5 +209,5 @@ def test_nothing_can_be_chosen_without_a_validation_case(three):
     masks, manifest, dataset = three
     alone = manifest.model_copy(update={"cases": tuple(manifest.of("test"))})
     with pytest.raises(InputError, match=r"evaluate.threshold=auto: the validation split has no case"):
-        evaluation.choose(Certain(masks, []), alone, dataset, "auto")
-    assert evaluation.choose(Certain(masks, []), alone, dataset, 0.3).threshold == 0.3
+        measuring.choose(Certain(masks, []), alone, dataset, "auto")
+    assert measuring.choose(Certain(masks, []), alone, dataset, 0.3).threshold == 0.3

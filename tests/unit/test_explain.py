@@ -4,8 +4,10 @@ import json
 
 from mlflow.entities import Param, Run, RunData, RunInfo, RunTag
 
-from segpipe import settings, tracking
-from steps import explain, keys
+from segpipe.config import settings
+from segpipe.files import hashes
+from segpipe.orchestration import explain, keys
+from segpipe.tracking import run_tags
 
 SECTIONS = ("model", "loss", "augment", "train", "seed")
 
@@ -17,14 +19,14 @@ def config(**knobs):
 def parts(made, **others):
     """The parts of a key of train for a config."""
     values = made.model_dump(mode="json")
-    known = {f"config {section}": settings.digest(values[section])[:16] for section in SECTIONS}
+    known = {f"config {section}": hashes.of_json(values[section])[:16] for section in SECTIONS}
     return {**known, "code": "c", "requirements": "r", "python": "3.11", "result of preprocess": "p"} | others
 
 
 def run(made, name, **others):
     params = [Param(f"cfg.{knob}", value) for knob, value in settings.flat(made).items()]
     info = RunInfo(name, "1", "me", "FINISHED", 0, 1, "active")
-    return Run(info, RunData([], params, [RunTag(tracking.PARTS, json.dumps(parts(made, **others)))]))
+    return Run(info, RunData([], params, [RunTag(run_tags.PARTS, json.dumps(parts(made, **others)))]))
 
 
 def differences(earlier, now, before=None, **others):

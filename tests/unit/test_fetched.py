@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from segpipe import fetched, inventory
 from segpipe.errors import InputError
+from segpipe.files import inventory
+from segpipe.tracking import artifact_cache
 
 MB = 1_000_000
 
@@ -31,9 +32,9 @@ def store(tmp_path):
 
 def release():
     """As if this process had ended."""
-    for lock in fetched._held.values():
+    for lock in artifact_cache._held.values():
         os.close(lock)
-    fetched._held.clear()
+    artifact_cache._held.clear()
 
 
 def write(store, name, size=MB, letter=b"x"):
@@ -42,7 +43,7 @@ def write(store, name, size=MB, letter=b"x"):
         (store / name / path).parent.mkdir(parents=True, exist_ok=True)
         (store / name / path).write_bytes(content)
     inventory.write(store / name)
-    found = fetched.find(str(store), name)
+    found = artifact_cache.find(str(store), name)
     return found.key
 
 
@@ -53,7 +54,7 @@ def cached(cache):
 def test_a_folder_is_fetched_whole_and_only_what_its_inventory_names(store, cache):
     key = write(store, "dataset")
     (store / "dataset" / "extra").write_text("x")
-    folder = fetched.local(str(store), "dataset")
+    folder = artifact_cache.local(str(store), "dataset")
     assert folder == cache / key
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == {
         "a.txt",
@@ -65,23 +66,23 @@ def test_a_folder_is_fetched_whole_and_only_what_its_inventory_names(store, cach
 
 def test_what_is_in_the_cache_is_not_fetched_again(store):
     write(store, "dataset")
-    first = fetched.local(str(store), "dataset")
+    first = artifact_cache.local(str(store), "dataset")
     release()
     shutil.rmtree(store / "dataset" / "sub dir")
-    assert fetched.local(str(store), "dataset") == first
-    assert fetched.local(str(store), "dataset", "sub dir/ü b.bin") == first / "sub dir/ü b.bin"
-    assert fetched.local(str(store), "dataset", "sub dir") == first / "sub dir"
+    assert artifact_cache.local(str(store), "dataset") == first
+    assert artifact_cache.local(str(store), "dataset", "sub dir/ü b.bin") == first / "sub dir/ü b.bin"
+    assert artifact_cache.local(str(store), "dataset", "sub dir") == first / "sub dir"
 
 
 def test_equal_folders_of_two_runs_share_a_place(tmp_path, cache):
     keys = {write(tmp_path / run, "dataset") for run in ("one", "two")}
-    folders = {fetched.local(str(tmp_path / run), "dataset") for run in ("one", "two")}
+    folders = {artifact_cache.local(str(tmp_path / run), "dataset") for run in ("one", "two")}
     assert len(keys) == len(folders) == len(cached(cache)) == 1
 
 
 def test_a_single_file_does_not_bring_its_folder_along(store, cache):
     write(store, "dataset")
-    path = fetched.local(str(store), "dataset", "a.txt")
+    path = artifact_cache.local(str(store), "dataset", "a.txt")
     assert path.read_bytes() == b"x"
     assert not cache.exists()
 
@@ -89,11 +90,11 @@ def test_a_single_file_does_not_bring_its_folder_along(store, cache):
 def test_a_folder_without_an_inventory_or_a_file_that_it_does_not_name_is_not_for_the_cache(store):
     (store / "config").mkdir(parents=True)
     (store / "config" / "resolved.yaml").write_text("seed: 1")
-    assert fetched.local(str(store), "config", "resolved.yaml") is None
-    assert fetched.local(str(store), "gone") is None
+    assert artifact_cache.local(str(store), "config", "resolved.yaml") is None
+    assert artifact_cache.local(str(store), "gone") is None
     write(store, "dataset")
-    assert fetched.local(str(store), "dataset", "later.txt") is None
-    assert fetched.local(str(store), "dataset", "sub") is None
+    assert artifact_cache.local(str(store), "dataset", "later.txt") is None
+    assert artifact_cache.local(str(store), "dataset", "sub") is None
 
 
 @pytest.mark.parametrize("inside", ["", "a.txt"])
@@ -101,26 +102,26 @@ def test_what_comes_otherwise_than_it_was_written_is_refused(store, cache, insid
     write(store, "dataset")
     (store / "dataset" / "a.txt").write_bytes(b"y")
     with pytest.raises(InputError, match=r"dataset: (dataset/)?a\.txt is not what was written, as fetched; try again"):
-        fetched.local(str(store), "dataset", inside)
+        artifact_cache.local(str(store), "dataset", inside)
     assert not cache.exists() or cached(cache) == set()
     (store / "dataset" / "a.txt").write_bytes(b"x")
-    assert fetched.local(str(store), "dataset", inside).exists()
+    assert artifact_cache.local(str(store), "dataset", inside).exists()
 
 
 def test_a_copy_in_the_cache_that_got_damaged_is_fetched_again(store):
     write(store, "dataset")
-    folder = fetched.local(str(store), "dataset")
+    folder = artifact_cache.local(str(store), "dataset")
     os.truncate(folder / "sub dir/ü b.bin", 3)
     release()
-    assert fetched.local(str(store), "dataset") == folder
+    assert artifact_cache.local(str(store), "dataset") == folder
     assert inventory.damage(folder) == ""
 
 
 def test_a_damaged_copy_that_is_in_use_stays_and_this_process_gets_its_own(store, cache):
     key = write(store, "dataset")
-    folder = fetched.local(str(store), "dataset")
+    folder = artifact_cache.local(str(store), "dataset")
     (folder / "a.txt").unlink()
-    own = fetched.local(str(store), "dataset")
+    own = artifact_cache.local(str(store), "dataset")
     assert own != folder
     assert inventory.damage(own) == ""
     assert cached(cache) == {key}
@@ -131,7 +132,7 @@ def test_what_a_dead_process_left_half_fetched_is_never_taken_for_whole(store, c
     partial = cache / f"{key}.partial"
     (partial / "dataset").mkdir(parents=True)
     (partial / "dataset" / "a.txt").write_bytes(b"half")
-    folder = fetched.local(str(store), "dataset")
+    folder = artifact_cache.local(str(store), "dataset")
     assert inventory.damage(folder) == ""
     assert cached(cache) == {key}
 
@@ -141,15 +142,15 @@ def test_what_a_process_killed_while_it_removed_left_counts_and_makes_room(store
     keys = {name: write(store, name, letter=name.encode()) for name in "ab"}
     use(store, "a", 1, cache, keys["a"])
     (cache / keys["a"]).rename(cache / f"{keys['a']}.partial")
-    assert fetched.local(str(store), "b") == cache / keys["b"]
+    assert artifact_cache.local(str(store), "b") == cache / keys["b"]
     assert cached(cache) == {keys["b"]}
 
 
 def test_a_copy_that_is_gone_although_somebody_uses_it_is_not_waited_for_without_end(store, cache, monkeypatch):
-    monkeypatch.setattr(fetched, "LOOKS", 3)
+    monkeypatch.setattr(artifact_cache, "LOOKS", 3)
     write(store, "dataset")
-    shutil.rmtree(fetched.local(str(store), "dataset"))
-    own = fetched.local(str(store), "dataset")
+    shutil.rmtree(artifact_cache.local(str(store), "dataset"))
+    own = artifact_cache.local(str(store), "dataset")
     assert inventory.damage(own) == ""
     assert cached(cache) == set()
 
@@ -166,7 +167,7 @@ def test_who_waits_for_a_process_that_dies_while_it_fetches_takes_over(store, ca
     other = subprocess.Popen([sys.executable, "-c", FETCHING, str(cache / key)], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "fetching\n"
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(fetched.local, str(store), "dataset")
+        waiting = pool.submit(artifact_cache.local, str(store), "dataset")
         with pytest.raises(TimeoutError):
             waiting.result(timeout=0.5)
         other.kill()
@@ -177,7 +178,7 @@ def test_who_waits_for_a_process_that_dies_while_it_fetches_takes_over(store, ca
 
 def use(store, name, seconds, cache, key):
     """Fetch a folder, let go of it, and date its last use."""
-    fetched.local(str(store), name)
+    artifact_cache.local(str(store), name)
     release()
     os.utime(cache / f"{key}.lock", (seconds, seconds))
 
@@ -188,7 +189,7 @@ def test_the_longest_unused_folders_make_room(store, cache, monkeypatch):
     for seconds, name in enumerate("bac", start=1):
         use(store, name, seconds, cache, keys[name])
     assert cached(cache) == {keys[name] for name in "abc"}
-    fetched.local(str(store), "d")
+    artifact_cache.local(str(store), "d")
     assert cached(cache) == {keys[name] for name in "acd"}
 
 
@@ -199,21 +200,21 @@ def test_a_folder_that_a_process_holds_is_never_removed(store, cache, monkeypatc
     use(store, "b", 2, cache, keys["b"])
     with (cache / f"{keys['a']}.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        fetched.local(str(store), "c")
+        artifact_cache.local(str(store), "c")
         assert cached(cache) == {keys["a"], keys["c"]}
 
 
 def test_what_does_not_fit_goes_to_a_folder_of_this_process(store, cache, monkeypatch):
     monkeypatch.setenv("SEGPIPE_CACHE_GB", "0.0015")
     keys = {name: write(store, name, letter=name.encode()) for name in "ab"}
-    fetched.local(str(store), "a")
-    folder = fetched.local(str(store), "b")
+    artifact_cache.local(str(store), "a")
+    folder = artifact_cache.local(str(store), "b")
     assert inventory.damage(folder) == ""
     assert not folder.is_relative_to(cache)
     assert cached(cache) == {keys["a"]}
     write(store, "larger than the cache", size=2 * MB)
     release()
-    assert not fetched.local(str(store), "larger than the cache").is_relative_to(cache)
+    assert not artifact_cache.local(str(store), "larger than the cache").is_relative_to(cache)
     assert cached(cache) == {keys["a"]}
 
 
@@ -221,27 +222,27 @@ def test_a_limit_that_is_no_number_is_named(store, monkeypatch):
     write(store, "dataset")
     monkeypatch.setenv("SEGPIPE_CACHE_GB", "much")
     with pytest.raises(InputError, match="SEGPIPE_CACHE_GB=much: not a number; give GB"):
-        fetched.local(str(store), "dataset")
+        artifact_cache.local(str(store), "dataset")
 
 
 def test_a_cache_that_cannot_be_made_says_which_variable_to_set(store, tmp_path):
     write(store, "dataset")
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(InputError, match="set SEGPIPE_CACHE to a folder"):
-        fetched.local(str(store), "dataset")
+        artifact_cache.local(str(store), "dataset")
 
 
 def test_damage_is_told_from_the_listing_alone(store):
     write(store, "dataset")
-    assert fetched.damage(str(store), "dataset") == ""
+    assert artifact_cache.damage(str(store), "dataset") == ""
     os.truncate(store / "dataset" / "sub dir/ü b.bin", 5)
-    assert fetched.damage(str(store), "dataset") == "dataset/sub dir/ü b.bin is cut short"
+    assert artifact_cache.damage(str(store), "dataset") == "dataset/sub dir/ü b.bin is cut short"
     (store / "dataset" / "sub dir/ü b.bin").unlink()
-    assert fetched.damage(str(store), "dataset") == "dataset/sub dir/ü b.bin is missing"
+    assert artifact_cache.damage(str(store), "dataset") == "dataset/sub dir/ü b.bin is missing"
     (store / "dataset" / inventory.FILE).write_text("{")
-    assert fetched.damage(str(store), "dataset") == "dataset/inventory.json is not what was written"
+    assert artifact_cache.damage(str(store), "dataset") == "dataset/inventory.json is not what was written"
     (store / "dataset" / inventory.FILE).unlink()
-    assert fetched.damage(str(store), "dataset") == "dataset/inventory.json is missing"
+    assert artifact_cache.damage(str(store), "dataset") == "dataset/inventory.json is missing"
 
 
 def test_all_but_one_folder_is_copied(store):
@@ -250,6 +251,6 @@ def test_all_but_one_folder_is_copied(store):
     (store / "MLmodel").write_text("m")
     (store / "code" / "segpipe").mkdir(parents=True)
     (store / "code" / "segpipe" / "x.py").write_text("pass")
-    folder = fetched.without(str(store), "artifacts/segpipe")
+    folder = artifact_cache.without(str(store), "artifacts/segpipe")
     copied = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert copied == {"artifacts/other.txt", "MLmodel", "code/segpipe/x.py"}

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from segpipe import gate
-from segpipe.config import GateConfig
+from segpipe.config.sections import GateConfig
 from segpipe.errors import InputError
-from segpipe.gate import Footprint
+from segpipe.evaluation import gate
+from segpipe.evaluation.gate import Footprint
 
 SMALL = Footprint(latency_ms=50.0, size_mb=20.0)
 RISING = (0.80, 0.81, 0.82, 0.83, 0.84, 0.85)

@@ -5,16 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe import models
-from segpipe.config import ModelConfig, PreprocessConfig
+from segpipe.config.sections import ModelConfig, PreprocessConfig
 from segpipe.data import transform
 from segpipe.data.windows import Windows
 from segpipe.errors import InputError
-from segpipe.inference import LARGEST, SLICES_PER_FORWARD, ModelSpec, Predictor
+from segpipe.inference.predictor import LARGEST, SLICES_PER_FORWARD, Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.models import architectures
 
 
 def predictor(arch="unet", classes=("foreground",), fit="resize"):
-    config = ModelConfig(arch=arch, encoder=models.ARCHITECTURES[arch].test_encoder, encoder_depth=3)
+    config = ModelConfig(arch=arch, encoder=architectures.ARCHITECTURES[arch].test_encoder, encoder_depth=3)
     spec = ModelSpec(
         model=config,
         preprocess=PreprocessConfig(size=(32, 32), fit=fit),
@@ -22,7 +23,7 @@ def predictor(arch="unet", classes=("foreground",), fit="resize"):
         channels=("dwi", "adc"),
         classes=classes,
     )
-    return Predictor(spec, models.build(config, 2, len(classes), seed=0))
+    return Predictor(spec, architectures.build(config, 2, len(classes), seed=0))
 
 
 def by_hand(network, classes=("foreground",), fit="resize", size=(32, 32)):
@@ -62,7 +63,7 @@ def volume(*shape):
     return np.random.default_rng(shape).normal(100, 20, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+@pytest.mark.parametrize("arch", architectures.ARCHITECTURES)
 def test_every_architecture_says_what_its_encoder_sees(arch):
     model = predictor(arch)
     embedding = model.embedding(model.prepare(IMAGE))

@@ -3,9 +3,9 @@ import time
 
 import pytest
 
-from segpipe import digests, inventory
 from segpipe.errors import InputError
-from segpipe.inventory import Written
+from segpipe.files import hashes, inventory
+from segpipe.files.inventory import Written
 
 GRAIN_NS = 50_000_000  # file systems here tell times to some ms
 NAMES = ("train_images.npy", "sub dir/Größe 1.csv", "empty")
@@ -14,7 +14,7 @@ NAMES = ("train_images.npy", "sub dir/Größe 1.csv", "empty")
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGPIPE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "GRAIN_NS", GRAIN_NS)
+    monkeypatch.setattr(hashes, "GRAIN_NS", GRAIN_NS)
 
 
 def settle():

@@ -11,11 +11,11 @@ import time
 import pytest
 from mlflow.exceptions import MlflowException
 
-from segpipe import leases, processes
-from segpipe import store as stores
 from segpipe.errors import InputError
-from segpipe.sources import PROJECT
-from steps import launch, signals
+from segpipe.files.project import PROJECT
+from segpipe.orchestration import claims, launch
+from segpipe.runtime import processes, signals
+from segpipe.tracking import connection as stores
 
 KEY = "0123456789abcdef and more"
 TAG = "segpipe.claim.0123456789abcdef"
@@ -23,10 +23,10 @@ TAG = "segpipe.claim.0123456789abcdef"
 
 @pytest.fixture
 def client(store, monkeypatch):
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    monkeypatch.setattr(leases, "PAUSE", 0.05)
-    client = tracking.MlflowClient()
+    monkeypatch.setattr(claims, "PAUSE", 0.05)
+    client = runs.MlflowClient()
     yield client
     stores.wait_with(stores.PATIENT)
     for run in client.search_runs([e.experiment_id for e in client.search_experiments()], "status = 'RUNNING'"):
@@ -35,10 +35,10 @@ def client(store, monkeypatch):
 
 def driver(client, experiment="segpipe", **tags):
     """The ID of a running run of this process, or of one that `tags` say."""
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
     owner = {f"segpipe.{name}": value for name, value in tags.items()}
-    return client.create_run(tracking.experiment(experiment), tags=processes.here() | owner).info.run_id
+    return client.create_run(runs.experiment(experiment), tags=processes.here() | owner).info.run_id
 
 
 def silent(_text):
@@ -56,7 +56,7 @@ def tags(client, run_id):
 
 def test_a_claim_is_a_tag_for_as_long_as_the_work_takes(client):
     run_id = driver(client)
-    with leases.claimed(KEY, run_id, never):
+    with claims.claimed(KEY, run_id, never):
         assert tags(client, run_id)[TAG] == "0"
     assert TAG not in tags(client, run_id)
 
@@ -64,19 +64,19 @@ def test_a_claim_is_a_tag_for_as_long_as_the_work_takes(client):
 @pytest.mark.parametrize("error", [RuntimeError, signals.Interrupted(signal.SIGTERM)])
 def test_a_claim_ends_with_the_work_whatever_comes_of_it(client, error):
     run_id = driver(client)
-    with pytest.raises((RuntimeError, signals.Interrupted)), leases.claimed(KEY, run_id, silent):
+    with pytest.raises((RuntimeError, signals.Interrupted)), claims.claimed(KEY, run_id, silent):
         raise error
     assert TAG not in tags(client, run_id)
 
 
 def test_a_claim_that_somebody_removed_is_no_error(client):
     run_id = driver(client)
-    with leases.claimed(KEY, run_id, silent):
+    with claims.claimed(KEY, run_id, silent):
         client.delete_tag(run_id, TAG)
 
 
 def test_another_key_is_not_waited_for(client):
-    with leases.claimed(KEY, driver(client), never), leases.claimed("another", driver(client), never):
+    with claims.claimed(KEY, driver(client), never), claims.claimed("another", driver(client), never):
         pass
 
 
@@ -84,10 +84,10 @@ def test_who_comes_second_waits_and_says_so_once(client):
     first, second, said, order = driver(client), driver(client), [], []
 
     def work():
-        with leases.claimed(KEY, second, said.append):
+        with claims.claimed(KEY, second, said.append):
             order.append("second")
 
-    with leases.claimed(KEY, first, silent):
+    with claims.claimed(KEY, first, silent):
         other = threading.Thread(target=work)
         other.start()
         until = time.monotonic() + 10
@@ -110,7 +110,7 @@ def test_of_threads_that_ask_at_one_moment_never_are_two_inside(client, experime
     def work(run_id):
         start.wait()
         try:
-            with leases.claimed(KEY, run_id, silent):
+            with claims.claimed(KEY, run_id, silent):
                 inside.append(run_id)
                 most.append(len(inside))
                 time.sleep(0.1)
@@ -132,11 +132,14 @@ def test_of_threads_that_ask_at_one_moment_never_are_two_inside(client, experime
 
 WORK = """
 import os, sys, time
-from segpipe import leases, processes, tracking, turns
-leases.PAUSE = turns.PAUSE = 0.05
-tracking.connect()
-run_id = tracking.MlflowClient().create_run(os.environ["MLFLOW_EXPERIMENT_ID"], tags=processes.here()).info.run_id
-with leases.claimed(sys.argv[1], run_id, lambda _: None):
+from mlflow import MlflowClient
+from segpipe.orchestration import claims
+from segpipe.runtime import processes
+from segpipe.tracking import connection
+claims.PAUSE = 0.05
+connection.connect()
+run_id = MlflowClient().create_run(os.environ["MLFLOW_EXPERIMENT_ID"], tags=processes.here()).info.run_id
+with claims.claimed(sys.argv[1], run_id, lambda _: None):
     print("inside", flush=True)
     time.sleep(600)
 """
@@ -164,24 +167,24 @@ def test_the_claim_of_a_run_that_has_ended_does_not_count(client):
     first = driver(client)
     client.set_tag(first, TAG, "3")
     client.set_terminated(first, "KILLED")
-    with leases.claimed(KEY, driver(client), never):
+    with claims.claimed(KEY, driver(client), never):
         pass
 
 
 def test_a_step_that_has_lost_its_driver_is_waited_for_while_it_lives(client):
-    from segpipe import tracking
+    from segpipe.tracking import run_tags
 
     step, said = driver(client), []
-    client.set_tag(step, tracking.KEY, KEY)
+    client.set_tag(step, run_tags.KEY, KEY)
 
     def sleep(seconds):
         client.set_terminated(step, "KILLED")
         time.sleep(seconds)
 
-    with leases.claimed(KEY, driver(client), said.append, sleep):
+    with claims.claimed(KEY, driver(client), said.append, sleep):
         assert [line.split()[3] for line in said] == [step]
-    client.set_tag(driver(client, pid="1", started="1"), tracking.KEY, KEY)
-    with leases.claimed(KEY, driver(client), never):
+    client.set_tag(driver(client, pid="1", started="1"), run_tags.KEY, KEY)
+    with claims.claimed(KEY, driver(client), never):
         pass
 
 
@@ -190,13 +193,13 @@ def test_a_claim_that_cannot_be_given_back_does_not_hide_why_the_work_ended(clie
     def away(*_):
         raise MlflowException("database is locked")
 
-    monkeypatch.setattr(leases.MlflowClient, "delete_tag", away)
-    with pytest.raises(type(error), match=str(error).split()[0]), leases.claimed(KEY, driver(client), silent):
+    monkeypatch.setattr(claims.MlflowClient, "delete_tag", away)
+    with pytest.raises(type(error), match=str(error).split()[0]), claims.claimed(KEY, driver(client), silent):
         raise error
 
 
 def test_a_claim_from_another_machine_counts_while_its_counter_moves(client, monkeypatch):
-    monkeypatch.setattr(leases, "DEAD_AFTER", 1.0)
+    monkeypatch.setattr(claims, "DEAD_AFTER", 1.0)
     other = driver(client, host="another machine")
     moves = iter(range(1, 6))
 
@@ -208,16 +211,16 @@ def test_a_claim_from_another_machine_counts_while_its_counter_moves(client, mon
 
     client.set_tag(other, TAG, "0")
     said, began = [], time.monotonic()
-    with leases.claimed(KEY, driver(client), said.append, sleep):
+    with claims.claimed(KEY, driver(client), said.append, sleep):
         assert len(said) == 1
     assert next(moves, None) is None
     assert 3.0 < time.monotonic() - began < 10
 
 
 def test_a_sign_of_life_is_given_while_the_work_goes_on(client, monkeypatch):
-    monkeypatch.setattr(leases, "BEAT", 0.1)
+    monkeypatch.setattr(claims, "BEAT", 0.1)
     run_id = driver(client)
-    with leases.claimed(KEY, run_id, silent):
+    with claims.claimed(KEY, run_id, silent):
         until = time.monotonic() + 10
         while tags(client, run_id)[TAG] in ("0", "1") and time.monotonic() < until:
             time.sleep(0.05)
@@ -229,10 +232,10 @@ def test_a_signal_ends_the_wait_at_once_and_leaves_no_claim(client):
     first, second = driver(client), driver(client)
 
     def wait():
-        with launch.guarded(), leases.claimed(KEY, second, silent, launch.pause):
+        with launch.guarded(), claims.claimed(KEY, second, silent, launch.pause):
             raise AssertionError
 
-    with leases.claimed(KEY, first, silent):
+    with claims.claimed(KEY, first, silent):
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
         with pytest.raises(signals.Interrupted) as stop:
             wait()

@@ -10,11 +10,13 @@ import pytest
 from conftest import network, training_set
 from rich.console import Console
 
-from segpipe import lineage, settings, sources, tracking
+from segpipe.config import settings
 from segpipe.errors import InputError
-from steps import keys, reproduce
+from segpipe.files import hashes
+from segpipe.orchestration import keys, reproduce
+from segpipe.orchestration.reproduce import IDENTICAL, REFUTED, TOLERATED, Pair, Report
+from segpipe.tracking import lineage, run_tags, runs
 from steps import lineage as command
-from steps.reproduce import IDENTICAL, REFUTED, TOLERATED, Pair, Report
 
 MODEL = "by hand"
 DECISION = {
@@ -32,7 +34,7 @@ def made(store, tmp_path_factory):
     from mlflow import MlflowClient
 
     config, manifest, folder = training_set(tmp_path_factory.mktemp("made"))
-    client, experiment = MlflowClient(), tracking.experiment("by hand")
+    client, experiment = MlflowClient(), runs.experiment("by hand")
     digests = {"dataset_digest": manifest.digest, "test_digest": manifest.test_digest}
     more = {"preprocess": digests, "train": {}, "evaluate": {}, "register": {}}
     ids = {}
@@ -42,7 +44,7 @@ def made(store, tmp_path_factory):
         every = {"step": step, "parts": json.dumps(parts), "key": f"key of {step}", "figure": "fine", **tags, **inputs}
         run = client.create_run(experiment, tags={f"segpipe.{name}": value for name, value in every.items()})
         ids[step] = run.info.run_id
-        client.log_text(ids[step], settings.dump(config), tracking.CONFIG)
+        client.log_text(ids[step], settings.dump(config), runs.CONFIG)
     client.log_artifacts(ids["preprocess"], str(folder), "dataset")
     client.set_tag(ids["train"], lineage.COMMIT, "c0ffee")
     client.log_text(ids["train"], "", lineage.DIFF)
@@ -55,7 +57,7 @@ def made(store, tmp_path_factory):
     for run_id in ids.values():
         client.set_terminated(run_id, "FINISHED")
     client.create_registered_model(MODEL)
-    tags = {f"{step}_run": ids[step] for step in ids} | {"weights_sha256": sources.sha256(weights), "test_dice": "0.5"}
+    tags = {f"{step}_run": ids[step] for step in ids} | {"weights_sha256": hashes.sha256(weights), "test_dice": "0.5"}
     for decided in (DECISION, {}):
         client.create_model_version(MODEL, f"models:/{model.model_id}", tags=tags | decided, model_id=model.model_id)
     client.set_registered_model_alias(MODEL, "champion", "1")
@@ -73,9 +75,10 @@ def states(found):
 
 
 def test_the_weights_lie_where_logged_models_have_them():
-    from segpipe import inference, serving
+    from segpipe.inference import predictor
+    from segpipe.serving import served_model
 
-    assert f"artifacts/{serving.ARTIFACT}/{inference.WEIGHTS}" == lineage.WEIGHTS
+    assert f"artifacts/{served_model.ARTIFACT}/{predictor.WEIGHTS}" == lineage.WEIGHTS
 
 
 def test_a_champion_leads_over_decision_and_runs_to_the_raw_files(made):
@@ -164,7 +167,7 @@ def test_what_segpipe_did_not_make_is_refused(made):
     client.create_model_version("foreign", f"models:/{model_id}", model_id=model_id)
     with pytest.raises(InputError, match="segpipe did not register it"):
         lineage.of("models:/foreign/1")
-    run = client.create_run(tracking.experiment("by hand"))
+    run = client.create_run(runs.experiment("by hand"))
     with pytest.raises(InputError, match="no step of segpipe"):
         lineage.of(run.info.run_id)
 
@@ -211,15 +214,15 @@ def test_a_changed_array_other_code_and_other_weights_differ(made, store):
     uri = f"models:/{MODEL}@champion"
     array = next(path for path in store.rglob("val_masks.npy") if ids["preprocess"] in path.parts)
     weights = next(path for path in store.rglob("weights.safetensors") if model_id in path.parts)
-    parts = client.get_run(ids["train"]).data.tags[tracking.PARTS]
+    parts = client.get_run(ids["train"]).data.tags[run_tags.PARTS]
     kept = {path: path.read_bytes() for path in (array, weights)}
     try:
         array.write_bytes(kept[array][:-1] + b"\7")
         weights.write_bytes(b"others")
-        client.set_tag(ids["train"], tracking.PARTS, json.dumps({**json.loads(parts), "code": "another"}))
+        client.set_tag(ids["train"], run_tags.PARTS, json.dumps({**json.loads(parts), "code": "another"}))
         differing = {item for item, state in states(lineage.of(uri)).items() if state == "differs"}
     finally:
-        client.set_tag(ids["train"], tracking.PARTS, parts)
+        client.set_tag(ids["train"], run_tags.PARTS, parts)
         for path, content in kept.items():
             path.write_bytes(content)
     assert differing == {
@@ -267,16 +270,16 @@ def test_where_no_trace_of_a_run_is_left_the_version_knows_the_others(made):
 
 def test_runs_of_a_scratch_experiment_are_not_built_on(made):
     client, *_ = made
-    scratch, usual = tracking.scratch("aside"), tracking.experiment("by hand")
-    tags = {tracking.STEP: "train", tracking.KEY: "some key"}
+    scratch, usual = runs.scratch("aside"), runs.experiment("by hand")
+    tags = {run_tags.STEP: "train", run_tags.KEY: "some key"}
     for experiment in (scratch, usual):
         client.set_terminated(client.create_run(experiment, tags=tags).info.run_id, "FINISHED")
         client.create_run(experiment, tags=tags)
-    assert [run.info.experiment_id for run in tracking.finished("train", "some key")] == [usual]
-    assert [run.info.experiment_id for run in tracking.unfinished("train", "some key")] == [usual]
-    assert tracking.scratch("aside") == scratch
+    assert [run.info.experiment_id for run in runs.finished("train", "some key")] == [usual]
+    assert [run.info.experiment_id for run in runs.unfinished("train", "some key")] == [usual]
+    assert runs.scratch("aside") == scratch
     with pytest.raises(InputError, match="its runs are built on"):
-        tracking.scratch("by hand")
+        runs.scratch("by hand")
 
 
 def report(**changed):
@@ -322,7 +325,8 @@ def test_tables_differ_by_their_largest_number():
 def test_weights_differ_by_their_largest_difference(made, tmp_path):
     import torch
 
-    from segpipe.inference import ModelSpec, Predictor
+    from segpipe.inference.predictor import Predictor
+    from segpipe.inference.spec import ModelSpec
 
     _, config, manifest, *_ = made
     names = {"reader": manifest.reader, "channels": manifest.channels, "classes": manifest.classes}

@@ -13,11 +13,11 @@ from torch import distributed as torch_distributed
 from torch import nn
 from torch.nn import functional
 
-from segpipe import losses
-from segpipe.config import LossConfig, LossName
+from segpipe.config.sections import LossConfig, LossName
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
+from segpipe.models import losses
 
 NAMES = list(losses.LOSSES)
 every_loss = pytest.mark.parametrize("name", NAMES)

@@ -3,18 +3,18 @@ import json
 import pytest
 from conftest import write_folder
 
-from segpipe import settings
-from segpipe.data import cache
+from segpipe.config import settings
+from segpipe.data import dataset_writer
+from segpipe.data.manifest import FILE, Manifest
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
-from segpipe.manifest import FILE, Manifest
 
 
 @pytest.fixture
 def dataset(tmp_path):
     root = write_folder(tmp_path / "data")
     config = settings.load(None, {"data.format": "folder", "data.root": str(root), "preprocess.size": "32"})
-    cache.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
+    dataset_writer.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
     return tmp_path / "dataset"
 
 
@@ -60,5 +60,5 @@ def test_all_empty_masks_are_refused(tmp_path):
         Image.new("L", (36, 40)).save(path)
     config = settings.load(None, {"data.format": "folder", "data.root": str(root), "preprocess.size": "32"})
     with pytest.raises(InputError, match="all 8 masks are empty"):
-        cache.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
+        dataset_writer.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
     assert not (tmp_path / "dataset" / FILE).exists()

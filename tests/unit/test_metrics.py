@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import jaccard_score, precision_score, recall_score
 
-from segpipe import metrics
-from segpipe.config import MetricName
+from segpipe.config.sections import MetricName
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
-from segpipe.metrics import METRICS, overlaps
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
+from segpipe.metrics import measurement, overlaps
+from segpipe.metrics.catalogue import METRICS
 
 NAN = float("nan")
 masks = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 1))
@@ -36,7 +36,7 @@ EMPTY = {
 
 
 def measured(name, prediction, reference, classes=1):
-    return metrics.overlap(name, metrics.count(prediction, reference, classes))
+    return overlaps.overlap(name, overlaps.count(prediction, reference, classes))
 
 
 @given(masks, masks)
@@ -53,7 +53,7 @@ def test_agrees_with_monai_and_scikit_learn_where_both_masks_have_foreground(pre
         assert measured(name, prediction, reference) == pytest.approx(expected, abs=1e-6)
     if not reference.all():
         expected = recall_score(reference.ravel(), prediction.ravel(), pos_label=0)
-        specificity = overlaps.specificity(metrics.count(prediction, reference, 1), reference.size)
+        specificity = overlaps.specificity(overlaps.count(prediction, reference, 1), reference.size)
         assert specificity == pytest.approx(expected, abs=1e-6)
 
 
@@ -66,15 +66,15 @@ def test_dice_and_iou_are_symmetric_bounded_and_tied(one, other):
         assert dice == pytest.approx(2 * iou / (1 + iou))
 
 
-@pytest.mark.parametrize("name", metrics.OVERLAPS)
+@pytest.mark.parametrize("name", overlaps.OVERLAPS)
 @pytest.mark.parametrize(
     ("predicted", "reference", "value", "outcome"),
     [(0, 0, np.nan, "both empty"), (0, 1, 0, "missed"), (1, 0, 0, "false alarm"), (1, 1, 1, "found")],
 )
 def test_empty_masks_follow_the_convention(name, predicted, reference, value, outcome):
-    counts = metrics.count(np.full((1, 2, 2), predicted, np.uint8), np.full((1, 2, 2), reference, np.uint8), 1)
-    np.testing.assert_equal(metrics.overlap(name, counts)[0], value)
-    assert metrics.outcome(counts) == outcome
+    counts = overlaps.count(np.full((1, 2, 2), predicted, np.uint8), np.full((1, 2, 2), reference, np.uint8), 1)
+    np.testing.assert_equal(overlaps.overlap(name, counts)[0], value)
+    assert overlaps.outcome(counts) == outcome
 
 
 def test_a_shifted_square_has_the_dice_geometry_says():
@@ -89,28 +89,28 @@ def test_classes_are_counted_apart_and_absent_ones_left_out_of_the_mean():
     prediction = np.array([[[1, 0, 1, 0]]], np.uint8)
     values = measured("dice", prediction, reference, classes=3)
     np.testing.assert_allclose(values, [0.5, 0, np.nan])
-    assert metrics.class_mean(values) == pytest.approx(0.25)
-    assert np.isnan(metrics.class_mean(np.array([np.nan])))
+    assert overlaps.class_mean(values) == pytest.approx(0.25)
+    assert np.isnan(overlaps.class_mean(np.array([np.nan])))
 
 
 @given(masks, masks, hnp.arrays(np.bool_, (3, 6, 5)))
 def test_ignored_voxels_count_like_voxels_that_are_not_there(prediction, reference, ignored):
-    whole = metrics.count(prediction, np.where(ignored, np.uint8(IGNORE), reference), 1)
-    kept = metrics.count(prediction[~ignored], reference[~ignored], 1)
+    whole = overlaps.count(prediction, np.where(ignored, np.uint8(IGNORE), reference), 1)
+    kept = overlaps.count(prediction[~ignored], reference[~ignored], 1)
     for one, other in zip(whole, kept, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_the_last_class_that_fits_is_not_taken_for_ignored():
     reference = np.array([[[254, 254, IGNORE, 0]]], np.uint8)
-    counts = metrics.count(np.array([[[254, 0, 254, 254]]], np.uint8), reference, 254)
+    counts = overlaps.count(np.array([[[254, 0, 254, 254]]], np.uint8), reference, 254)
     assert [int(c[-1]) for c in counts] == [1, 2, 2]
 
 
 def whole(prediction, reference, probability=None, spacing=(1.0, 1.0, 1.0), classes=1, tolerance=1.0):
     if probability is None:
         probability = (prediction > 0).astype(np.float32)
-    return metrics.measure(prediction, reference, probability, spacing, classes, tolerance, width=10.0)
+    return measurement.measure(prediction, reference, probability, spacing, classes, tolerance, width=10.0)
 
 
 def test_every_metric_the_gate_knows_is_in_the_table_in_one_order():

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from segpipe import models
-from segpipe.config import Architecture, ModelConfig
+from segpipe.config.sections import Architecture, ModelConfig
 from segpipe.errors import InputError
+from segpipe.files.project import PROJECT
+from segpipe.models import architectures
 from segpipe.models.attention_unet import AttentionGate, GatedBlock
 from segpipe.models.group_norm import GroupNorm, groups, replace_batch_norm
 from segpipe.models.pruning import drop_unused
-from segpipe.sources import PROJECT
 
 TINY_OPTIONS = {
     "dpt": {"decoder_fusion_channels": 16, "decoder_intermediate_channels": [16, 16, 16, 16]},
@@ -27,14 +27,14 @@ TINY_OPTIONS = {
 
 
 def tiny(arch="unet", **knobs):
-    encoder = models.ARCHITECTURES[arch].test_encoder
+    encoder = architectures.ARCHITECTURES[arch].test_encoder
     return ModelConfig(**{"arch": arch, "encoder": encoder, "options": TINY_OPTIONS.get(arch, {}), **knobs})
 
 
 def refused(config, channels=1, **arguments):
     """The one line with which a network is refused."""
     with pytest.raises(InputError) as caught:
-        models.build(config, channels, 1, seed=0, **arguments)
+        architectures.build(config, channels, 1, seed=0, **arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -43,11 +43,11 @@ def without_gradient(model):
     return [name for name, p in model.named_parameters() if p.grad is None]
 
 
-@pytest.mark.parametrize("arch", models.ARCHITECTURES)
+@pytest.mark.parametrize("arch", architectures.ARCHITECTURES)
 class TestEveryArchitecture:
     @pytest.mark.parametrize(("channels", "classes", "height", "width"), [(1, 1, 45, 70), (3, 2, 33, 31)])
     def test_takes_any_size_and_learns_everywhere(self, arch, channels, classes, height, width):
-        model = models.build(tiny(arch), channels, classes, seed=0)
+        model = architectures.build(tiny(arch), channels, classes, seed=0)
         logits = model(torch.randn(2, channels, height, width))
         assert logits.shape == (2, classes if classes == 1 else classes + 1, height, width)
         logits.square().mean().backward()
@@ -55,14 +55,14 @@ class TestEveryArchitecture:
         assert all(p.requires_grad for p in model.parameters())
 
     def test_pads_to_no_more_than_the_network_needs(self, arch):
-        model = models.build(tiny(arch), 1, 1, seed=0).eval()
+        model = architectures.build(tiny(arch), 1, 1, seed=0).eval()
         fitting = max(64, model.smallest)
         image = torch.randn(1, 1, fitting, fitting)
         torch.testing.assert_close(model(image), model.network(image))
         assert model.smallest % model.stride == 0
 
     def test_group_normalisation_knows_no_batch(self, arch):
-        model = models.build(tiny(arch, norm="group"), 1, 1, seed=0)
+        model = architectures.build(tiny(arch, norm="group"), 1, 1, seed=0)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
         image = torch.randn(1, 1, model.smallest, model.smallest)
         model(image).square().mean().backward()
@@ -72,32 +72,34 @@ class TestEveryArchitecture:
 
     def test_a_batch_of_one_is_refused_where_it_would_fail(self, arch):
         config = tiny(arch)
-        model = models.build(config, 1, 1, seed=0)
+        model = architectures.build(config, 1, 1, seed=0)
         image = torch.randn(1, 1, 2 * model.smallest, 2 * model.smallest)
-        models.check_batches(config, {2, 3})
-        models.check_batches(tiny(arch, norm="group"), {1})
-        if models.ARCHITECTURES[arch].pools:
+        architectures.check_batches(config, {2, 3})
+        architectures.check_batches(tiny(arch, norm="group"), {1})
+        if architectures.ARCHITECTURES[arch].pools:
             with pytest.raises(InputError, match=r"train\.batch_size: .*model\.norm=group"):
-                models.check_batches(config, {4, 1})
+                architectures.check_batches(config, {4, 1})
             with pytest.raises(InputError, match=r"train\.batch_size"):
                 model(image)
         else:
-            models.check_batches(config, {1})
+            architectures.check_batches(config, {1})
             assert torch.isfinite(model(image)).all()
 
     def test_follows_the_depth_where_its_row_says_so(self, arch):
         counts = [
-            models.parameter_count(models.build(tiny(arch, encoder_depth=d), 1, 1, seed=0).network.encoder)
+            architectures.parameter_count(
+                architectures.build(tiny(arch, encoder_depth=d), 1, 1, seed=0).network.encoder
+            )
             for d in (3, 5)
         ]
-        follows = bool(models.ARCHITECTURES[arch].follow_depth(3))
+        follows = bool(architectures.ARCHITECTURES[arch].follow_depth(3))
         assert counts[0] < counts[1] / 5 if follows else counts[0] == counts[1]
 
     def test_is_built_from_the_same_names_whatever_the_weights(self, arch, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        trained = models.build(tiny(arch), 2, 1, seed=3)
+        trained = architectures.build(tiny(arch), 2, 1, seed=3)
         for weights in ("imagenet", "/no/such/file.pt"):
-            rebuilt = models.build(tiny(arch, encoder_weights=weights), 2, 1, seed=4, pretrained=False)
+            rebuilt = architectures.build(tiny(arch, encoder_weights=weights), 2, 1, seed=4, pretrained=False)
             rebuilt.load_state_dict(trained.state_dict())
         image = torch.randn(1, 2, 40, 40)
         torch.testing.assert_close(rebuilt.eval()(image), trained.eval()(image), atol=0, rtol=0)
@@ -109,7 +111,7 @@ class TestEveryArchitecture:
 
 
 def test_the_config_knows_every_architecture():
-    assert set(get_args(get_args(Architecture)[0])) == set(models.ARCHITECTURES)
+    assert set(get_args(get_args(Architecture)[0])) == set(architectures.ARCHITECTURES)
 
 
 @pytest.mark.parametrize(("alias", "name"), [("unet++", "unetplusplus"), ("DeepLabV3+", "deeplabv3plus")])
@@ -131,13 +133,13 @@ def test_padding_is_cropped_away_again(size):
             return images
 
     image = torch.randn(1, 1, *size)
-    assert torch.equal(models.SegmentationModel(Echo(), 16, 32)(image), image)
+    assert torch.equal(architectures.SegmentationModel(Echo(), 16, 32)(image), image)
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "efficientnet-b0"])
 def test_encoder_stages_that_are_not_used_are_dropped(encoder):
-    shallow, deep = (models.build(ModelConfig(encoder=encoder, encoder_depth=d), 1, 1, 0) for d in (3, 5))
-    assert models.parameter_count(shallow) < models.parameter_count(deep) / 5
+    shallow, deep = (architectures.build(ModelConfig(encoder=encoder, encoder_depth=d), 1, 1, 0) for d in (3, 5))
+    assert architectures.parameter_count(shallow) < architectures.parameter_count(deep) / 5
     shallow(torch.randn(2, 1, 32, 32)).sum().backward()
     assert without_gradient(shallow) == []
 
@@ -181,7 +183,7 @@ def test_a_part_that_computes_without_its_parameters_is_not_dropped_in_silence()
 def test_same_seed_same_weights_whatever_was_drawn_before():
     def weights(seed):
         torch.rand(3)
-        return models.build(tiny("attention_unet"), 1, 1, seed).state_dict()
+        return architectures.build(tiny("attention_unet"), 1, 1, seed).state_dict()
 
     one, same, other = weights(1), weights(1), weights(2)
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -192,12 +194,12 @@ def test_building_leaves_the_callers_random_numbers_alone():
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    models.build(tiny(), 1, 1, 7)
+    architectures.build(tiny(), 1, 1, 7)
     assert torch.equal(torch.rand(2), expected)
 
 
 def test_a_last_feature_map_of_one_cell_needs_two_images():
-    model = models.build(tiny(), 1, 1, seed=0)
+    model = architectures.build(tiny(), 1, 1, seed=0)
     with pytest.raises(InputError, match=r"train\.batch_size: .*model\.norm=group"):
         model(torch.randn(1, 1, 32, 32))
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 1, 32, 32)
@@ -209,11 +211,11 @@ def test_any_other_error_of_a_network_is_not_taken_for_a_batch_of_one():
             raise ValueError("something else")
 
     with pytest.raises(ValueError, match="something else"):
-        models.SegmentationModel(Failing(), 1, 1)(torch.randn(1, 1, 8, 8))
+        architectures.SegmentationModel(Failing(), 1, 1)(torch.randn(1, 1, 8, 8))
 
 
 def test_an_encoder_that_looks_at_large_patches_takes_a_small_image_too():
-    model = models.build(ModelConfig(encoder="mit_b0", encoder_depth=3), 1, 1, seed=0)
+    model = architectures.build(ModelConfig(encoder="mit_b0", encoder_depth=3), 1, 1, seed=0)
     assert model(torch.randn(2, 1, 16, 17)).shape == (2, 1, 16, 17)
 
 
@@ -240,21 +242,21 @@ class TestOptions:
     @pytest.mark.parametrize("arch", ["unet", "attention_unet", "unetplusplus", "manet"])
     def test_decoder_channels_of_the_user_win(self, arch):
         config = tiny(arch, encoder_depth=3, options={"decoder_channels": [24, 12, 6]})
-        head = models.build(config, 1, 1, seed=0).network.segmentation_head
+        head = architectures.build(config, 1, 1, seed=0).network.segmentation_head
         assert head[0].in_channels == 6
 
     def test_an_option_changes_the_network(self):
         plain, squeezed = (
-            models.build(tiny(options=o), 1, 1, seed=0) for o in ({}, {"decoder_attention_type": "scse"})
+            architectures.build(tiny(options=o), 1, 1, seed=0) for o in ({}, {"decoder_attention_type": "scse"})
         )
-        assert models.parameter_count(squeezed) > models.parameter_count(plain)
+        assert architectures.parameter_count(squeezed) > architectures.parameter_count(plain)
 
     def test_a_list_is_taken_where_several_numbers_are_meant(self):
-        model = models.build(tiny("deeplabv3plus", options={"decoder_atrous_rates": [2, 4, 6]}), 1, 1, seed=0)
+        model = architectures.build(tiny("deeplabv3plus", options={"decoder_atrous_rates": [2, 4, 6]}), 1, 1, seed=0)
         assert {m.dilation[0] for m in model.network.decoder.modules() if isinstance(m, nn.Conv2d)} == {1, 2, 4, 6}
 
     def test_a_coarser_pan_asks_for_larger_images(self):
-        model = models.build(tiny("pan", options={"encoder_output_stride": 32}), 1, 1, seed=0)
+        model = architectures.build(tiny("pan", options={"encoder_output_stride": 32}), 1, 1, seed=0)
         assert (model.stride, model.smallest) == (32, 256)
 
     @pytest.mark.parametrize(
@@ -316,7 +318,7 @@ class TestAttentionGate:
 
 
 def test_every_skip_of_an_attention_unet_passes_a_gate():
-    gated = models.build(tiny("attention_unet"), 1, 1, seed=0)
+    gated = architectures.build(tiny("attention_unet"), 1, 1, seed=0)
     gates = [m for m in gated.modules() if isinstance(m, AttentionGate)]
     assert [g.skip.in_channels for g in gates] == gated.network.encoder.out_channels[-2:0:-1]
     image = torch.randn(1, 1, 64, 64)
@@ -333,7 +335,7 @@ def test_every_skip_of_an_attention_unet_passes_a_gate():
 
 @pytest.mark.parametrize("encoder", ["tu-test_convnext", "mit_b0"])
 def test_an_encoder_without_features_at_half_the_resolution_has_a_gate_less(encoder):
-    model = models.build(ModelConfig(arch="attention_unet", encoder=encoder), 1, 1, seed=0)
+    model = architectures.build(ModelConfig(arch="attention_unet", encoder=encoder), 1, 1, seed=0)
     assert sum(isinstance(m, AttentionGate) for m in model.modules()) == 3
 
 
@@ -371,11 +373,11 @@ class TestGroupNorm:
 @pytest.fixture
 def source():
     """A network whose encoder's weights are to be found again: two channels, all five stages."""
-    return models.build(tiny(), 2, 1, seed=11)
+    return architectures.build(tiny(), 2, 1, seed=11)
 
 
 def initialised(path, **knobs):
-    return models.build(tiny(encoder_weights=str(path), **knobs), 2, 1, seed=0)
+    return architectures.build(tiny(encoder_weights=str(path), **knobs), 2, 1, seed=0)
 
 
 def same_encoder(one, other):
@@ -406,23 +408,23 @@ class TestWeightsFromAFile:
             torch.save(state if kind == "pt" else {kind: state, "epoch": 3}, path)
         model = initialised(path)
         assert same_encoder(model, source)
-        head = models.build(tiny(), 2, 1, seed=0).network.segmentation_head[0].weight
+        head = architectures.build(tiny(), 2, 1, seed=0).network.segmentation_head[0].weight
         assert torch.equal(model.network.segmentation_head[0].weight, head)
 
     @pytest.mark.parametrize("saved_depth", [3, 5])
     def test_a_whole_encoder_and_a_pruned_one_both_fit(self, saved_depth, tmp_path):
-        saved = models.build(tiny(encoder_depth=saved_depth), 2, 1, seed=11)
+        saved = architectures.build(tiny(encoder_depth=saved_depth), 2, 1, seed=11)
         torch.save(saved.state_dict(), tmp_path / "w.pt")
         assert same_encoder(initialised(tmp_path / "w.pt", encoder_depth=3), saved)
 
     @pytest.mark.parametrize("norm", ["batch", "group"])
     def test_group_normalisation_takes_the_affine_weights(self, norm, tmp_path):
-        saved = models.build(tiny(norm=norm), 2, 1, seed=11)
+        saved = architectures.build(tiny(norm=norm), 2, 1, seed=11)
         torch.save(saved.state_dict(), tmp_path / "w.pt")
         assert same_encoder(initialised(tmp_path / "w.pt", norm="group"), saved)
 
     def test_a_vit_is_filled_too(self, tmp_path):
-        saved = models.build(tiny("dpt"), 2, 1, seed=11)
+        saved = architectures.build(tiny("dpt"), 2, 1, seed=11)
         torch.save(saved.state_dict(), tmp_path / "w.pt")
         assert same_encoder(
             initialised(tmp_path / "w.pt", **tiny("dpt").model_dump(exclude={"encoder_weights"})), saved
@@ -479,7 +481,7 @@ class TestWeightsFromAFile:
     def test_a_missing_file_and_a_folder_are_told_before_anything_is_built(self, tmp_path):
         for path in (tmp_path, tmp_path / "none.pt"):
             with pytest.raises(InputError, match="no such file; give none, imagenet or the path of a file"):
-                models.check(tiny(encoder_weights=str(path)))
+                architectures.check(tiny(encoder_weights=str(path)))
 
 
 class TestImageNet:
@@ -493,5 +495,5 @@ class TestImageNet:
     @pytest.mark.parametrize("encoder", ["resnext101_32x16d", "tu-test_nfnet.zzz"])
     def test_an_encoder_without_any_is_named(self, encoder):
         with pytest.raises(InputError, match="there are none for") as caught:
-            models.check(ModelConfig(encoder=encoder, encoder_weights="imagenet"))
+            architectures.check(ModelConfig(encoder=encoder, encoder_weights="imagenet"))
         assert encoder in str(caught.value)

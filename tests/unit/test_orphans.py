@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from segpipe import processes
-from segpipe import store as stores
 from segpipe.errors import InputError
+from segpipe.runtime import processes
+from segpipe.tracking import connection as stores
 
 
 @pytest.fixture
@@ -39,28 +39,29 @@ def gone():
 
 
 def test_a_run_whose_process_is_gone_is_killed_with_the_reason(client, begun, gone):
-    from segpipe import orphans, tracking
+    from segpipe.orchestration import orphans
+    from segpipe.tracking import run_tags, runs
 
     left, said = begun(**of(gone)), []
     assert orphans.reap(said.append) == [left]
     run = client.get_run(left)
     assert run.info.status == "KILLED"
-    assert run.data.tags[tracking.REASON] == f"its process is gone (pid {gone})"
+    assert run.data.tags[run_tags.REASON] == f"its process is gone (pid {gone})"
     assert left in said[0]
     assert orphans.reap(said.append) == []
-    assert not tracking.end(left, "FAILED", "somebody else was first")
+    assert not runs.end(left, "FAILED", "somebody else was first")
     assert client.get_run(left).data.tags == run.data.tags
 
 
 def test_another_process_with_the_same_number_does_not_keep_a_run(begun):
-    from segpipe import orphans
+    from segpipe.orchestration import orphans
 
     left = begun(**of(os.getpid()))
     assert orphans.reap(lambda _: None) == [left]
 
 
 def test_runs_at_work_elsewhere_or_without_a_process_stay(client, begun, gone):
-    from segpipe import orphans
+    from segpipe.orchestration import orphans
 
     kept = [begun(**processes.here()), begun(**of(gone, host="another machine")), begun()]
     ended = begun(**of(gone))
@@ -70,14 +71,15 @@ def test_runs_at_work_elsewhere_or_without_a_process_stay(client, begun, gone):
 
 
 def test_a_run_in_any_experiment_is_found(client, begun, gone):
-    from segpipe import orphans, tracking
+    from segpipe.orchestration import orphans
+    from segpipe.tracking import runs
 
-    left = client.create_run(tracking.scratch("aside"), tags=of(gone)).info.run_id
+    left = client.create_run(runs.scratch("aside"), tags=of(gone)).info.run_id
     assert orphans.reap(lambda _: None) == [left]
 
 
 def test_a_run_that_another_process_has_continued_meanwhile_stays(client, begun):
-    from segpipe import orphans
+    from segpipe.orchestration import orphans
 
     assert not orphans._ended(begun(**processes.here()), lambda _: None)
 
@@ -85,9 +87,10 @@ def test_a_run_that_another_process_has_continued_meanwhile_stays(client, begun)
 def test_one_run_that_cannot_be_ended_does_not_keep_the_others(client, begun, gone, monkeypatch):
     from mlflow.exceptions import MlflowException
 
-    from segpipe import orphans, tracking
+    from segpipe.orchestration import orphans
+    from segpipe.tracking import runs
 
-    left, said, end = {begun(**of(gone)), begun(**of(gone))}, [], tracking.end
+    left, said, end = {begun(**of(gone)), begun(**of(gone))}, [], runs.end
     refused = []
 
     def end_all_but_one(run_id, *how):
@@ -96,14 +99,15 @@ def test_one_run_that_cannot_be_ended_does_not_keep_the_others(client, begun, go
             raise MlflowException("database is locked")
         return end(run_id, *how)
 
-    monkeypatch.setattr(tracking, "end", end_all_but_one)
+    monkeypatch.setattr(runs, "end", end_all_but_one)
     assert {*orphans.reap(said.append), *refused} == left
     assert orphans.reap(said.append) == refused
     assert any(f"run {refused[0]} was left RUNNING and could not be ended: " in line for line in said)
 
 
 def test_a_training_that_had_ended_without_its_server_is_sent_and_finished(client, begun, gone, tmp_path, monkeypatch):
-    from segpipe import offline, orphans, spool
+    from segpipe.orchestration import orphans
+    from segpipe.recording import offline, spool
 
     left, said = begun(**of(gone)), []
     client.log_param(left, "cfg.tracking.outputs", str(tmp_path))
@@ -126,32 +130,32 @@ def test_a_training_that_had_ended_without_its_server_is_sent_and_finished(clien
 
 
 def test_a_run_is_continued_in_its_own_experiment(client, begun, monkeypatch):
-    from segpipe import tracking
-    from segpipe.config import Config, TrackingConfig
+    from segpipe.config.sections import Config, TrackingConfig
+    from segpipe.tracking import runs
 
     interrupted = begun()
     client.set_terminated(interrupted, "KILLED")
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
-    with tracking.run("train", Config(tracking=TrackingConfig(experiment="another"))):
-        assert tracking.experiment_of(tracking.active()) == "another"
-        tracking.continue_run(interrupted, system_metrics=False)
+    with runs.run("train", Config(tracking=TrackingConfig(experiment="another"))):
+        assert runs.experiment_of(runs.active()) == "another"
+        runs.continue_run(interrupted, system_metrics=False)
     assert client.get_run(interrupted).info.status == "FINISHED"
 
 
 def test_a_run_is_tagged_with_its_process_and_a_given_one_as_well(client, begun, monkeypatch):
-    from segpipe import tracking
-    from segpipe.config import Config
+    from segpipe.config.sections import Config
+    from segpipe.tracking import runs
 
-    with tracking.run("pipeline", Config(), name="mine") as run:
+    with runs.run("pipeline", Config(), name="mine") as run:
         assert client.get_run(run.info.run_id).data.tags.items() >= processes.here().items()
         assert run.info.run_name == "mine"
         given = begun(**of(1))
         monkeypatch.setenv("MLFLOW_RUN_ID", given)
-        with tracking.run("preprocess", Config()) as inner:
+        with runs.run("preprocess", Config()) as inner:
             assert inner.info.run_id == given
-        with tracking.run("evaluate", Config()) as inner:
+        with runs.run("evaluate", Config()) as inner:
             assert inner.data.tags["mlflow.parentRunId"] == run.info.run_id
-        assert tracking.active().info.run_id == run.info.run_id
+        assert runs.active().info.run_id == run.info.run_id
     assert client.get_run(given).data.tags.items() >= processes.here().items()
     assert client.get_run(given).info.status == client.get_run(run.info.run_id).info.status == "FINISHED"
 
@@ -166,23 +170,23 @@ def test_a_run_is_tagged_with_its_process_and_a_given_one_as_well(client, begun,
     ],
 )
 def test_how_a_run_is_left_is_its_status(client, error, status, reason):
-    from segpipe import tracking
-    from segpipe.config import Config
+    from segpipe.config.sections import Config
+    from segpipe.tracking import run_tags, runs
 
-    with pytest.raises(type(error)), tracking.run("evaluate", Config()) as run:
+    with pytest.raises(type(error)), runs.run("evaluate", Config()) as run:
         raise error
     found = client.get_run(run.info.run_id)
-    assert (found.info.status, found.data.tags[tracking.REASON]) == (status, reason)
-    assert tracking.PASSING not in found.data.tags
+    assert (found.info.status, found.data.tags[run_tags.REASON]) == (status, reason)
+    assert run_tags.PASSING not in found.data.tags
 
 
 def test_a_failure_that_can_pass_is_tagged_so(client):
-    from segpipe import tracking
-    from segpipe.config import Config
+    from segpipe.config.sections import Config
+    from segpipe.tracking import run_tags, runs
 
-    with pytest.raises(ConnectionRefusedError), tracking.run("evaluate", Config()) as run:
+    with pytest.raises(ConnectionRefusedError), runs.run("evaluate", Config()) as run:
         raise ConnectionRefusedError
-    assert client.get_run(run.info.run_id).data.tags[tracking.PASSING] == "true"
+    assert client.get_run(run.info.run_id).data.tags[run_tags.PASSING] == "true"
 
 
 # --- the store
@@ -278,14 +282,14 @@ def test_patience_with_a_server_never_exceeds_the_users(monkeypatch):
 def test_a_run_has_a_link_on_a_server_and_a_number_elsewhere(client, begun):
     import mlflow
 
-    from segpipe import tracking
+    from segpipe.tracking import connection
 
     run = client.get_run(begun())
-    assert tracking.link(run) == f"run {run.info.run_id}"
+    assert connection.link(run) == f"run {run.info.run_id}"
     kept = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri("https://me:secret@example.org:5000/team/")
     try:
         page = f"https://example.org:5000/team/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        assert tracking.link(run) == page
+        assert connection.link(run) == page
     finally:
         mlflow.set_tracking_uri(kept)

@@ -11,13 +11,17 @@ from conftest import TINY, disc
 from mlflow.types import ParamSchema
 from PIL import Image
 
-from segpipe import models, page, serving, settings
-from segpipe.config import ServingConfig
+from segpipe.config import settings
+from segpipe.config.sections import ServingConfig
 from segpipe.data import codecs
 from segpipe.errors import InputError
-from segpipe.inference import ModelSpec, Predictor
-from segpipe.page import display
-from segpipe.server import Asked, RequestError, Served
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.models import architectures
+from segpipe.server.loaded_model import Served
+from segpipe.server.messages import Asked, RequestError
+from segpipe.server.page import display, routes
+from segpipe.serving import request
 
 MOST = ServingConfig().max_pixels
 AFFINE = np.array([[-2.0, 0, 0, 50], [0, 2.0, 0, -40], [0, 0, 5.0, 10], [0, 0, 0, 1]])
@@ -32,7 +36,7 @@ def served(reader, channels, classes=("foreground",), threshold=0.5):
         model=config.model, preprocess=config.preprocess,
         reader=reader, channels=channels, classes=classes, threshold=threshold,
     )  # fmt: skip
-    network = models.build(config.model, len(channels), len(classes), seed=0, pretrained=False)
+    network = architectures.build(config.model, len(channels), len(classes), seed=0, pretrained=False)
     facts = {"name": None, "version": None, "model_id": "m-1"}
     return Served(None, Predictor(spec, network), ParamSchema([]), facts)
 
@@ -65,7 +69,7 @@ def test_a_picture_comes_back_with_probabilities_and_the_numbers_of_a_served_row
     model = served("folder", ("grey",))
     image = plane[None, None].astype(np.float32)
     model = served("folder", ("grey",), threshold=median_threshold(model, image))
-    answer = page.segmented({"image": picture(plane)}, model, MOST)
+    answer = routes.segmented({"image": picture(plane)}, model, MOST)
     found = model.predictor.segment(image, model.predictor.spec.threshold)
     sent = unpacked(answer["probability"], "<u2", *shape(answer))
     assert np.abs(sent / display.FULL - found.foreground).max() <= 0.5 / display.FULL + 1e-7
@@ -91,14 +95,14 @@ def test_a_volume_is_shown_upright_from_inferior_to_superior_with_each_of_its_ch
     values[0:3, 7:10, 3] = 100  # AFFINE runs from right to left and from posterior to anterior: right, in front, on top
     row = {"dwi": volume(values), "adc": volume(100 - values)}
     model = served("nifti", ("dwi", "adc"))
-    answer = page.segmented(row, model, MOST)
+    answer = routes.segmented(row, model, MOST)
     assert shape(answer) == (4, 10, 12)
     dwi, adc = (unpacked(view["pixels"], "u1", *shape(answer)) for view in answer["views"])
     assert [view["name"] for view in answer["views"]] == ["dwi", "adc"]
     assert np.argwhere(dwi == 255).min(axis=0).tolist() == [3, 0, 9]
     assert np.argwhere(dwi == 255).max(axis=0).tolist() == [3, 2, 11]
     assert np.array_equal(adc, 255 - dwi)
-    _, image, _ = serving.read(row, model.predictor.spec, MOST)
+    _, image, _ = request.read(row, model.predictor.spec, MOST)
     expected = model.predictor.segment(image, 0.5).foreground[:, ::-1]
     sent = unpacked(answer["probability"], "<u2", *shape(answer)) / display.FULL
     assert np.abs(sent - expected).max() < 1e-4
@@ -109,7 +113,7 @@ def test_a_volume_is_shown_upright_from_inferior_to_superior_with_each_of_its_ch
 def test_several_classes_come_with_each_pixels_most_probable_class():
     plane = disc(40, 36, 1)[0]
     model = served("folder", ("grey",), classes=("left", "right"))
-    answer = page.segmented({"image": picture(plane)}, model, MOST)
+    answer = routes.segmented({"image": picture(plane)}, model, MOST)
     mask = model.predictor.segment(plane[None, None].astype(np.float32), 0.5).mask
     classes = unpacked(answer["classes"], "u1", *shape(answer))
     reaches = unpacked(answer["probability"], "<u2", *shape(answer)) >= 0.5 * display.FULL
@@ -120,7 +124,7 @@ def test_several_classes_come_with_each_pixels_most_probable_class():
 def test_a_large_picture_is_shown_smaller_with_the_numbers_of_the_whole():
     plane = np.random.default_rng([0]).integers(0, 256, (1500, 90), dtype=np.uint8)
     model = served("folder", ("grey",))
-    answer = page.segmented({"image": picture(plane)}, model, MOST)
+    answer = routes.segmented({"image": picture(plane)}, model, MOST)
     assert shape(answer) == (1, 750, 45)
     found = model.predictor.segment(plane[None, None].astype(np.float32), 0.5)
     assert answer["reached"][49] == answer["foreground_voxels"] == np.count_nonzero(found.mask)
@@ -151,8 +155,8 @@ def test_what_is_sent_is_bounded_whatever_comes():
 
 
 def test_the_routes_refuse_what_is_not_a_row():
-    routes, model = page.routes(ServingConfig()), served("nifti", ("dwi", "adc"))
-    segment = routes["POST", "/page/segment"]
+    handlers, model = routes.routes(ServingConfig()), served("nifti", ("dwi", "adc"))
+    segment = handlers["POST", "/page/segment"]
     for body, reason in (
         (b"{", "the body is not JSON"),
         (b"[" * 100_000, "the body is not JSON"),
@@ -167,7 +171,7 @@ def test_the_routes_refuse_what_is_not_a_row():
 
 
 def test_the_page_holds_all_it_needs_and_may_not_be_framed():
-    answer = page.routes(ServingConfig())["GET", "/"](Asked("", "", b""), served("folder", ("grey",)))
+    answer = routes.routes(ServingConfig())["GET", "/"](Asked("", "", b""), served("folder", ("grey",)))
     text = answer.body.decode()
     assert "http://" not in text
     assert "https://" not in text
@@ -177,7 +181,7 @@ def test_the_page_holds_all_it_needs_and_may_not_be_framed():
 
 def test_nothing_in_a_card_is_run():
     text = "# carded\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n<script>alert(1)</script> [x](javascript:alert(1))"
-    card = page.rendered(text)
+    card = routes.rendered(text)
     assert "<h1>carded</h1>" in card
     assert "<td>1</td>" in card
     assert "<script" not in card
@@ -185,6 +189,6 @@ def test_nothing_in_a_card_is_run():
 
 
 def test_a_model_that_is_not_registered_has_no_card():
-    routes = page.routes(ServingConfig())
-    told = json.loads(routes["GET", "/page/model"](Asked("", "", b""), served("folder", ("grey",))).body)
+    handlers = routes.routes(ServingConfig())
+    told = json.loads(handlers["GET", "/page/model"](Asked("", "", b""), served("folder", ("grey",))).body)
     assert (told["name"], told["version"], told["card"], told["pictures"]) == ("segpipe", "m-1", "", True)

@@ -13,12 +13,14 @@ import pytest
 from conftest import disc, write_folder, write_nifti, write_volume
 from PIL import Image
 
-from segpipe import models, prediction, settings
-from segpipe.data import cache, codecs
+from segpipe.config import settings
+from segpipe.data import codecs, dataset_writer
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
-from segpipe.inference import ModelSpec, Predictor
-from segpipe.prediction import comparisons, results, summary
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.models import architectures
+from segpipe.prediction import batch, comparisons, results, summary
 from segpipe.prediction.inputs import find
 
 TINY = {"model.encoder": "tu-test_resnet", "model.encoder_depth": "3", "preprocess.size": "32"}
@@ -46,7 +48,7 @@ def predictors():
     found = {}
     for kind in ("folder", "nifti"):
         spec = spec_of(kind)
-        found[kind] = Predictor(spec, models.build(spec.model, len(spec.channels), 1, seed=3))
+        found[kind] = Predictor(spec, architectures.build(spec.model, len(spec.channels), 1, seed=3))
     return found
 
 
@@ -62,12 +64,12 @@ def request_of(source, **knobs):
         "comparisons": True,
         "ignore_label": -1,
     }
-    return prediction.Request(**(values | knobs))
+    return results.Request(**(values | knobs))
 
 
 def run(predictor, source, output, **knobs):
     items = find(source, predictor.spec, config_of(predictor.spec.reader))
-    return prediction.run(predictor, items, request_of(source, **knobs), output, ORIGIN, lambda *_: None)
+    return batch.run(predictor, items, request_of(source, **knobs), output, ORIGIN, lambda *_: None)
 
 
 def names(items, root):
@@ -192,7 +194,7 @@ def test_a_table_that_cannot_be_followed_is_one_line(content, told, tmp_path):
 
 def test_a_manifest_gives_its_cases_with_the_references_of_its_reader(nifti, tmp_path):
     config = config_of("nifti", **{"data.root": str(nifti)})
-    cache.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
+    dataset_writer.build(config, open_reader(config), tmp_path / "dataset", lambda *_: None)
     for source in (tmp_path / "dataset", tmp_path / "dataset" / "manifest.json"):
         items = find(source, spec_of("nifti"), config_of("nifti"))
         assert sorted(item.case for item in items) == [f"sub-case{n}_ses-0001" for n in range(4)]
@@ -211,7 +213,7 @@ def test_what_streams_keeps_its_order_and_only_so_much_is_on_the_way():
         return number
 
     with ThreadPoolExecutor(4) as pool:
-        for taken, number in enumerate(prediction.in_order(pool, work, range(40), 5)):
+        for taken, number in enumerate(batch.in_order(pool, work, range(40), 5)):
             assert number == taken
             most.append(len(begun) - taken)
     assert max(most) <= 5

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from segpipe import processes
+from segpipe.runtime import processes
 
 READY = "print('ready', flush=True); "
 SLEEP = f"import time; {READY} time.sleep(60)"

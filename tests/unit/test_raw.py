@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from segpipe.config import DataConfig
+from segpipe.config.sections import DataConfig
 from segpipe.data import raw
 from segpipe.errors import InputError
 

@@ -6,12 +6,12 @@ import pytest
 from conftest import write_volume
 from PIL import Image
 
-from segpipe import settings
-from segpipe.data import cache
+from segpipe.config import settings
+from segpipe.data import dataset_writer
 from segpipe.data.readers import open_reader
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
 
 
 def reader(kind, root, **knobs):
@@ -89,18 +89,18 @@ def test_classes_that_would_be_ignored_are_refused(folder, knobs, told):
 def test_ignored_pixels_are_no_foreground_in_the_dataset(folder, tmp_path):
     knobs = {"data.format": "folder", "data.root": str(folder), "data.ignore_label": "9", "preprocess.size": "32"}
     config = settings.load(None, knobs)
-    plain = cache.build(config, open_reader(config), tmp_path / "plain", lambda *_: None)
+    plain = dataset_writer.build(config, open_reader(config), tmp_path / "plain", lambda *_: None)
     for path in (folder / "masks").iterdir():
         mask = np.asarray(Image.open(path)).copy()
         mask[0] = 9
         Image.fromarray(mask).save(path)
-    marked = cache.build(config, open_reader(config), tmp_path / "marked", lambda *_: None)
+    marked = dataset_writer.build(config, open_reader(config), tmp_path / "marked", lambda *_: None)
     assert [c.voxels for c in marked.cases] == [c.voxels for c in plain.cases]
     assert (marked.array(tmp_path / "marked", "train_masks") == IGNORE).any()
     for path in (folder / "masks").iterdir():
         Image.new("L", (36, 40), 9).save(path)
     with pytest.raises(InputError, match="all 8 masks are empty"):
-        cache.build(config, open_reader(config), tmp_path / "empty", lambda *_: None)
+        dataset_writer.build(config, open_reader(config), tmp_path / "empty", lambda *_: None)
 
 
 def test_declared_classes_are_kept_apart(folder):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
-from segpipe import registry
-from segpipe.gate import Decision
-from segpipe.registry import APPROVED, PROMOTED, ROLLED_BACK, Move, record
+from segpipe.evaluation.gate import Decision
+from segpipe.registry import champions, record
+from segpipe.registry.record import APPROVED, PROMOTED, ROLLED_BACK, Move
 
 NOON = "2026-11-22T12:00:00.000000Z"
 
@@ -36,7 +36,7 @@ def version(number, **tags):
     ],
 )
 def test_the_line_of_champions_is_what_rollbacks_have_left(steps, deleted, line):
-    assert registry.line(moves(*steps), set("123") - set(deleted)) == list(line)
+    assert record.line(moves(*steps), set("123") - set(deleted)) == list(line)
 
 
 @given(st.lists(st.one_of(st.just("back"), st.integers(1, 5).map(str)), max_size=20))
@@ -49,7 +49,7 @@ def test_a_rollback_undoes_the_last_promotion(steps):
         elif step != "back" and step not in stack:
             told.append((step, stack[-1] if stack else "", PROMOTED))
             stack.append(step)
-    assert registry.line(moves(*told), set("12345")) == stack
+    assert record.line(moves(*told), set("12345")) == stack
 
 
 def test_a_move_reads_back_and_fits_a_tag():
@@ -62,9 +62,9 @@ def test_a_move_reads_back_and_fits_a_tag():
 
 
 def test_a_moment_is_after_the_last_move_even_of_a_clock_that_is_ahead():
-    assert registry.moment([]) <= datetime.now(UTC).strftime(record.TIME)
+    assert record.moment([]) <= datetime.now(UTC).strftime(record.TIME)
     ahead = Move("2999-12-31T23:59:58.999999Z", "1", "", PROMOTED, "", "")
-    assert registry.moment([ahead]) == "2999-12-31T23:59:59.000000Z"
+    assert record.moment([ahead]) == "2999-12-31T23:59:59.000000Z"
 
 
 @pytest.mark.parametrize(
@@ -78,19 +78,19 @@ def test_a_moment_is_after_the_last_move_even_of_a_clock_that_is_ahead():
     ],
 )
 def test_what_becomes_of_a_version(decision, approval, verdict):
-    assert registry.verdict(decision, approval) == verdict
-    tags = registry.decision_tags(decision, approval, "1", "Ada", "run", NOON)
+    assert champions.verdict(decision, approval) == verdict
+    tags = champions.decision_tags(decision, approval, "1", "Ada", "run", NOON)
     assert (tags["decision"], tags["decision_against"], tags["decided_by"]) == (verdict, "1", "Ada")
 
 
 def test_only_what_would_be_promoted_is_withheld_after_a_rollback():
     back = version(2, rolled_back="rolled back to version 1 on 2026-11-22 by Ada")
     better, worse = Decision(True, "superiority", ("better",)), Decision(False, "floors", ("too low",))
-    held = registry.withheld(better, back)
+    held = champions.withheld(better, back)
     assert (held.promote, held.rule) == (False, ROLLED_BACK)
     assert held.reasons == (
         "version 2 was rolled back to version 1 on 2026-11-22 by Ada; approve it to bring it back", "better",
     )  # fmt: skip
-    assert registry.withheld(worse, back) is worse
-    assert registry.withheld(better, version(2)) is better
-    assert registry.withheld(better, None) is better
+    assert champions.withheld(worse, back) is worse
+    assert champions.withheld(better, version(2)) is better
+    assert champions.withheld(better, None) is better

@@ -8,11 +8,10 @@ import pytest
 from example_evidence import NASTY, by_group, evidence, nothing, summarised, table, volume
 from PIL import Image
 
-from segpipe import report
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
-from segpipe.metrics import METRICS
-from segpipe.report import embedding, tables
+from segpipe.evaluation.report import embedding, page, tables
+from segpipe.metrics.catalogue import METRICS
 
 SECTIONS = (
     *("result", "decision", "cases", "failures", "distributions", "subgroups", "lesions", "threshold", "pixels"),
@@ -55,8 +54,8 @@ class Page(HTMLParser):
 
 
 def written(given, folder):
-    report.write(given, folder)
-    return (folder / report.FILE).read_text(encoding="utf-8")
+    page.write(given, folder)
+    return (folder / page.FILE).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_the_convention_is_printed_with_the_rule_of_every_metric(whole):
 
 def test_every_chart_is_a_file_too_and_wide_enough_to_read(whole):
     names = {path.stem for path in (whole[0] / "plots").iterdir()}
-    assert names == {*CHARTS, *report.RANKS}
+    assert names == {*CHARTS, *page.RANKS}
     for name in names:
         with Image.open(whole[0] / "plots" / f"{name}.png") as picture:
             width, height = picture.size
@@ -155,19 +154,19 @@ def test_names_from_data_are_shown_and_never_obeyed(tmp_path):
         ),
         tmp_path,
     )
-    page = Page(text)
+    read = Page(text)
     assert "a<b>" not in text
-    assert page.words.count(NASTY) > 20
-    assert tuple(name for name in page.ids if not name.startswith("case-")) == SECTIONS
-    decided = report.with_decision(text, {"promote": True, "reasons": [NASTY]}, [(NASTY, NASTY)], TREE)
+    assert read.words.count(NASTY) > 20
+    assert tuple(name for name in read.ids if not name.startswith("case-")) == SECTIONS
+    decided = page.with_decision(text, {"promote": True, "reasons": [NASTY]}, [(NASTY, NASTY)], TREE)
     assert "a<b>" not in decided
     assert tuple(name for name in Page(decided).ids if not name.startswith("case-")) == SECTIONS
 
 
 def test_a_report_of_nothing_says_so_in_sentences(tmp_path):
     text = written(nothing(), tmp_path)
-    page = Page(text)
-    assert not page.images
+    read = Page(text)
+    assert not read.images
     assert not list((tmp_path / "plots").iterdir())
     for sentence in (
         "no test case has any foreground",
@@ -184,8 +183,8 @@ def test_a_report_of_nothing_says_so_in_sentences(tmp_path):
         "No history of the training was recorded.",
         "No lineage was recorded.",
     ):
-        assert sentence in page.words
-    assert "nan" not in page.words.lower().split()
+        assert sentence in read.words
+    assert "nan" not in read.words.lower().split()
 
 
 def test_pictures_without_a_spacing_are_told_in_pixels(tmp_path):
@@ -257,7 +256,7 @@ TREE = [{"id": "a", "lines": ["version 7"], "parents": []}]
 
 def test_the_decision_is_filled_in_and_can_be_filled_in_again(whole):
     assert "Not decided yet: run register." in Page(whole[1]).words
-    once = report.with_decision(whole[1], DECISION, [("decision", "version 7")], TREE)
+    once = page.with_decision(whole[1], DECISION, [("decision", "version 7")], TREE)
     words = Page(once).words
     assert "Not decided yet" not in words
     assert "Not promoted · version 7 · decided by: superiority By anna, 2026-01-02. Dice is worse by 0.021." in words
@@ -265,21 +264,21 @@ def test_the_decision_is_filled_in_and_can_be_filled_in_again(whole):
     assert "decision version 7" in words
     assert "run 12ab" not in words
     assert once.count('class="chart lineage"') == whole[1].count('class="chart lineage"') == 1
-    twice = report.with_decision(once, {**DECISION, "promote": True}, [], TREE)
+    twice = page.with_decision(once, {**DECISION, "promote": True}, [], TREE)
     assert "Promoted · version 7" in Page(twice).words
     assert "No lineage was recorded." in Page(twice).words
-    assert report.with_decision(twice, DECISION, [("decision", "version 7")], TREE) == once
+    assert page.with_decision(twice, DECISION, [("decision", "version 7")], TREE) == once
 
 
 def test_a_decision_needs_little(whole):
-    assert "Promoted" in Page(report.with_decision(whole[1], {"promote": True}, [], TREE)).words
+    assert "Promoted" in Page(page.with_decision(whole[1], {"promote": True}, [], TREE)).words
     waiting = {"promote": False, "verdict": "waiting for approval"}
-    assert "Waiting for approval" in Page(report.with_decision(whole[1], waiting, [], TREE)).words
+    assert "Waiting for approval" in Page(page.with_decision(whole[1], waiting, [], TREE)).words
 
 
 def test_a_page_without_a_place_for_the_decision_is_refused():
     with pytest.raises(InputError, match="no place for the decision"):
-        report.with_decision("<html></html>", DECISION, [], TREE)
+        page.with_decision("<html></html>", DECISION, [], TREE)
 
 
 # --- embedding

@@ -11,8 +11,8 @@ import pytest
 from conftest import TINY, disc, network
 from prometheus_client.parser import text_string_to_metric_families
 
-from segpipe import settings
-from segpipe.config import ServingConfig
+from segpipe.config import settings
+from segpipe.config.sections import ServingConfig
 from segpipe.errors import InputError
 
 JSON = {"content-type": "application/json"}
@@ -66,9 +66,10 @@ def uri(store, tmp_path_factory):
     import mlflow
     from mlflow import MlflowClient
 
-    from segpipe import logged_models
-    from segpipe.inference import ModelSpec, Predictor
-    from segpipe.serving import ARTIFACT
+    from segpipe.inference.predictor import Predictor
+    from segpipe.inference.spec import ModelSpec
+    from segpipe.recording import logged_models
+    from segpipe.serving.served_model import ARTIFACT
 
     config = settings.load(None, {**dict(k.removeprefix("--").split("=") for k in TINY), "data.format": "folder"})
     shape = {"reader": "folder", "channels": ("grey",), "classes": ("foreground",)}
@@ -86,9 +87,10 @@ def uri(store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(uri):
-    from segpipe import registry, server
+    from segpipe.registry import champions
+    from segpipe.server import loaded_model
 
-    return server.load(registry.pinned(uri), ServingConfig())
+    return loaded_model.load(champions.pinned(uri), ServingConfig())
 
 
 @pytest.fixture
@@ -98,9 +100,9 @@ def lines():
 
 @pytest.fixture
 def app(served, lines):
-    from segpipe import server
+    from segpipe.server import application
 
-    return server.Application(served, ServingConfig(max_body_mb=0.1), lines.append)
+    return application.Application(served, ServingConfig(max_body_mb=0.1), lines.append)
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +260,7 @@ async def held(app, work):
 
 
 def test_a_body_that_stops_coming_is_given_up(app, monkeypatch):
-    from segpipe.server import layer
+    from segpipe.server import application
 
     async def stalled():
         async def receive():
@@ -274,7 +276,7 @@ def test_a_body_that_stops_coming_is_given_up(app, monkeypatch):
         await app(scope, receive, send)
         return sent
 
-    monkeypatch.setattr(layer, "PATIENCE", 0.05)
+    monkeypatch.setattr(application, "PATIENCE", 0.05)
     assert asyncio.run(stalled())[0]["status"] == 408
 
 
@@ -313,7 +315,7 @@ def test_the_version_is_told_by_number_run_and_digest(app, uri):
     from mlflow import MlflowClient
 
     import segpipe
-    from segpipe import logged_models
+    from segpipe.recording import logged_models
 
     told, known = ask(app, "GET", "/version").json(), MlflowClient().get_model_version("tiny", "1")
     assert told["weights_sha256"] == logged_models.weights(told["model_id"])["weights_sha256"]
@@ -348,10 +350,10 @@ def test_metrics_count_requests_rows_and_bytes(app, row):
 
 
 def test_mlflows_timeout_is_told_in_the_same_shape(uri, row, lines, monkeypatch):
-    from segpipe import server
+    from segpipe.server import http_server
 
     monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "0")
-    reply = post(server.application(uri, ServingConfig(), lines.append), {"dataframe_records": [row]})
+    reply = post(http_server.application(uri, ServingConfig(), lines.append), {"dataframe_records": [row]})
     assert (reply.status, reply.json()["error_code"]) == (504, "DEADLINE_EXCEEDED")
 
 
@@ -360,13 +362,15 @@ def test_a_stack_trace_goes_to_the_log_as_a_place():
 
     from mlflow.exceptions import MlflowException
 
-    from segpipe.server import inner
+    from segpipe.server import mlflow_app
 
     try:
         json.loads(SECRET)
     except ValueError:
         trace = traceback.format_exc()
-    told = inner.refusal(400, MlflowException(SECRET, stack_trace=f"{trace}ValueError: {SECRET}").serialize_as_json())
+    told = mlflow_app.refusal(
+        400, MlflowException(SECRET, stack_trace=f"{trace}ValueError: {SECRET}").serialize_as_json()
+    )
     assert (told.status, str(told)) == (500, "the model failed on this request")
     assert told.notes[0].startswith("failed in raw_decode, ")
     assert SECRET not in told.notes[0]
@@ -375,17 +379,20 @@ def test_a_stack_trace_goes_to_the_log_as_a_place():
 def test_what_mlflow_repeats_of_a_request_is_cut_away():
     from mlflow.exceptions import MlflowException
 
-    from segpipe.server import inner
+    from segpipe.server import mlflow_app
 
     message = f"Failed to predict data '{SECRET}'. \nError: Failed to enforce schema of '{SECRET}'. Error: no column"
-    assert str(inner.refusal(400, MlflowException.invalid_parameter_value(message).serialize_as_json())) == "no column"
-    assert str(inner.refusal(502, b"<html>")) == "MLflow refused the request"
+    assert (
+        str(mlflow_app.refusal(400, MlflowException.invalid_parameter_value(message).serialize_as_json()))
+        == "no column"
+    )
+    assert str(mlflow_app.refusal(502, b"<html>")) == "MLflow refused the request"
 
 
 def test_a_model_that_breaks_is_a_fault_of_the_server(uri, row, lines):
-    from segpipe import server
+    from segpipe.server import http_server
 
-    app = server.application(uri, ServingConfig(), lines.append)
+    app = http_server.application(uri, ServingConfig(), lines.append)
     app.served.predictor.model = None
     reply = post(app, {"dataframe_records": [row]})
     assert (reply.status, reply.json()["error_code"]) == (500, "INTERNAL_ERROR")
@@ -393,7 +400,8 @@ def test_a_model_that_breaks_is_a_fault_of_the_server(uri, row, lines):
 
 
 def test_more_paths_share_limits_errors_and_the_version(served, lines):
-    from segpipe.server import Answer, Application
+    from segpipe.server.application import Application
+    from segpipe.server.messages import Answer
 
     def page(asked, version):
         return Answer(200, f"{asked.query} {version.version}".encode(), "text/html", (("x-own", "1"),))
@@ -438,10 +446,10 @@ def watched(uri, lines):
     """An application, and what looks for its champion."""
     from mlflow import MlflowClient
 
-    from segpipe import server
-    from segpipe.server.champion import Watch
+    from segpipe.server import http_server
+    from segpipe.server.following import Watch
 
-    app = server.application(uri, ServingConfig(), lines.append)
+    app = http_server.application(uri, ServingConfig(), lines.append)
     yield app, Watch(uri, app, ServingConfig(), lines.append)
     MlflowClient().set_registered_model_alias("tiny", "champion", "1")
 
@@ -506,8 +514,8 @@ def test_a_champion_that_nobody_is_any_more_goes_on(watched, lines):
 def test_a_version_that_was_named_is_not_followed(served, lines):
     import threading
 
-    from segpipe.server import Application
-    from segpipe.server.champion import following
+    from segpipe.server.application import Application
+    from segpipe.server.following import following
 
     def watching():
         return [thread.name for thread in threading.enumerate()].count("champion")
@@ -520,20 +528,20 @@ def test_a_version_that_was_named_is_not_followed(served, lines):
 
 
 def test_what_segpipe_did_not_log_is_not_served(store, tmp_path):
-    from segpipe import server
+    from segpipe.server import http_server
 
     with pytest.raises(InputError, match="no such model or alias; give"):
-        server.application("models:/nobody@champion", ServingConfig(), print)
+        http_server.application("models:/nobody@champion", ServingConfig(), print)
     with pytest.raises(InputError, match="not a model that segpipe logged"):
-        server.application(str(tmp_path), ServingConfig(), print)
+        http_server.application(str(tmp_path), ServingConfig(), print)
 
 
 def test_an_answer_is_sent_at_once_and_not_held_back_for_a_larger_packet():
     import socket
 
-    from segpipe import server
+    from segpipe.server import http_server
 
-    with server.bound("127.0.0.1", 0) as listener:
+    with http_server.bound("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets TCP_NODELAY
 
 

@@ -12,12 +12,15 @@ import torch
 from mlflow.pyfunc.model import PythonModelContext
 from PIL import Image
 
-from segpipe import models, serving
-from segpipe.config import ModelConfig, PreprocessConfig
+from segpipe.config.sections import ModelConfig, PreprocessConfig
 from segpipe.data import codecs, components, encodings
 from segpipe.errors import InputError
-from segpipe.inference import ModelSpec, Predictor
-from segpipe.serving import ANSWER, Refusal, ServedModel
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.models import architectures
+from segpipe.serving import request, served_model
+from segpipe.serving.request import Refusal
+from segpipe.serving.served_model import ANSWER, ServedModel
 
 MOST = 1 << 20
 TINY = ModelConfig(encoder="tu-test_resnet", encoder_depth=3)
@@ -55,10 +58,10 @@ def served(tmp_path_factory):
         key = (spec.reader, len(spec.channels), *limits.items())
         if key not in known:
             folder = home / str(len(known))
-            network = models.build(spec.model, len(spec.channels), len(spec.classes), seed=0)
+            network = architectures.build(spec.model, len(spec.channels), len(spec.classes), seed=0)
             Predictor(spec, network).save(folder)
             known[key] = ServedModel()
-            known[key].load_context(PythonModelContext({serving.ARTIFACT: str(folder)}, limits))
+            known[key].load_context(PythonModelContext({served_model.ARTIFACT: str(folder)}, limits))
         return known[key]
 
     return load
@@ -158,7 +161,7 @@ def test_a_channel_on_another_grid_is_resampled_with_a_warning(served):
     "given", [[0.5, 0.25], [3, 0.5, 0.25], "0.5,0.25", "[0.5, 0.25]", np.array([0.5, 0.25])], ids=str
 )
 def test_spacing_is_a_list_or_text(given):
-    first, _, warnings = serving.read({"image": picture(PLAIN), "spacing": given}, GREY, MOST)
+    first, _, warnings = request.read({"image": picture(PLAIN), "spacing": given}, GREY, MOST)
     assert first.spacing[1:] == (0.5, 0.25)
     assert warnings == []
 
@@ -168,11 +171,11 @@ def test_spacing_is_a_list_or_text(given):
 )
 def test_a_spacing_that_is_none_is_refused(given):
     with pytest.raises(InputError, match=r"^spacing: expected "):
-        serving.read({"image": picture(PLAIN), "spacing": given}, GREY, MOST)
+        request.read({"image": picture(PLAIN), "spacing": given}, GREY, MOST)
 
 
 def test_a_file_that_tells_its_spacing_keeps_it():
-    first, _, warnings = serving.read({"image": volume(), "spacing": [9, 9]}, GREY, MOST)
+    first, _, warnings = request.read({"image": volume(), "spacing": [9, 9]}, GREY, MOST)
     assert first.spacing == (5.0, 1.5, 2.0)
     assert warnings == ["spacing: ignored, the file tells its own"]
 
@@ -336,7 +339,7 @@ def test_every_output_is_the_mask_or_says_what_would_be(served, output):
         if output == other:
             assert row["error"].startswith(f"output={output}")
             continue
-        first, image, _ = serving.read({"image": data}, GREY, MOST)
+        first, image, _ = request.read({"image": data}, GREY, MOST)
         segmentation = served(GREY).predictor.segment(image, 0.4)
         assert row["mask"] == encodings.encode(segmentation.mask, first, ("thing",), output)
         assert row["probabilities"] == encodings.encode_probabilities(segmentation.foreground, first)
@@ -385,7 +388,7 @@ def test_threads_answer_as_one_does(served):
 
 
 def test_the_signature_tells_parameters_and_answers_and_takes_any_column():
-    signature = serving.signature(GREY)
+    signature = served_model.signature(GREY)
     assert signature.inputs is None
     assert signature.outputs.input_names() == list(ANSWER)
     assert {p.name: p.default for p in signature.params.params}["threshold"] == 0.4
@@ -393,6 +396,6 @@ def test_the_signature_tells_parameters_and_answers_and_takes_any_column():
 
 def test_an_example_is_what_the_model_takes(served):
     for spec in (GREY, COLOUR, VOLUMES):
-        example = serving.example(spec)
-        assert tuple(example.columns) == serving.columns(spec)
+        example = served_model.example(spec)
+        assert tuple(example.columns) == request.columns(spec)
         assert served(spec).predict(example)["error"].tolist() == [None]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.config import SplitConfig
+from segpipe.config.sections import SplitConfig
 from segpipe.data.splits import assign
 from segpipe.data.volume import Case
 from segpipe.errors import InputError

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from segpipe.statistics import bootstrap_mean, by_group, holm, letters, paired, tertiles
+from segpipe.metrics.statistics import bootstrap_mean, by_group, holm, letters, paired, tertiles
 
 # Darwin's maize: crossed minus self-fertilised plants of 15 pots, in eighths of an inch (Fisher 1935, section 17)
 DARWIN = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
@@ -52,7 +52,7 @@ def test_interval_of_a_normal_mean_is_near_the_textbook_one():
 def test_chunks_change_no_number(monkeypatch):
     values, patients = np.random.default_rng(0).random((2, 100)), np.arange(100) // 3
     whole = bootstrap_mean(values[0], patients, 501, 0), paired(*values, patients, 501, 0)
-    monkeypatch.setattr("segpipe.statistics.CHUNK", 34 * 7 + 3)
+    monkeypatch.setattr("segpipe.metrics.statistics.CHUNK", 34 * 7 + 3)
     assert (bootstrap_mean(values[0], patients, 501, 0), paired(*values, patients, 501, 0)) == whole
 
 

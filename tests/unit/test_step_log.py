@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from segpipe import settings
-from steps import cli, step_log
+from segpipe.config import settings
+from segpipe.orchestration import step_log
+from steps import command
 
 
 @pytest.fixture
@@ -100,14 +101,14 @@ def test_stderr_stays_what_it_is_and_inner_steps_have_logs_of_their_own(config, 
     with step_log.joining(config, "outer") as outer:
         assert sys.stderr.isatty()
         assert sys.stderr.encoding == "utf-8"
-        cli.say("before")
+        command.say("before")
         with step_log.joining(config, "inner") as inner:
-            cli.say("inside")
+            command.say("inside")
             assert inner.text() == "inside\n"
-        cli.say("after")
+        command.say("after")
         assert outer.text() == "before\nafter\n"
     assert sys.stderr is terminal
-    cli.say("later")
+    command.say("later")
     assert terminal.getvalue() == "before\ninside\nafter\nlater\n"
     assert step_log.path(config.tracking.outputs, "outer").read_text() == "before\nafter\n"
 
@@ -115,12 +116,12 @@ def test_stderr_stays_what_it_is_and_inner_steps_have_logs_of_their_own(config, 
 def test_a_steps_log_is_an_artifact_with_its_reason_and_its_tail_is_found(store, config):
     import mlflow
 
-    from segpipe import artifacts, tracking
+    from segpipe.tracking import artifacts, runs
 
     def fails(told):
-        with tracking.run("evaluate", config) as run, step_log.keeping("evaluate", config):
+        with runs.run("evaluate", config) as run, step_log.keeping("evaluate", config):
             for n in range(20):
-                cli.say(f"line {n}")
+                command.say(f"line {n}")
             told.append(client.get_run(run.info.run_id))
             assert step_log.tail(told[0])[-1] == "line 19"
             raise ZeroDivisionError("division by zero")
@@ -139,8 +140,8 @@ def test_a_steps_log_is_an_artifact_with_its_reason_and_its_tail_is_found(store,
 def test_a_step_that_says_nothing_has_no_log(store, config):
     import mlflow
 
-    from segpipe import tracking
+    from segpipe.tracking import runs
 
-    with tracking.run("evaluate", config) as run, step_log.keeping("evaluate", config):
+    with runs.run("evaluate", config) as run, step_log.keeping("evaluate", config):
         pass
     assert step_log.tail(mlflow.MlflowClient().get_run(run.info.run_id)) == []

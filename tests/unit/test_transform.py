@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segpipe.config import PreprocessConfig
+from segpipe.config.sections import PreprocessConfig
 from segpipe.data.transform import Fit, normalise
 
 sides = st.integers(5, 70)

@@ -12,9 +12,9 @@ from conftest import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe import turns
 from segpipe.errors import InputError
-from segpipe.sources import PROJECT
+from segpipe.files.project import PROJECT
+from segpipe.registry import lock
 
 
 class KilledError(Exception):
@@ -67,7 +67,7 @@ class World:
         me = threading.current_thread().name
         self.wake[me].acquire()
         try:
-            with turns.take(self, lambda: None, self.clock, self.sleep) as contender:
+            with lock.take(self, lambda: None, self.clock, self.sleep) as contender:
                 for _ in range(4):
                     contender.check()
                     self.passed.append(me)
@@ -133,9 +133,9 @@ class Memory(dict):
 
 def test_who_is_suspended_inside_for_too_long_is_told_so():
     board, now = Memory(), [0.0]
-    with turns.take(board, lambda: None, lambda: now[0]) as contender:
+    with lock.take(board, lambda: None, lambda: now[0]) as contender:
         contender.check()
-        now[0] += turns.TRUSTED + 1
+        now[0] += lock.TRUSTED + 1
         with pytest.raises(InputError, match="took too long"):
             contender.check()
     assert board == {}
@@ -143,11 +143,11 @@ def test_who_is_suspended_inside_for_too_long_is_told_so():
 
 def test_who_may_have_slept_through_its_own_removal_does_not_come_back():
     board, now = Memory(), [0.0]
-    contender = turns.Contender(board, lambda: now[0])
+    contender = lock.Contender(board, lambda: now[0])
     ticket = contender.draw()
     board.remove(contender.who)
-    now[0] += turns.DEAD_AFTER + 1
-    with pytest.raises(turns._OversleptError):
+    now[0] += lock.DEAD_AFTER + 1
+    with pytest.raises(lock._OversleptError):
         contender.show(str(ticket))
 
 
@@ -167,7 +167,7 @@ def counted(name, times):
 
     client = MlflowClient()
     for _ in range(times):
-        with turns.turn(name, lambda _: None) as turn:
+        with lock.turn(name, lambda _: None) as turn:
             value = int(client.get_registered_model(name).tags.get("count", "0"))
             turn.check()
             client.set_registered_model_tag(name, "count", str(value + 1))
@@ -180,7 +180,7 @@ def tags(name):
 
 
 def test_threads_lose_no_update(model, monkeypatch):
-    monkeypatch.setattr(turns, "PAUSE", 0.02)
+    monkeypatch.setattr(lock, "PAUSE", 0.02)
     threads = [threading.Thread(target=counted, args=(model, 3)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -192,14 +192,15 @@ def test_threads_lose_no_update(model, monkeypatch):
 COUNTING = """
 import os, sys
 sys.path[:0] = ["tests", "tests/unit"]
-from segpipe import tracking, turns
+from segpipe.registry import lock
+from segpipe.tracking import connection
 import test_turns
-turns.PAUSE = 0.05
+lock.PAUSE = 0.05
 children = []
 for _ in range(6):
     child = os.fork()
     if not child:
-        tracking.connect()
+        connection.connect()
         test_turns.counted(sys.argv[1], 2)
         os._exit(0)
     children.append(child)
@@ -215,9 +216,10 @@ def test_processes_lose_no_update(model, command):
 
 INSIDE = """
 import sys, time
-from segpipe import tracking, turns
-tracking.connect()
-with turns.turn(sys.argv[1], print):
+from segpipe.registry import lock
+from segpipe.tracking import connection
+connection.connect()
+with lock.turn(sys.argv[1], print):
     print("inside", flush=True)
     time.sleep(600)
 """
@@ -231,9 +233,9 @@ def test_who_is_killed_inside_is_removed_and_who_is_interrupted_goes_by_itself(m
         os.kill(other.pid, number)
         other.communicate()
     assert len(tags(model)) == left
-    monkeypatch.setattr(turns, "DEAD_AFTER", 1.5)
+    monkeypatch.setattr(lock, "DEAD_AFTER", 1.5)
     told = []
-    with turns.turn(model, told.append) as turn:
+    with lock.turn(model, told.append) as turn:
         turn.check()
         assert len(tags(model)) == 1
     assert told == [f"waiting for another registration of {model}"] * left
@@ -243,7 +245,7 @@ def test_who_is_killed_inside_is_removed_and_who_is_interrupted_goes_by_itself(m
 def test_an_entry_nobody_understands_goes_after_a_while(model, monkeypatch):
     from mlflow import MlflowClient
 
-    monkeypatch.setattr(turns, "DEAD_AFTER", 1.0)
-    MlflowClient().set_registered_model_tag(model, f"{turns.PREFIX}x", "made by hand")
-    with turns.turn(model, lambda _: None):
-        assert f"{turns.PREFIX}x" not in tags(model)
+    monkeypatch.setattr(lock, "DEAD_AFTER", 1.0)
+    MlflowClient().set_registered_model_tag(model, f"{lock.PREFIX}x", "made by hand")
+    with lock.turn(model, lambda _: None):
+        assert f"{lock.PREFIX}x" not in tags(model)

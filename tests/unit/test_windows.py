@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
-from segpipe import models
-from segpipe.config import ModelConfig, PreprocessConfig
+from segpipe.config.sections import ModelConfig, PreprocessConfig
 from segpipe.data.windows import Windows
-from segpipe.inference import SLICES_PER_FORWARD, ModelSpec, Predictor
+from segpipe.inference.predictor import SLICES_PER_FORWARD, Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.models import architectures
 
 SIZE = (32, 40)
 sides = st.integers(1, 40)
@@ -20,7 +21,7 @@ def predictor(classes):
     spec = ModelSpec(
         model=config, preprocess=preprocess, reader="nifti", channels=("dwi", "adc"), classes=tuple("abc"[:classes])
     )
-    return Predictor(spec, models.build(config, 2, classes, seed=0))
+    return Predictor(spec, architectures.build(config, 2, classes, seed=0))
 
 
 def volume(*shape):

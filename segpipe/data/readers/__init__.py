@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from segpipe.config import Config
+from segpipe.config.sections import Config
 from segpipe.data import raw
 from segpipe.data.readers.folder import FolderReader
 from segpipe.data.readers.nifti import NiftiReader

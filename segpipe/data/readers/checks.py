@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.config import MetricName
+from segpipe.config.sections import MetricName
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
 

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from segpipe.config import Config
+from segpipe.config.sections import Config
 from segpipe.data import codecs
 from segpipe.data.readers import checks
 from segpipe.data.volume import Case, Volume

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe.config import Config
+from segpipe.config.sections import Config
 from segpipe.data import codecs
 from segpipe.data.readers import checks
 from segpipe.data.volume import Case, Volume

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segpipe.config import Config
+from segpipe.config.sections import Config
 from segpipe.data.readers.nifti import NiftiReader
 
 

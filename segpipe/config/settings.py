@@ -1,0 +1,162 @@
+"""From command lines and recipes to a Config, and back to text.
+
+Order of precedence: the defaults in `config` < a YAML recipe < the command line.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from segpipe.config.sections import Config, Section
+from segpipe.errors import InputError, nearest, one_line
+
+
+class Knob(NamedTuple):
+    """One knob as `--help` shows it."""
+
+    name: str
+    default: str
+    allowed: str
+    description: str
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(str(v) for v in value)
+    if isinstance(value, dict):
+        return ",".join(f"{name}={json.dumps(v) if isinstance(v, list) else _text(v)}" for name, v in value.items())
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _bounds(field: FieldInfo) -> str:
+    """What values a field takes, e.g. `16..4096` or `resize|crop`."""
+    return _allowed(field.annotation, field.metadata)
+
+
+def _allowed(annotation: Any, metadata: Iterable[Any]) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(arguments)
+    if origin is Annotated:
+        inner = [m for given in arguments[1:] for m in getattr(given, "metadata", [given])]
+        return _allowed(arguments[0], inner)
+    if origin in (Union, UnionType):
+        return "|".join(_allowed(one, ()) for one in arguments)
+    if annotation is bool:
+        return "true|false"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [f"{signs[k]}{getattr(m, k)}" for m in metadata for k in signs if getattr(m, k, None) is not None]
+    kinds = {dict: "name=value,...", tuple: "list"}
+    kind = kinds[origin] if origin in kinds else str(annotation.__name__)
+    return " ".join([kind, *limits])
+
+
+def knobs() -> dict[str, Knob]:
+    """Every knob by its dotted name, in the order of declaration."""
+    found = {}
+    for section, field in Config.model_fields.items():
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            found[section] = Knob(section, _text(field.default), _bounds(field), field.description or "")
+            continue
+        for name, sub in field.annotation.model_fields.items():
+            dotted = f"{section}.{name}"
+            found[dotted] = Knob(dotted, _text(sub.default), _bounds(sub), sub.description or "")
+    return found
+
+
+def _told(error: ValidationError) -> str:
+    first = error.errors()[0]
+    parts = [part for part in first["loc"] if isinstance(part, str)]
+    name = next((known for n in (2, 1) if (known := ".".join(parts[:n])) in knobs()), ".".join(parts))
+    if first["type"] == "extra_forbidden":
+        return f"unknown knob '{name}'{nearest(name, list(knobs()))}"
+    knob = knobs().get(name)
+    if knob is None:
+        return str(first["msg"]).removeprefix("Value error, ")
+    several = [one["msg"] for one in error.errors() if one["loc"][:2] == first["loc"][:2]]
+    told = " or ".join(dict.fromkeys(several))
+    return f"{name}={_text(first['input'])}: {told} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """A Config from nested values, as they stand in a recipe.
+
+    Raises InputError naming the knob, its value and what is allowed.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_told(error)) from None
+
+
+def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
+    """Defaults, then the YAML file `recipe`, then dotted `overrides`.
+
+    For real data an empty data.root becomes $SEGPIPE_DATA.
+
+    Raises InputError for a missing or malformed recipe, an unknown knob or a value out of range.
+    """
+    values = _read_recipe(Path(recipe)) if recipe else {}
+    for name, value in overrides.items():
+        if name not in knobs():
+            raise InputError(f"unknown knob '{name}'{nearest(name, list(knobs()))}")
+        section, _, key = name.partition(".")
+        if key:
+            values[section] = {**values.get(section, {}), key: value}
+        else:
+            values[section] = value
+    config = build(values)
+    root = config.data.root or (os.environ.get("SEGPIPE_DATA", "") if config.data.format != "phantom" else "")
+    weights = config.model.encoder_weights
+    paths = {
+        "data": {"root": _absolute(root)},
+        "model": {"encoder_weights": _absolute(weights) if config.model.initialisation == "file" else weights},
+        "tracking": {"outputs": _absolute(config.tracking.outputs)},
+    }
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=changed) for name, changed in paths.items()}
+    )
+
+
+def _absolute(path: str) -> str:
+    """A path that means the same wherever a step runs; empty stays empty."""
+    return str(Path(path).expanduser().resolve()) if path else ""
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path}: not valid YAML: {one_line(error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"config {path}: expected sections such as 'train:', found {type(values).__name__}")
+    for section, content in values.items():
+        if section != "seed" and not isinstance(content, dict | None):
+            raise InputError(f"config {path}: section '{section}' holds {content!r}, expected knobs and values")
+    return {section: content for section, content in values.items() if content is not None}
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML, which `load` reads back to an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flat(config: Config) -> dict[str, str]:
+    """Every knob's dotted name and its value as text."""
+    values = config.model_dump()
+    pairs: dict[str, str] = {}
+    for name in knobs():
+        section, _, key = name.partition(".")
+        pairs[name] = _text(values[section][key] if key else values[section])
+    return pairs

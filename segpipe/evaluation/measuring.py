@@ -1,0 +1,260 @@
+"""Measure a model on the test set, case by case, on each case's own grid; choose its threshold on validation cases."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from segpipe.config.sections import EvaluateConfig, MetricName
+from segpipe.data.manifest import CaseRecord, Manifest
+from segpipe.data.volume import IGNORE, volume_ml
+from segpipe.errors import InputError, nearest
+from segpipe.metrics import catalogue, lesions, measurement, overlaps, pixels, statistics
+
+if TYPE_CHECKING:
+    from segpipe.inference.predictor import Predictor
+
+Progress = Callable[[int, int, str], None]
+Summary = dict[str, Any]
+NAMES = ("case", "patient", "site", "outcome", "size")
+COUNTS = ("lesions", "lesions_found", "lesions_predicted", "lesions_false")
+THRESHOLDS = np.arange(5, 96) / 100
+ROUNDING = 1e-9
+Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one model showed on a test set.
+
+    `cases` has one row per case and `lesions` one per reference lesion (docs/reference/metrics.md names the columns),
+    `band` and `whole` are histograms of the foreground probability (see `pixels.histograms`) over all cases,
+    `confusion` the voxels of the band, `sweep` the Dice of each case (rows) at each of `THRESHOLDS`, `embeddings` what
+    the encoder says of each case, `latency_ms` the median time of a case.
+    """
+
+    cases: pd.DataFrame
+    lesions: pd.DataFrame
+    band: NDArray[np.int64]
+    whole: NDArray[np.int64]
+    confusion: dict[str, int]
+    sweep: Table
+    embeddings: NDArray[np.float32]
+    latency_ms: float
+
+
+class Choice(NamedTuple):
+    """A decision threshold, where it comes from in words, and the mean Dice of the validation set at `THRESHOLDS`."""
+
+    threshold: float
+    origin: str
+    val_dice: Table
+
+
+def evaluate(
+    predictor: "Predictor",
+    manifest: Manifest,
+    dataset: Path,
+    threshold: float,
+    knobs: EvaluateConfig,
+    progress: Progress,
+) -> Measurement:
+    """Segment and measure every test case; voxels whose reference is IGNORE count nowhere.
+
+    Raises InputError where the model's channels or classes are not the dataset's, there is no test case, or a
+    subgroup's column is unknown.
+    """
+    _check(predictor, manifest, knobs.subgroups)
+    cases, rows, found_lesions, sweep, embeddings, seconds = manifest.of("test"), [], [], [], [], []
+    band, whole = (np.zeros((2, pixels.BINS), dtype=np.int64) for _ in range(2))
+    confusion = np.zeros(4, dtype=np.int64)
+    for done, case in enumerate(cases, start=1):
+        image, reference = manifest.native(dataset, case)
+        began = time.perf_counter()
+        prepared = predictor.prepare(image)
+        found = predictor.label(prepared, threshold)
+        seconds.append(time.perf_counter() - began)
+        measured = measurement.measure(
+            found.mask,
+            reference,
+            found.foreground,
+            case.spacing,
+            classes=len(manifest.classes),
+            tolerance=knobs.tolerance,
+            width=knobs.band,
+        )
+        rows.append(_row(case, measured, manifest.classes))
+        found_lesions += _lesions(case, measured, manifest.classes)
+        sweep.append(_by_threshold(measured.whole))
+        embeddings.append(predictor.embedding(prepared))
+        band, whole, confusion = band + measured.band, whole + measured.whole, confusion + measured.confusion
+        progress(done, len(cases), case.case)
+    table = pd.DataFrame(rows)
+    volumes = table["reference_ml"].fillna(table["reference_voxels"])
+    table.insert(list(table).index("outcome") + 1, "size", statistics.tertiles(volumes.to_numpy(dtype=float)))
+    return Measurement(
+        table,
+        pd.DataFrame(found_lesions, columns=["case", "patient", "site", "class", "lesion", "voxels", "ml", "found"]),
+        band,
+        whole,
+        dict(zip(("tp", "fp", "fn", "tn"), confusion.tolist(), strict=True)),
+        np.stack(sweep),
+        np.stack(embeddings),
+        1000 * float(np.median(seconds[1:] or seconds)),
+    )
+
+
+def _check(predictor: "Predictor", manifest: Manifest, subgroups: Sequence[str]) -> None:
+    for what in ("channels", "classes"):
+        ours, theirs = getattr(manifest, what), getattr(predictor.spec, what)
+        if ours != theirs:
+            raise InputError(f"the model's {what} are {theirs}, the dataset's {ours}: they can't be measured together")
+    cases = manifest.of("test")
+    if not cases:
+        raise InputError("the test split has no case; give more patients or a larger split.test")
+    known = ["site", "size", "patient", *cases[0].attributes]
+    for name in subgroups:
+        if name not in known:
+            raise InputError(
+                f"evaluate.subgroups={name}: no such column{nearest(name, known)}; known: {', '.join(known)}"
+            )
+
+
+def _row(case: CaseRecord, measured: measurement.Measured, classes: tuple[str, ...]) -> dict[str, object]:
+    """One row of the table of cases."""
+    predicted, reference = int(np.sum(measured.counts.predicted)), int(np.sum(measured.counts.reference))
+    row: dict[str, object] = {"case": case.case, "patient": case.patient, "site": case.site, **case.attributes}
+    row["outcome"] = overlaps.outcome(measured.counts)
+    row.update({name: overlaps.class_mean(values) for name, values in measured.values.items()})
+    for name, values in measured.values.items():
+        if len(values) > 1:
+            row.update({f"{name}_{k}": float(v) for k, v in zip(classes, values, strict=True)})
+    row.update(reference_voxels=reference, predicted_voxels=predicted)
+    row.update(reference_ml=volume_ml(reference, case.spacing), predicted_ml=volume_ml(predicted, case.spacing))
+    return row | dict(zip(COUNTS, lesions.tally(measured.lesions), strict=True))
+
+
+def _lesions(case: CaseRecord, measured: measurement.Measured, classes: tuple[str, ...]) -> list[tuple[object, ...]]:
+    """Each reference lesion of a case, as a row."""
+    return [
+        (case.case, case.patient, case.site, name, number, int(size), volume_ml(int(size), case.spacing), int(found))
+        for name, matched in zip(classes, measured.lesions, strict=True)
+        for number, (size, found) in enumerate(zip(matched.sizes, matched.found, strict=True), start=1)
+    ]
+
+
+def mean_of_known(values: Table) -> Table:
+    """Mean down each column of what is not NaN; NaN where a column has nothing else."""
+    return pd.DataFrame(values).mean().to_numpy(dtype=np.float64)
+
+
+def _by_threshold(histogram: NDArray[np.int64]) -> Table:
+    """Dice of the foreground at each of THRESHOLDS, NaN where reference and prediction are empty."""
+    dice: Table = pixels.dice_by_threshold(histogram)[1]
+    return dice[(THRESHOLDS * pixels.BINS).round().astype(np.int64)]
+
+
+def choose(predictor: "Predictor", manifest: Manifest, dataset: Path, asked: float | str) -> Choice:
+    """The decision threshold asked for; for `auto` the one nearest to 0.5 that is, on the validation set, not worse
+    than the best by more than one standard error over patients (the rule of Breiman et al. 1984, for a threshold).
+
+    A case without foreground counts as 1 where nothing is found in it, as in the gate. Raises InputError for `auto`
+    without a validation case.
+    """
+    cases = manifest.of("val")
+    if not cases:
+        if asked == "auto":
+            raise InputError("evaluate.threshold=auto: the validation split has no case to choose on; give a threshold")
+        return Choice(float(asked), "given", np.full(len(THRESHOLDS), np.nan))
+    images, masks = (manifest.array(dataset, f"val_{kind}") for kind in ("images", "masks"))
+    rows = []
+    for case in cases:
+        lying = slice(case.start, case.start + case.shape[0])
+        reference = masks[lying].astype(np.uint8)
+        foreground = predictor.forward(images[lying].astype(np.float32)).sum(axis=1)
+        rows.append(_by_threshold(pixels.histograms(foreground, reference > 0, reference != IGNORE)))
+    dice = np.stack(rows)
+    shown = mean_of_known(dice)
+    if asked != "auto":
+        return Choice(float(asked), "given", shown)
+    silent = np.where(np.isnan(dice), 1.0, dice)
+    best = int(silent.mean(axis=0).argmax())
+    losses = pd.DataFrame(silent[:, [best]] - silent).groupby([case.patient for case in cases]).mean()
+    allowed = np.flatnonzero(losses.mean() <= losses.sem().fillna(0.0) + ROUNDING)
+    chosen = float(THRESHOLDS[allowed[np.abs(THRESHOLDS[allowed] - 0.5).argmin()]])
+    near = f"nearest to 0.5 within one standard error of the best, {THRESHOLDS[best]:.2f}"
+    return Choice(chosen, f"{near}, on {len(losses)} validation patients", shown)
+
+
+def summarise(found: Measurement, choice: Choice, samples: int, seed: int) -> Summary:
+    """Means with confidence intervals over patients, counts of outcomes and lesions, threshold and convention."""
+    cases = found.cases
+    names = [name for name in catalogue.METRICS if cases[name].notna().any()]
+    intervals = {
+        name: statistics.bootstrap_mean(cases[name].astype(float), cases["patient"], samples, seed)._asdict()
+        for name in names
+    }
+    return {
+        "metrics": intervals,
+        "outcomes": {str(k): int(v) for k, v in cases["outcome"].value_counts().items()},
+        "patients": int(cases["patient"].nunique()),
+        "lesions": {name.removeprefix("lesions_"): int(cases[name].sum()) for name in COUNTS},
+        "confusion": found.confusion,
+        "threshold": choice.threshold,
+        "threshold_from": choice.origin,
+        "latency_ms": found.latency_ms,
+        "interval": f"95 %, bootstrap over patients, {samples} resamples",
+        "convention": catalogue.CONVENTION,
+    }
+
+
+def subgroups(cases: pd.DataFrame, columns: Sequence[str], samples: int, seed: int) -> pd.DataFrame:
+    """Means with intervals within each group of each column."""
+    parts = []
+    for column in columns:
+        part = statistics.by_group(cases, column, get_args(MetricName), samples, seed)
+        part.insert(0, "column", column)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def save(found: Measurement, summary: Summary, folder: Path) -> None:
+    """Write cases.csv, lesions.csv and, last, summary.json."""
+    found.cases.to_csv(folder / "cases.csv", index=False)
+    found.lesions.to_csv(folder / "lesions.csv", index=False)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """What `save` wrote as cases.csv; what is not a number stays text, whatever it looks like."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    numbers = table.columns[list(table).index("size") + 1 :]
+    table[numbers] = table[numbers].apply(pd.to_numeric)
+    return table
+
+
+def ranked(cases: pd.DataFrame) -> dict[str, str]:
+    """The names of the worst, median and best case by Dice, of those that have one."""
+    known = cases[cases["dice"].notna()].sort_values(["dice", "case"], ascending=[False, True])
+    if known.empty:
+        return {}
+    return {
+        "worst": str(known.iloc[-1]["case"]),
+        "median": str(known.iloc[(len(known) - 1) // 2]["case"]),
+        "best": str(known.iloc[0]["case"]),
+    }
+
+
+def headline(summary: Summary) -> str:
+    """The test Dice with its interval, as one phrase."""
+    if "dice" not in summary["metrics"]:
+        return "no test case has any foreground"
+    dice = summary["metrics"]["dice"]
+    valid = f"{dice['n_valid']} of {dice['n']} cases"
+    return f"test Dice {dice['mean']:.3f} [{dice['low']:.3f}, {dice['high']:.3f}], {valid}"

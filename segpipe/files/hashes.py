@@ -1,0 +1,152 @@
+"""SHA-256 of files and values; of files it is remembered: one that has not changed since is not read again."""
+
+import hashlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from segpipe.files.project import PROJECT
+
+Progress = Callable[[int, int, str], None]
+GRAIN_NS = 2_000_000_000  # as coarse as file systems tell times: what changed later might look the same
+CHUNK, THREADS = 1 << 20, 4
+MANY, LARGE = 500, 500_000_000  # files, or bytes together, whose reading is worth telling
+FORGOTTEN_AFTER = 90 * 86_400  # seconds since anything new was remembered of a folder
+
+
+def cache_folder() -> Path:
+    """Where segpipe keeps what it can do without: $SEGPIPE_CACHE, $XDG_CACHE_HOME/segpipe or ~/.cache/segpipe."""
+    if given := os.environ.get("SEGPIPE_CACHE"):
+        return Path(given).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "segpipe"
+
+
+def of(paths: Iterable[Path], under: Path, progress: Progress | None = None) -> dict[Path, str]:
+    """SHA-256 (64 hex digits) of files below `under`; those that look as they did when last read are not read again.
+
+    What is remembered may get lost or be written by others at the same time: that costs time, nothing else.
+    """
+    paths, memory = list(paths), _memory(under)
+    known, stats = _load(memory), {path: path.stat() for path in paths}
+    found, waiting = {}, []
+    for path, stat in stats.items():
+        stamp, _, digest = known.get(_name(path, under), "").rpartition(":")
+        if stamp == _stamp(stat):
+            found[path] = digest
+        else:
+            waiting.append(path)
+    worth_telling = len(waiting) >= MANY or sum(stats[path].st_size for path in waiting) >= LARGE
+    fresh: dict[str, str] = {}
+    try:
+        for path, digest, stamp in _read_all(waiting, progress if worth_telling else None):
+            found[path] = digest
+            if stamp:
+                fresh[_name(path, under)] = f"{stamp}:{digest}"
+    finally:
+        if fresh:
+            _save(memory, fresh)
+    return {path: found[path] for path in paths}
+
+
+def moved(before: Path, after: Path) -> None:
+    """Let what is remembered of the files below a folder that was renamed hold for its new name."""
+    if known := _load(_memory(before)):
+        _save(_memory(after), known)
+        with suppress(OSError):  # a memory that stays is forgotten in time
+            _memory(before).unlink()
+
+
+def _read_all(paths: list[Path], progress: Progress | None) -> "Iterable[tuple[Path, str, str]]":
+    if not paths:
+        return
+    stop = threading.Event()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for done, (path, read) in enumerate(zip(paths, pool.map(partial(_read, stop), paths), strict=True), 1):
+                yield path, *read
+                if progress:
+                    progress(done, len(paths), path.name)
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(stop: threading.Event, path: Path) -> tuple[str, str]:
+    """A file's digest and the stamp to remember it by, empty where a later change might bear the same one."""
+    began, total, buffer = time.time_ns(), hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        before = os.fstat(file.fileno())
+        while not stop.is_set() and (size := file.readinto(buffer)):
+            total.update(buffer[:size])
+        after = os.fstat(file.fileno())
+    settled = max(before.st_mtime_ns, before.st_ctime_ns) < began - GRAIN_NS and _stamp(before) == _stamp(after)
+    return total.hexdigest(), _stamp(before) if settled and not stop.is_set() else ""
+
+
+def _stamp(stat: os.stat_result) -> str:
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
+
+
+def _name(path: Path, under: Path) -> str:
+    return path.relative_to(under).as_posix()
+
+
+def _memory(under: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(under.resolve())).hexdigest()[:16]
+    return cache_folder() / "digests" / f"{name}.json"
+
+
+def _load(memory: Path) -> dict[str, str]:
+    """What is remembered; nothing where there is none, or it is damaged or can't be read."""
+    try:
+        known = json.loads(memory.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in known.items() if isinstance(v, str)} if isinstance(known, dict) else {}
+
+
+def _save(memory: Path, fresh: dict[str, str]) -> None:
+    """Remember more of a folder, on top of what others have remembered meanwhile."""
+    partial_file = memory.with_suffix(f".{uuid.uuid4().hex}")
+    with suppress(OSError):  # without a memory everything is read again
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        if not memory.exists():
+            _forget_old(memory.parent)
+        try:
+            partial_file.write_text(json.dumps(_load(memory) | fresh), encoding="utf-8")
+            partial_file.replace(memory)
+        finally:
+            partial_file.unlink(missing_ok=True)
+
+
+def _forget_old(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.stat().st_mtime < time.time() - FORGOTTEN_AFTER:
+            path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 (64 hex digits) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """SHA-256 (64 hex digits) over the paths (relative to the project) and bytes of files."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        total.update(path.relative_to(PROJECT).as_posix().encode() + b"\0")
+        total.update(bytes.fromhex(sha256(path)))
+    return total.hexdigest()
+
+
+def of_json(value: object) -> str:
+    """SHA-256 (64 hex digits) of a JSON-serialisable value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,108 @@
+"""What a folder held when it was finished: size and SHA-256 of each file. By it a damaged folder is found out."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from segpipe.errors import InputError
+from segpipe.files import hashes
+
+FILE = "inventory.json"
+
+
+class Written(NamedTuple):
+    """One file as it was written."""
+
+    size: int
+    sha256: str
+
+
+Inventory = dict[str, Written]
+
+
+def of(folder: Path) -> Inventory:
+    """What a folder holds now, by path below it; hidden files do not count."""
+    found = [Path(inner) / name for inner, _, names in os.walk(folder) for name in names]
+    names = {path: path.relative_to(folder) for path in found}
+    shown = sorted(p for p in found if names[p] != Path(FILE) and not any(n.startswith(".") for n in names[p].parts))
+    read = hashes.of(shown, folder)
+    return {names[path].as_posix(): Written(path.stat().st_size, digest) for path, digest in read.items()}
+
+
+def write(folder: Path) -> None:
+    """Note what a folder holds, once it is complete."""
+    save(of(folder), folder)
+
+
+def save(entries: Inventory, folder: Path) -> None:
+    """Write a folder's inventory, all of it or nothing."""
+    partial = folder / f".{FILE}.{os.getpid()}"
+    try:
+        partial.write_text(text({name: entries[name] for name in sorted(entries)}), encoding="utf-8")
+        partial.replace(folder / FILE)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def text(entries: Inventory) -> str:
+    """An inventory as its file holds it."""
+    return json.dumps({name: written._asdict() for name, written in entries.items()}, indent=1) + "\n"
+
+
+def read(folder: Path) -> Inventory:
+    """What a folder is said to hold. Raises InputError where its inventory is damaged, OSError where there is none."""
+    return parse((folder / FILE).read_bytes(), str(folder / FILE))
+
+
+def parse(content: bytes, where: str) -> Inventory:
+    """An inventory's entries. Raises InputError, naming `where`, for anything else."""
+    try:
+        entries = {name: Written(**written) for name, written in json.loads(content).items()}
+        if not all(_sound(name, *written) for name, written in entries.items()):
+            raise ValueError("an entry is wrong")
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(f"{where}: no whole inventory; run the step that wrote it again") from None
+    return entries
+
+
+def _sound(name: str, size: object, sha256: object) -> bool:
+    path = PurePosixPath(name)
+    inside = not path.is_absolute() and ".." not in path.parts and name == path.as_posix()
+    return inside and isinstance(size, int) and isinstance(sha256, str)
+
+
+def damage(folder: Path, called: str = "") -> str:
+    """What is wrong with a folder since its inventory was written, in words; empty where nothing is. `called` is its
+    name for the reader, by default its own.
+    """
+    called = called or folder.name
+    try:
+        return _damage(folder, called)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{called}/{FILE} is missing"
+    except InputError:
+        return f"{called}/{FILE} is not what was written"
+    except OSError as error:
+        return f"{called} can't be read ({error.strerror})"
+
+
+def _damage(folder: Path, called: str) -> str:
+    entries = read(folder)
+    there = [name for name in entries if (folder / name).is_file()]
+    if by_size := missized({name: (folder / name).stat().st_size for name in there}, entries, called):
+        return by_size
+    now = hashes.of([folder / name for name in entries], folder)
+    wrong = (name for name, written in entries.items() if now[folder / name] != written.sha256)
+    return next((f"{called}/{name} is not what was written" for name in wrong), "")
+
+
+def missized(sizes: Mapping[str, int], entries: Inventory, called: str) -> str:
+    """The first entry that is missing or of another size, in words; empty where there is none."""
+    for name, written in entries.items():
+        if name not in sizes:
+            return f"{called}/{name} is missing"
+        if sizes[name] != written.size:
+            return f"{called}/{name} is {'cut short' if sizes[name] < written.size else 'not what was written'}"
+    return ""

@@ -1,0 +1,44 @@
+"""From decoded files to the channels that a model takes."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.data import codecs
+from segpipe.errors import InputError
+from segpipe.inference.spec import ModelSpec
+
+
+def gathered(files: Mapping[str, codecs.Decoded], spec: ModelSpec) -> tuple[NDArray[np.float32], list[str]]:
+    """The image C,D,H,W of one file with all channels, or of a file per channel on the first one's grid; and warnings.
+
+    Raises InputError beginning with the name of the file that does not fit the model.
+    """
+    return _single(*next(iter(files.items())), spec) if len(files) == 1 else _several(files)
+
+
+def _single(where: str, file: codecs.Decoded, spec: ModelSpec) -> tuple[NDArray[np.float32], list[str]]:
+    if file.nifti is not None:
+        return file.array, []
+    if spec.reader != "folder":
+        raise InputError(f"{where}: a picture; this model takes NIfTI volumes")
+    wanted = len(spec.channels)
+    image = codecs.as_channels(file.array, wanted, where)
+    if len(image) == len(file.array):
+        return image, []
+    return image, [f"{where}: {'colour turned to grey' if wanted == 1 else f'grey repeated {wanted} times'}"]
+
+
+def _several(files: Mapping[str, codecs.Decoded]) -> tuple[NDArray[np.float32], list[str]]:
+    for where, file in files.items():
+        if file.nifti is None or len(file.array) != 1:
+            raise InputError(f"{where}: expected a NIfTI file with one volume")
+    name, first = next(iter(files.items()))
+    parts, warnings = [], []
+    for where, file in files.items():
+        same = codecs.same_grid(first, file)
+        parts.append((file if same else codecs.resample(file, first)).array)
+        if not same:
+            warnings.append(f"{where}: resampled, it lies on another grid than {name}")
+    return np.concatenate(parts), warnings

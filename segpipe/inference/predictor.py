@@ -1,0 +1,205 @@
+"""A trained model with all it needs to segment a raw volume: what evaluation measures and serving answers with."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from segpipe.data import transform
+from segpipe.data.transform import Fit
+from segpipe.data.windows import Windows
+from segpipe.errors import InputError, one_line
+from segpipe.inference.spec import SPEC, WEIGHTS, ModelSpec
+from segpipe.models import architectures
+
+SLICES_PER_FORWARD = 16
+LARGEST = 1e15
+FLIPS = ((), (3,), (2,), (2, 3))
+Axes = tuple[int, ...]
+Slices = NDArray[np.float32]
+
+
+class Segmentation(NamedTuple):
+    """On the volume's own grid D,H,W: labels uint8, the foreground's probability float32 and, where flips were
+    averaged, its population variance over them float32.
+    """
+
+    mask: NDArray[np.uint8]
+    foreground: Slices
+    variance: Slices | None
+
+
+class Prepared(NamedTuple):
+    """A normalised image C,D,H,W float32, each channel's smallest value C, and how it lies in the network's plane."""
+
+    image: Slices
+    lowest: Slices
+    lying: Fit | Windows
+
+
+class Through(Protocol):
+    """Runs the network, in the thread that is best for it."""
+
+    def __call__(self, work: Callable[[Slices], Slices], slices: Slices, /) -> Slices:
+        """The result of `work`."""
+
+
+def _here(work: Callable[[Slices], Slices], slices: Slices) -> Slices:
+    return work(slices)
+
+
+class Predictor:
+    """Segments raw volumes. Holds no state between calls: safe to use from several threads. `through` says in which
+    thread the network runs; by default in the caller's.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, model: architectures.SegmentationModel, device: torch.device | str = "cpu"
+    ) -> None:
+        self.spec, self.device = spec, torch.device(device)
+        self.through: Through = _here
+        self.model = model.eval()
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+
+    def save(self, folder: Path) -> None:
+        """Write spec.json and weights.safetensors into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.contiguous().cpu() for name, value in self.model.state_dict().items()}
+        safetensors.torch.save_file(state, folder / WEIGHTS)
+        (folder / SPEC).write_text(json.dumps(self.spec.model_dump(mode="json"), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
+        """Read what `save` wrote; nothing is unpickled or downloaded.
+
+        Raises InputError where it is missing, damaged or of another format.
+        """
+        spec = ModelSpec.read(folder)
+        try:
+            model = architectures.build(spec.model, len(spec.channels), len(spec.classes), seed=0, pretrained=False)
+            model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None
+        return cls(spec, model, device)
+
+    def check(self, image: Slices) -> None:
+        """Raise InputError where the number of channels of C,D,H,W differs from the model's, or voxels are not finite
+        or too large to be squared and summed.
+        """
+        if len(image) != len(self.spec.channels):
+            raise InputError(f"{len(image)} channels, the model takes {len(self.spec.channels)}: {self.spec.channels}")
+        low, high = float(image.min()), float(image.max())
+        if not np.isfinite(low + high):
+            raise InputError("NaN or infinite voxels")
+        if max(-low, high) > LARGEST:
+            raise InputError(f"intensities from {low:.3g} to {high:.3g}, beyond {LARGEST:.0e}; rescale them")
+
+    def prepare(self, image: Slices) -> Prepared:
+        """A raw image C,D,H,W, checked and normalised. Raises InputError as `check` does."""
+        self.check(image)
+        config = self.spec.preprocess
+        normalised = transform.normalise(image, config)
+        height, width = image.shape[2:]
+        large = config.fit == "crop" and (height > config.size[0] or width > config.size[1])
+        lying = Windows((height, width), config.size) if large else Fit((height, width), config)
+        return Prepared(normalised, normalised.min(axis=(1, 2, 3)), lying)
+
+    def segment(self, image: Slices, threshold: float, tta: bool = False) -> Segmentation:
+        """`label` a raw image C,D,H,W. Raises InputError as `check` does."""
+        return self.label(self.prepare(image), threshold, tta)
+
+    def label(self, prepared: Prepared, threshold: float, tta: bool = False) -> Segmentation:
+        """Foreground where its classes' probabilities reach `threshold` together, and there the most probable class.
+
+        With `tta` the probabilities are the mean over the image and its three flips in the network's plane.
+        """
+        shape = prepared.image.shape[1:]
+        mask, foreground = np.empty(shape, dtype=np.uint8), np.empty(shape, dtype=np.float32)
+        variance = np.empty(shape, dtype=np.float32) if tta else None
+        for planes in _groups(shape[0]):
+            probabilities, foreground[planes], squares = self._mean(prepared, planes, FLIPS if tta else FLIPS[:1])
+            mask[planes] = _labels(probabilities, foreground[planes] >= threshold)
+            if variance is not None:
+                variance[planes] = squares / len(FLIPS)
+        return Segmentation(mask, foreground, variance)
+
+    def _mean(self, prepared: Prepared, planes: slice, flips: tuple[Axes, ...]) -> tuple[Slices, Slices, Slices]:
+        """Over the flips: mean probabilities K,d,H,W, mean foreground d,H,W and the sum of its squared distances from
+        that mean (Welford 1962).
+        """
+        probabilities = self._probabilities(prepared, planes, flips[0])
+        foreground = _foreground(probabilities)
+        squares = np.zeros_like(foreground)
+        for count, flip in enumerate(flips[1:], start=2):
+            found = self._probabilities(prepared, planes, flip)
+            probabilities += (found - probabilities) / count
+            once = _foreground(found)
+            distance = once - foreground
+            foreground += distance / count
+            squares += distance * (once - foreground)
+        return probabilities, foreground, squares
+
+    def _probabilities(self, prepared: Prepared, planes: slice, flip: Axes) -> Slices:
+        """The foreground classes' probabilities K,d,H,W of some planes, on their own grid."""
+        flipped = (np.flip(self.forward(np.flip(s, flip)), flip) for s in _slices(prepared, planes))
+        if isinstance(prepared.lying, Windows):
+            return prepared.lying.blend(flipped, len(self.spec.classes), prepared.image[0, planes].shape[0])
+        return prepared.lying.back(next(flipped))
+
+    def forward(self, slices: Slices) -> Slices:
+        """Slices as the network sees them, N,C,h,w, to the foreground classes' probabilities N,K,h,w."""
+        return self.through(self._forward, slices)
+
+    @torch.inference_mode()
+    def _forward(self, slices: Slices) -> Slices:
+        parts = []
+        for first in range(0, len(slices), SLICES_PER_FORWARD):
+            logits = self.model(self._batch(slices[first : first + SLICES_PER_FORWARD])).float()
+            several = logits.shape[1] > 1
+            parts.append((logits.softmax(dim=1)[:, 1:] if several else logits.sigmoid()).cpu().numpy())
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def embedding(self, prepared: Prepared) -> NDArray[np.float32]:
+        """What the encoder's last stage says of an image: its features, averaged over the image or its windows."""
+        parts = [
+            self.model.features(self._batch(slices)).float().mean(dim=(2, 3)).cpu()
+            for planes in _groups(prepared.image.shape[1])
+            for slices in _slices(prepared, planes)
+        ]
+        mean: NDArray[np.float32] = torch.cat(parts).mean(dim=0).numpy()
+        return mean
+
+    def _batch(self, slices: Slices) -> torch.Tensor:
+        batch = torch.from_numpy(np.ascontiguousarray(slices)).to(self.device)
+        return batch.contiguous(memory_format=torch.channels_last)
+
+
+def _groups(depth: int) -> Iterator[slice]:
+    return (slice(first, min(first + SLICES_PER_FORWARD, depth)) for first in range(0, depth, SLICES_PER_FORWARD))
+
+
+def _slices(prepared: Prepared, planes: slice) -> Iterator[Slices]:
+    """Some planes as the network sees them, in batches N,C,h,w that fit in one forward pass."""
+    image = prepared.image[:, planes]
+    if isinstance(prepared.lying, Windows):
+        return prepared.lying.cut(image, prepared.lowest, SLICES_PER_FORWARD)
+    return iter([prepared.lying.image(image, prepared.lowest)])
+
+
+def _foreground(probabilities: Slices) -> Slices:
+    """K,d,H,W to d,H,W: the classes together, at most 1."""
+    foreground: Slices = probabilities[0] if len(probabilities) == 1 else probabilities.sum(axis=0)
+    return np.minimum(foreground, np.float32(1))
+
+
+def _labels(probabilities: Slices, foreground: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    if len(probabilities) == 1:
+        return foreground.astype(np.uint8)
+    return np.where(foreground, probabilities.argmax(axis=0) + 1, 0).astype(np.uint8)

@@ -1,0 +1,36 @@
+"""What a model says of itself: how to build the network, what to feed it and how to read its answer."""
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import ValidationError
+
+from segpipe.config.sections import ModelConfig, PreprocessConfig, Section
+from segpipe.errors import InputError, one_line
+
+FORMAT = 1
+SPEC, WEIGHTS = "spec.json", "weights.safetensors"
+
+
+class ModelSpec(Section):
+    """How to build the network, what to feed it and how to read its answer."""
+
+    format: int = FORMAT
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    reader: str
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    threshold: float = 0.5
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What `Predictor.save` wrote about the model. Raises InputError where it is damaged or of another format."""
+        try:
+            values = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+            if values.get("format") != FORMAT:
+                raise InputError(f"{folder / SPEC}: format {values.get('format')}, this version reads {FORMAT}")
+            return cls.model_validate(values)
+        except (OSError, json.JSONDecodeError, ValidationError) as error:
+            raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None

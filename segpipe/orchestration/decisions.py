@@ -1,0 +1,69 @@
+"""The gate's decisions and the record of champions, as tables for a person."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from steps import command
+
+if TYPE_CHECKING:
+    from segpipe.evaluation.gate import Decision
+
+
+def show(decision: "Decision", figure: str) -> str:
+    """Print every demand of the gate with its numbers, and what came of them, which is returned."""
+    rows = [
+        (c.name, number(c.value), number(c.required), "yes" if c.passed else "NO", span(c.low, c.high), share(c.p))
+        for c in decision.comparisons
+    ]
+    if rows:
+        table(("comparison", "value", "asked", "passed", "95 % interval", "p"), rows)
+    command.say(figure)
+    return figure
+
+
+def number(value: float) -> str:
+    """A number of a demand, and 0 without a sign."""
+    return f"{value + 0.0:.4g}"
+
+
+def span(low: float, high: float) -> str:
+    """An interval; empty where there is none."""
+    return f"[{low:.4g}, {high:.4g}]" if math.isfinite(low) and math.isfinite(high) else ""
+
+
+def share(value: float) -> str:
+    """A p-value or a Dice; empty where there is none."""
+    return f"{value:.4f}" if math.isfinite(value) else ""
+
+
+def show_history(name: str) -> None:
+    """Print who was champion when, how it came, through whom and why; the current one has a star."""
+    from segpipe.registry import champions, record
+
+    moves, champion = record.history(name), champions.number(champions.holder(name))
+    rows = []
+    for place, move in enumerate(moves, start=1):
+        tags = champions.tags_of(name, move.version)
+        dice, low, high = (float(tags.get(f"test_dice{end}", "nan")) for end in ("", "_ci_low", "_ci_high"))
+        star = "*" if place == len(moves) and move.version == champion else ""
+        measured = f"{share(dice)} {span(low, high)}".strip() if tags else "deleted"
+        rows.append((star, f"{move.at[:19]}Z", move.version, move.how, move.by, move.why, measured))
+    table(("", "when (UTC)", "version", "how", "by", "why", "test Dice [95 %]"), rows)
+    if champion and (not moves or moves[-1].version != champion):
+        click.echo(f"The champion is version {champion}; the record gets it with the next register.")
+
+
+def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    drawn = Table()
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(escape, row))
+    command.console().print(drawn)

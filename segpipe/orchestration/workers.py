@@ -1,0 +1,156 @@
+"""A training in several processes on this machine: the one that starts and watches them, and what each of them does."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segpipe.config.sections import Config
+from segpipe.errors import InputError
+from segpipe.runtime import processes, signals
+from steps import command
+
+if TYPE_CHECKING:
+    from segpipe.recording.artifact_tree import Recorder
+    from segpipe.training.engine import EpochReport
+    from segpipe.training.trainer import Job
+
+LOST = "another process of this training died"
+FIGURE = "figure.txt"
+GRACE_SECONDS = 6
+
+
+def launch(job: "Job") -> str:
+    """Run a job in train.processes processes, started again from the last checkpoint when one is lost.
+
+    Raises InputError where they are lost more often than train.max_restarts, Interrupted where a signal ends all.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    knobs = job.config.train
+    path = job.checkpoints / "job.json"
+    path.write_text(job.model_dump_json(), encoding="utf-8")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // knobs.processes)))
+    found = {number: signal.getsignal(number) for number in signals.NUMBERS}
+    handlers = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
+    launcher = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=knobs.processes,
+        run_id=job.checkpoints.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=knobs.max_restarts,
+        monitor_interval=0.1,
+        signals_to_handle=",".join(number.name for number in handlers),
+        shutdown_timeout=GRACE_SECONDS,
+    )
+    os.environ[processes.DRIVER] = processes.driver()
+    try:
+        elastic_launch(launcher, sys.executable)("-m", "steps.worker", str(path))
+    except SignalException as error:
+        raise signals.Interrupted(error.sigval) from None
+    except ChildFailedError as error:
+        causes = {rank: failure for rank, failure in error.failures.items() if failure.message != LOST}
+        rank, failure = next(iter(causes.items()), error.get_first_failure())
+        own = failure.exitcode == command.FAILED
+        told = failure.message if own else f"process {rank} ended with exit code {failure.exitcode}: {failure.message}"
+        raise InputError(told) from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return (job.checkpoints / FIGURE).read_text(encoding="utf-8")
+
+
+def follow(config: Config) -> None:
+    """Take part in a training whose process 0, started by the same torchrun, records it."""
+    from segpipe.runtime import process_group
+
+    accelerator = process_group.start(config.train)
+    job: Job | None = process_group.share(None)
+    if job is None:
+        raise InputError("process 0 has nothing to train")
+    if not job.dataset.is_dir():
+        from segpipe.tracking import artifacts, connection, runs
+
+        connection.connect()
+        job = job.model_copy(update={"dataset": artifacts.local(job.dataset_uri)})
+    try:
+        take_part(job, accelerator, None)
+    except InputError:
+        if job.run_id and process_group.lost_one():
+            from segpipe.tracking import connection, runs
+
+            connection.connect()
+            runs.end(job.run_id, "FAILED", LOST)
+        raise
+
+
+def take_part(job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
+    """The share that this process has in a training; process 0 has a recorder. Returns the key figure.
+
+    Several processes can't stop between two steps of their own accord: an interrupt ends them at once.
+
+    Raises InputError for an interrupt, or a broken connection, that is due to the death of another process.
+    """
+    from segpipe.runtime import process_group
+    from segpipe.training import engine, trainer
+
+    show: Callable[[EpochReport], None] = reporter(job.config.train.epochs)
+    try:
+        return trainer.run(job, accelerator, recorder, command.say, show, engine.never)
+    except (KeyboardInterrupt, RuntimeError):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the others' death makes torchrun send, amid the clean-up
+        if process_group.lost_one():
+            raise InputError(LOST) from None
+        raise
+
+
+def reporter(epochs: int) -> "Callable[[EpochReport], None]":
+    """A callback that shows each epoch, under a bar on a terminal."""
+    from segpipe.recording import artifact_tree
+
+    advance = command.progress("train") if sys.stderr.isatty() else None
+
+    def report(epoch: "EpochReport") -> None:
+        text = artifact_tree.line(epoch, epochs)
+        if advance:
+            advance(epoch.epoch + 1, epochs, text)
+        else:
+            command.say(text)
+
+    return report
+
+
+@click.command(cls=command.Command)
+@click.argument("path", type=click.Path(path_type=Path))
+def main(path: Path) -> None:
+    """One of several processes that `launch` has started, with the job in a file."""
+    from segpipe.recording import offline
+    from segpipe.runtime import process_group
+    from segpipe.training.trainer import Job
+
+    job = Job.model_validate_json(path.read_bytes())
+    accelerator = process_group.start(job.config.train)
+    if process_group.rank():
+        take_part(job, accelerator, None)
+        return
+    with ExitStack() as stack:
+        recorder: Recorder = offline.FolderRecorder(job.record)
+        if job.run_id:
+            from segpipe.orchestration import step_log
+            from segpipe.recording.spool import Spool
+            from segpipe.tracking import connection
+
+            connection.connect()
+            stack.enter_context(step_log.joining(job.config, job.run_id))
+            recorder = Spool(job.run_id, job.record, command.say)
+        figure = take_part(job, accelerator, recorder)
+    (job.checkpoints / FIGURE).write_text(figure, encoding="utf-8")

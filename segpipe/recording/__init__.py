@@ -1,0 +1,1 @@
+"""What a training leaves behind, with MLflow or without: the tree of files, the spool, logged models."""

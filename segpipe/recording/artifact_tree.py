@@ -1,0 +1,252 @@
+"""What a training leaves behind: one tree of files, the same with MLflow and without.
+
+    config/{resolved.yaml,environment.txt,git.diff}    logs/training/train.log
+    metrics/epoch_XXX/metrics.json                     summaries/{epoch_XXX,training}/summary.md
+    predictions/epoch_XXX/CASE.png                     visualizations/training_curves/epoch_XXX/curves.png
+    visualizations/augmentation/augmented_batch.png
+    checkpoints/best_model/{epoch_XXX/,metadata/metadata.json,context/context.json}
+    final_model/{weights/,configuration/,validation/cases.csv,training_history/training_history.json,summary/summary.md}
+    final_model/inventory.json
+
+Epochs are counted from 0. An epoch has its folders where it is a new best, every `tracking.artifact_every` epochs, and
+where it is the last; of the best models only the newest is kept.
+"""
+
+import csv
+import io
+import json
+import platform
+import shutil
+import subprocess
+import time
+from contextlib import AbstractContextManager
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from segpipe.config import settings
+from segpipe.config.sections import Config
+from segpipe.files import inventory, project
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from segpipe.data.batches import Batches
+    from segpipe.inference.predictor import Predictor
+    from segpipe.training.engine import EpochReport, FitResult
+
+FINAL = "final_model"
+HISTORY = "final_model/training_history/training_history.json"
+VALIDATION = "final_model/validation/cases.csv"
+BEST = "checkpoints/best_model"
+LARGEST_DIFF = 5_000_000
+SHOWN = 4
+
+
+class Recorder(Protocol):
+    """Where a training is recorded. Everything may be said twice: the second time changes nothing."""
+
+    def params(self, values: dict[str, str]) -> None:
+        """Settings and facts that don't change."""
+
+    def tags(self, values: dict[str, str]) -> None:
+        """What runs are found by."""
+
+    def metrics(self, values: dict[str, float], step: int, ended_ms: int) -> None:
+        """Measured values of one epoch."""
+
+    def files(self) -> AbstractContextManager[Path]:
+        """A folder whose content, when the block ends well, becomes part of the tree."""
+
+    def discard(self, path: str) -> None:
+        """Remove a folder of the tree."""
+
+    def model(self, predictor: "Predictor", values: dict[str, float], ended_ms: int) -> None:
+        """The trained model and the metrics that belong to it."""
+
+
+class Journal:
+    """Writes the tree of one training through a recorder."""
+
+    def __init__(self, recorder: Recorder, config: Config, val: "Batches") -> None:
+        self.recorder, self.config, self.val = recorder, config, val
+
+    def begin(self, train: "Batches", facts: dict[str, str]) -> None:
+        """What is known before the first epoch: environment, uncommitted changes, an augmented batch, parameters."""
+        names = {f"cfg.{name}": value for name, value in settings.flat(self.config).items()}
+        self.recorder.params(names | {f"cfg.{name}": value for name, value in facts.items()})
+        self.recorder.tags(tags(self.config, len(self.val.classes)) | {"device": facts["hardware.device"]})
+        with self.recorder.files() as folder:
+            _write(folder / "config/resolved.yaml", settings.dump(self.config))
+            _write(folder / "config/environment.txt", environment())
+            _write(folder / "config/git.diff", uncommitted())
+            if self.config.augment.enabled:
+                self._augmented(train, _made(folder / "visualizations/augmentation") / "augmented_batch.png")
+
+    def _augmented(self, train: "Batches", path: Path) -> None:
+        from segpipe.config.sections import AugmentConfig
+        from segpipe.plots.cases import augmented
+
+        seed, off = self.config.seed, AugmentConfig(enabled=False)
+        before, after = (next(train.shuffled(seed, 0, how)) for how in (off, self.config.augment))
+        cases = [train.cases[i] for i in before.cases.tolist()]
+        augmented(
+            before.images.cpu().numpy(),
+            before.labels.cpu().numpy(),
+            after.images.cpu().numpy(),
+            after.labels.cpu().numpy(),
+            path,
+            [case.case for case in cases],
+            cases[0].shape[0] > 1,
+        )
+
+    def epoch(self, history: "list[EpochReport]", network: "nn.Module", predictor: "Predictor") -> None:
+        """Record the last epoch of `history`; `network` is the one it is about, and `predictor` saves it."""
+        report = history[-1]
+        self.recorder.metrics(report.metrics(), report.epoch, report.ended_ms)
+        last = report.epoch + 1 == self.config.train.epochs
+        if not (report.is_best or last or report.epoch % self.config.tracking.artifact_every == 0):
+            return
+        name = f"epoch_{report.epoch:03d}"
+        with self.recorder.files() as folder:
+            _write(folder / "metrics" / name / "metrics.json", _json(report.metrics()))
+            _write(folder / "summaries" / name / "summary.md", summary(history))
+            _write(folder / "logs/training/train.log", log(history, self.config.train.epochs))
+            self._pictures(history, network, folder, name)
+            if report.is_best:
+                self._best(report, predictor, folder / BEST, name)
+        bests = [earlier for earlier in history[:-1] if earlier.is_best]
+        if report.is_best and bests:
+            self.recorder.discard(f"{BEST}/epoch_{bests[-1].epoch:03d}")
+
+    def _best(self, report: "EpochReport", predictor: "Predictor", folder: Path, name: str) -> None:
+        predictor.save(folder / name)
+        _write(folder / "metadata/metadata.json", _json({"epoch": report.epoch, **report.metrics()}))
+        spec = predictor.spec.model_dump(mode="json")
+        _write(folder / "context/context.json", _json({"spec": spec, "config": self.config.model_dump(mode="json")}))
+
+    def _pictures(self, history: "list[EpochReport]", network: "nn.Module", folder: Path, name: str) -> None:
+        import torch
+
+        from segpipe.models import losses
+        from segpipe.plots.cases import prediction_png
+        from segpipe.plots.training import curves
+
+        curves([r.metrics() for r in history], _made(folder / "visualizations/training_curves" / name) / "curves.png")
+        batch, cases = self.val.examples(SHOWN)
+        with torch.no_grad():
+            predicted = losses.predictions(network.eval()(batch.images)).cpu().numpy()
+        target = _made(folder / "predictions" / name)
+        for n, case in enumerate(cases):
+            image, labels = batch.images[n, 0].cpu().numpy(), batch.labels[n].cpu().numpy()
+            prediction_png(image, labels, predicted[n], target / f"{case.case}.png", case.shape[0] > 1)
+
+    def _validation(self, dice: list[float]) -> str:
+        """The best epoch's Dice of each validation case, as a table."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["case", "patient", "site", "dice"])
+        for case, value in zip(self.val.cases, dice, strict=True):
+            table.writerow([case.case, case.patient, case.site, value])
+        return text.getvalue()
+
+    def finish(self, result: "FitResult", predictor: "Predictor", inference_ms: float) -> None:
+        """The final model, its history and the closing figures; the inventory, last, shows that all is there."""
+        history, final = result.history, result.history[-1]
+        seconds = sum(report.epoch_time_seconds for report in history)
+        values = {
+            "best_val_dice": result.best.val_dice,
+            "best_epoch": float(result.best.epoch),
+            "final_train_dice": final.train_dice,
+            "final_val_dice": final.val_dice,
+            "training_time_minutes": seconds / 60,
+            "training_time_hours": seconds / 3600,
+            "total_epochs_trained": float(len(history)),
+            "inference_ms": inference_ms,
+        }
+        self.recorder.model(predictor, values, final.ended_ms)
+        text = summary(history)
+        with self.recorder.files() as folder:
+            predictor.save(folder / "final_model/weights")
+            _write(folder / "final_model/configuration/resolved.yaml", settings.dump(self.config))
+            _write(folder / VALIDATION, self._validation(result.val_cases))
+            _write(folder / HISTORY, _json([{"epoch": r.epoch, **r.metrics()} for r in history]))
+            _write(folder / "final_model/summary/summary.md", text)
+            _write(folder / "summaries/training/summary.md", text)
+            _write(folder / "logs/training/train.log", log(history, self.config.train.epochs))
+            written = inventory.of(folder / FINAL)
+        with self.recorder.files() as folder:
+            inventory.save(written, _made(folder / FINAL))
+
+
+def tags(config: Config, classes: int) -> dict[str, str]:
+    """What a training run is found by in the UI."""
+    return {
+        "architecture": config.model.arch,
+        "encoder": config.model.encoder,
+        "pretrained": {"img": "imagenet", "rand": "no", "file": "file"}[config.model.initialisation],
+        "augmentation": "on" if config.augment.enabled else "off",
+        "loss_type": config.loss.name,
+        "task": "binary" if classes == 1 else "multiclass",
+        "seed": str(config.seed),
+    }
+
+
+def run_name(config: Config, at: float) -> str:
+    """tracking.run_name, or architecture, encoder, initial weights and the local time `at` (seconds since 1970)."""
+    model, stamp = config.model, time.strftime("%Y%m%d_%H%M%S", time.localtime(at))
+    encoder = model.encoder.replace("/", "-")
+    return config.tracking.run_name or f"{model.arch}_{encoder}_{model.initialisation}_{stamp}"
+
+
+def line(report: "EpochReport", epochs: int) -> str:
+    """One epoch as a line."""
+    return (
+        f"epoch {report.epoch + 1}/{epochs}  loss {report.train_loss:.4f} val {report.val_loss:.4f}  "
+        f"Dice {report.train_dice:.4f} val {report.val_dice:.4f}{' * ' if report.is_best else '   '}"
+        f"{report.epoch_time_seconds:.1f} s  {report.images_per_second:.0f} images/s"
+    )
+
+
+def log(history: "list[EpochReport]", epochs: int) -> str:
+    """The whole training, a line an epoch; * marks a new best."""
+    stamps = (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(r.ended_ms / 1000)) for r in history)
+    return "".join(f"{stamp}  {line(r, epochs)}\n" for stamp, r in zip(stamps, history, strict=True))
+
+
+def summary(history: "list[EpochReport]") -> str:
+    """The last epoch and the best one as a Markdown table."""
+    last, best = history[-1], max(history, key=lambda r: r.val_dice)
+    names = list(last.metrics())
+    rows = [f"| {name} | {last.metrics()[name]:.5g} | {best.metrics()[name]:.5g} |" for name in names]
+    head = f"| | epoch {last.epoch} | best: epoch {best.epoch} |\n|---|---|---|\n"
+    return f"# Training after {len(history)} epochs\n\n{head}" + "\n".join(rows) + "\n"
+
+
+def environment() -> str:
+    """Python, platform and every installed package with its version."""
+    packages = sorted({f"{d.metadata['Name']}=={d.version}" for d in distributions()}, key=str.lower)
+    return "\n".join([f"# Python {platform.python_version()}, {platform.platform()}", *packages]) + "\n"
+
+
+def uncommitted() -> str:
+    """What `git diff HEAD` says of the project, cut at 5 MB; empty where it is no git checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    done = subprocess.run([git, "diff", "HEAD"], cwd=project.PROJECT, capture_output=True, check=False)  # noqa: S603  # fixed
+    return done.stdout[:LARGEST_DIFF].decode("utf-8", "replace")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    _made(path.parent)
+    path.write_text(text, encoding="utf-8")

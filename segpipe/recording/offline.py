@@ -1,0 +1,97 @@
+"""Training runs without MLflow: the same tree of files under `outputs/<run name>/`."""
+
+import json
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segpipe.errors import InputError, one_line, redact
+from segpipe.files import project
+from segpipe.files.staging import staged
+
+if TYPE_CHECKING:
+    from segpipe.inference.predictor import Predictor
+
+RUN, RESUME = "run.json", "resume"
+
+
+def outputs(named: str) -> Path:
+    """The folder for what is kept on this machine: checkpoints, unsent records, runs without MLflow. `named` is
+    tracking.outputs.
+    """
+    return Path(named or project.PROJECT / "outputs")
+
+
+def unsent(named: str, run_id: str) -> Path:
+    """The folder of the records that a training could not send yet; `named` is its tracking.outputs."""
+    return outputs(named) / "spool" / run_id
+
+
+class FolderRecorder:
+    """Records a training in a folder: the tree, and params.json, tags.json, metrics.jsonl, run.json."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def params(self, values: dict[str, str]) -> None:
+        self._update("params.json", values)
+
+    def tags(self, values: dict[str, str]) -> None:
+        self._update("tags.json", values)
+
+    def metrics(self, values: dict[str, float], step: int, ended_ms: int) -> None:
+        path = self.root / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if lines and json.loads(lines[-1])["epoch"] >= step:
+            return
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"epoch": step, "ended_ms": ended_ms, **values}) + "\n")
+
+    @contextmanager
+    def files(self) -> Iterator[Path]:
+        with staged(self.root) as folder:
+            yield folder
+
+    def discard(self, path: str) -> None:
+        shutil.rmtree(self.root / path, ignore_errors=True)
+
+    def model(self, predictor: "Predictor", values: dict[str, float], ended_ms: int) -> None:
+        with self.files() as folder:
+            predictor.save(folder / "model")
+        self._update("metrics.json", {**values, "ended_ms": ended_ms})
+
+    @contextmanager
+    def status(self, key: str) -> Iterator[None]:
+        """Note in run.json what became of the work in the block, and why."""
+        self._update(RUN, {"key": key, "status": "RUNNING", "reason": ""})
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self._update(RUN, {"status": "KILLED", "reason": "interrupted"})
+            raise
+        except BaseException as error:
+            if not isinstance(error, InputError):
+                with self.files() as folder:
+                    (folder / "traceback.txt").write_text(redact(traceback.format_exc()), encoding="utf-8")
+            self._update(RUN, {"status": "FAILED", "reason": one_line(error)})
+            raise
+        self._update(RUN, {"status": "FINISHED"})
+
+    def _update(self, name: str, values: dict[str, Any]) -> None:
+        with self.files() as folder:
+            (folder / name).write_text(json.dumps(read(self.root / name) | values, indent=1), encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def unfinished(folder: Path, key: str) -> list[Path]:
+    """Runs with that key that have not finished, the newest first."""
+    runs = [path.parent for path in folder.glob(f"*/{RUN}")]
+    mine = [run for run in runs if (known := read(run / RUN))["key"] == key and known["status"] != "FINISHED"]
+    return sorted(mine, key=lambda run: (run / RUN).stat().st_mtime, reverse=True)

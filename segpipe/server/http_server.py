@@ -1,0 +1,106 @@
+"""MLflow's own scoring application behind a thin ASGI layer: what `python -m steps.serve` runs."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from segpipe.config.sections import ServingConfig
+from segpipe.errors import InputError, one_line
+from segpipe.registry import champions
+from segpipe.server.application import Application
+from segpipe.server.following import following
+from segpipe.server.loaded_model import load
+from segpipe.server.main_thread import MainThread
+from segpipe.server.messages import Handler
+
+if TYPE_CHECKING:
+    from segpipe.inference.predictor import Through
+
+
+GRACE = 10  # seconds for what is in flight when the server is asked to end
+KEEP_ALIVE = 75  # seconds: longer than nginx keeps a connection (60), so that it is never the server who hangs up
+
+
+def application(
+    uri: str,
+    config: ServingConfig,
+    say: Callable[[str], None],
+    more: Mapping[tuple[str, str], Handler] | None = None,
+    through: "Through | None" = None,
+) -> Application:
+    """An ASGI application that answers with the model at `uri`, and with `more`: (method, path) to a function that
+    runs in a thread. Raises InputError where there is no such model or it can't answer.
+    """
+    return Application(load(champions.pinned(uri), config), config, say, more, through)
+
+
+def run(
+    uri: str,
+    config: ServingConfig,
+    say: Callable[[str], None],
+    more: Mapping[tuple[str, str], Handler] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then end what is in flight. Only in the main thread. Raises InputError before
+    anything is served.
+    """
+    networks = MainThread()
+    with bound(config.host, config.port) as listener:
+        port = listener.getsockname()[1]
+        app = application(uri, config, say, more, networks)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        ready = f"serving {uri} version {app.served.version} on http://{host}:{port}"
+        http = _Server(app, lambda: say(ready))
+        with following(uri, app, config, say), _ended_by_signals(http):
+            networks.during(lambda: http.run(sockets=[listener]))
+
+
+@contextmanager
+def _ended_by_signals(http: uvicorn.Server) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM end the server, which does not see to it itself outside of the main thread."""
+    before = {number: signal.signal(number, http.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that is taken but not yet listened on: nobody connects before there is a model."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Only where the protocol is named does asyncio send answers at once; else each waits some 40 ms for the client.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise InputError(f"{host}:{port}: {one_line(error)}; take another serving.host or serving.port") from None
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Says when it answers."""
+
+    def __init__(self, app: Application, ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=GRACE,
+            )
+        )
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()

@@ -1,0 +1,79 @@
+"""MLflow's scoring application, asked in this process, and its answers told in our shape."""
+
+import asyncio
+import json
+import re
+import weakref
+from typing import Any
+
+from mlflow.pyfunc import PyFuncModel, scoring_server
+from starlette.types import Message
+
+from segpipe.errors import LONGEST
+from segpipe.server.messages import JSON, Answer, RequestError
+
+SCOPE = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "POST",
+    "scheme": "http",
+    "path": "/invocations",
+    "raw_path": b"/invocations",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [(b"content-type", JSON.encode())],
+    "client": None,
+    "server": None,
+}
+PLACE = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<name>\S+)$', re.MULTILINE)
+
+
+class Scoring:
+    """What `mlflow.pyfunc.scoring_server.init` makes of a model.
+
+    FastAPI keeps every route in a cache, with all that it refers to: so MLflow gets a weak reference, and the model
+    goes when this goes.
+    """
+
+    def __init__(self, model: PyFuncModel) -> None:
+        self._model, self._application = model, scoring_server.init(weakref.proxy(model))
+
+    async def ask(self, body: bytes) -> Answer:
+        """What MLflow answers to a request with this body. Raises RequestError where that is an error."""
+        sent: list[Message] = []
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            return waiting.pop() if waiting else await asyncio.Future()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await self._application(dict(SCOPE), receive, send)
+        status, content = int(sent[0]["status"]), b"".join(message.get("body", b"") for message in sent[1:])
+        if status != 200:
+            raise refusal(status, content)
+        return Answer(status, content)
+
+
+def refusal(status: int, content: bytes) -> RequestError:
+    """MLflow's error without its stack trace, and without the request that it repeats."""
+    if status == 504:
+        return RequestError(504, "the prediction took longer than MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT allows")
+    try:
+        told: dict[str, Any] = json.loads(content)
+        message = str(told["message"])
+    except (ValueError, TypeError, KeyError):
+        return RequestError(status, "MLflow refused the request")
+    if "stack_trace" in told:
+        return RequestError(500, "the model failed on this request", notes=_place(str(told["stack_trace"])))
+    if message.startswith("Failed to predict data"):
+        message = message.rpartition("Error: ")[2]
+    line = " ".join(message.split())[:LONGEST]
+    return RequestError(status, line, told.get("row"), str(told.get("reason", "")), str(told.get("error_code", "")))
+
+
+def _place(trace: str) -> tuple[str, ...]:
+    """Where a stack trace ends; its last line, the message, may repeat what was sent."""
+    return tuple(f"failed in {name}, {file}:{line}" for file, line, name in PLACE.findall(trace)[-1:])

@@ -1,0 +1,1 @@
+"""A page to try a served model in a browser."""

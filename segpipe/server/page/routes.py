@@ -1,0 +1,98 @@
+"""A page to try a model: files dropped on it, their segmentation to look at. Routes for `server.run`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markdown_it import MarkdownIt
+from mlflow.exceptions import MlflowException
+
+from segpipe.config.sections import ServingConfig
+from segpipe.errors import InputError, one_line
+from segpipe.inference.quantities import findings
+from segpipe.registry import champions
+from segpipe.server import request_checks
+from segpipe.server.loaded_model import Served
+from segpipe.server.messages import Answer, Asked, Handler, as_json
+from segpipe.server.page import display
+from segpipe.serving import request
+
+PAGE = Path(__file__).with_name("page.html")
+HTML = "text/html; charset=utf-8"
+NOT_FRAMED = (("Content-Security-Policy", "frame-ancestors 'none'"),)
+
+
+def routes(config: ServingConfig) -> dict[tuple[str, str], Handler]:
+    """What `server.run` takes as `more`: method and path to a handler."""
+    content = PAGE.read_bytes()
+
+    def page(_asked: Asked, _served: Served) -> Answer:
+        return Answer(200, content, HTML, NOT_FRAMED)
+
+    def model(_asked: Asked, served: Served) -> Answer:
+        return as_json(described(served))
+
+    def segment(asked: Asked, served: Served) -> Answer:
+        request_checks.check_type({"content-type": asked.type})
+        return as_json(segmented(_row(asked.body), served, config.max_pixels))
+
+    return {("GET", "/"): page, ("GET", "/page/model"): model, ("POST", "/page/segment"): segment}
+
+
+def _row(body: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InputError("the body is not JSON") from None
+    if not isinstance(row, dict):
+        raise InputError("the body is not a JSON object of columns and base64 text")
+    return row
+
+
+def described(served: Served) -> dict[str, Any]:
+    """What the page tells of a model: name, version, threshold, columns, channels, classes, and the card as HTML."""
+    spec, facts = served.predictor.spec, served.facts
+    return {
+        "name": facts["name"] or "segpipe",
+        "version": served.version,
+        "threshold": spec.threshold,
+        "columns": list(request.columns(spec)),
+        "pictures": spec.reader == "folder",
+        "channels": list(spec.channels),
+        "classes": list(spec.classes),
+        "card": _card(facts["name"], facts["version"]),
+    }
+
+
+def _card(name: str | None, version: str | None) -> str:
+    """The version's description; empty for a model that is not registered."""
+    if name is None or version is None:
+        return ""
+    try:
+        return rendered(champions.version(name, version).description or "")
+    except (InputError, MlflowException) as error:
+        return rendered(f"The card can't be read: {one_line(error)}")
+
+
+def rendered(markdown: str) -> str:
+    """Markdown as HTML; what is HTML in it is shown as text."""
+    return str(MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown))
+
+
+def segmented(row: dict[str, Any], served: Served, most: int) -> dict[str, Any]:
+    """One row as /invocations takes it to what `display.shown` says and the numbers of a served row.
+
+    Raises InputError as `serving.read` and `Predictor.prepare` do, and for more slices than a browser can show.
+    """
+    predictor, spec = served.predictor, served.predictor.spec
+    like, image, warnings = request.read(row, spec, most)
+    found = predictor.label(predictor.prepare(image), 0.0)  # labels everywhere: the page has its own threshold
+    if not np.isfinite(found.foreground.max()):
+        raise InputError("values too large: the network's answer is not a number")
+    mask = np.where(found.foreground >= spec.threshold, found.mask, np.uint8(0))
+    seen = display.shown(like, image, spec.channels, found.mask, found.foreground)
+    if seen["coarser"] != 1:
+        warnings = [*warnings, f"shown at 1/{seen['coarser']} of its resolution; numbers and the saved mask are whole"]
+    numbers = findings(mask, found, like)
+    return {"version": served.version, "threshold": spec.threshold, **seen, **numbers, "warnings": warnings}

@@ -1,0 +1,1 @@
+"""The MLflow tracking store: connection, runs, tags, artifacts with their cache, lineage."""

@@ -1,0 +1,203 @@
+"""Files and datasets among a run's artifacts, in place for a store on this machine, through a cache for a server."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from segpipe.errors import InputError, one_line
+from segpipe.files import hashes, inventory
+from segpipe.files.staging import staged
+from segpipe.tracking import artifact_cache, runs
+
+if TYPE_CHECKING:
+    from mlflow.data.dataset import Dataset
+
+WEIGHTS = "artifacts/segpipe"  # the folder with the inventory in a logged model: its artifact serving.ARTIFACT
+OF_RUN = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+?)/*")
+LOGGED = re.compile(r"models:/(?P<id>m-[0-9a-f]+)/?")
+VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>[0-9]+)/?")
+ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)/?")
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def has(run_id: str, path: str) -> bool:
+    """Whether a run is there and has that file among its artifacts."""
+    folder = path.rsplit("/", 1)[0] if "/" in path else None
+    try:
+        return any(item.path == path for item in MlflowClient().list_artifacts(run_id, folder))
+    except MlflowException as error:
+        if error.error_code not in GONE:
+            raise
+        return False
+
+
+def damage(root: str, path: str) -> str:
+    """What is wrong with a folder below an artifact URI since it was written, in words; empty where nothing is. On a
+    server names and sizes are compared, what is fetched is read.
+    """
+    here = local_root(root)
+    return artifact_cache.damage(root, path) if here is None else inventory.damage(here / path)
+
+
+def local(uri: str) -> Path:
+    """A local path to an artifact or a model: in place for a store on this machine; from a server through the cache
+    where it has an inventory, otherwise a copy that this process removes when it ends. Not to be written to.
+
+    Raises InputError where there is no such artifact, or what came is damaged.
+    """
+    try:
+        place = _place(uri)
+        found = _found(*place) if place else None
+        if found is not None:
+            return found
+        served = mlflow.get_tracking_uri().startswith("http")
+        target = str(artifact_cache.temporary()) if served else None
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"{uri}: {one_line(error)}") from None
+
+
+def _place(uri: str) -> tuple[str, str] | None:
+    """The artifact URI of a run or logged model and the path below it, empty for a whole model; None for URIs of other
+    kinds, which MLflow resolves.
+    """
+    client = MlflowClient()
+    if match := OF_RUN.fullmatch(uri):
+        return client.get_run(match["run"]).info.artifact_uri, match["path"]
+    if match := LOGGED.fullmatch(uri):
+        return client.get_logged_model(match["id"]).artifact_location, ""
+    if match := VERSION.fullmatch(uri):
+        return client.get_model_version_download_uri(match["name"], match["version"]), ""
+    if match := ALIAS.fullmatch(uri):
+        version = client.get_model_version_by_alias(match["name"], match["alias"])
+        return client.get_model_version_download_uri(version.name, version.version), ""
+    return None
+
+
+def _found(root: str, path: str) -> Path | None:
+    """Where an artifact is on this machine, fetched if need be; None where only MLflow may know it."""
+    here = local_root(root)
+    if here is not None:
+        return here / path if (here / path).exists() else None
+    if not path:
+        return _model(root)
+    folder, _, inside = path.partition("/")
+    return artifact_cache.local(root, folder, inside)
+
+
+@cache
+def _model(root: str) -> Path | None:
+    """A whole logged model from a server: its weights from the cache, the small rest a copy beside them."""
+    weights = artifact_cache.local(root, WEIGHTS)
+    if weights is None:
+        return None
+    folder = artifact_cache.without(root, WEIGHTS)
+    link = folder / WEIGHTS
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(weights)
+    return folder
+
+
+@contextmanager
+def folder(name: str) -> Iterator[Path]:
+    """A folder that becomes the active run's artifact `name`, with its inventory, when the block ends well, and nothing
+    otherwise.
+
+    In a store on this machine it is written where it stays, so nothing is stored twice.
+    """
+    root = local_root(runs.active().info.artifact_uri)
+    if root is None:
+        with _sent(name) as temporary:
+            yield temporary
+        return
+    partial = root / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        inventory.write(partial)
+        partial.rename(root / name)
+        hashes.moved(partial, root / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def files(name: str) -> Iterator[Path]:
+    """A folder whose content joins the active run's artifact folder `name`, and its inventory, when the block ends
+    well. A file that was damaged before does not become whole by that.
+    """
+    root = local_root(runs.active().info.artifact_uri)
+    if root is None:
+        with _sent(name) as temporary:
+            yield temporary
+        return
+    target = root / name
+    with staged(target) as staging:
+        yield staging
+        added = inventory.of(staging)
+    known = inventory.read(target) if (target / inventory.FILE).is_file() else inventory.of(target)
+    inventory.save(known | added, target)
+
+
+@contextmanager
+def _sent(name: str) -> Iterator[Path]:
+    """A folder that is sent to the active run's server when the block ends well, then the inventory of all that is
+    there: until that has come, what was there and is replaced counts as damaged.
+    """
+    run = runs.active().info
+    with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
+        yield Path(temporary)
+        added, before = inventory.of(Path(temporary)), artifact_cache.find(run.artifact_uri, name)
+        mlflow.log_artifacts(temporary, name)
+        inventory.save((before.entries() if before else {}) | added, Path(temporary))
+        mlflow.log_artifact(str(Path(temporary) / inventory.FILE), name)
+
+
+def sweep(root: str) -> None:
+    """Remove what a process that is gone has left half written below an artifact URI, in a store on this machine."""
+    here = local_root(root)
+    if here is not None:
+        for pattern in (".*.partial", ".partial-*", "*/.partial-*"):
+            for left in here.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)  # another process does so too, or it is another user's
+
+
+def local_root(uri: str) -> Path | None:
+    """The folder that an artifact URI stands for; None where it is not on this machine."""
+    parts = urlparse(uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return Path(uri) if not parts.scheme else None
+
+
+def discard(run_id: str, path: str) -> None:
+    """Remove a folder of a run's artifacts."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    get_artifact_repository(MlflowClient().get_run(run_id).info.artifact_uri).delete_artifacts(path)
+
+
+def log_dataset(name: str, uri: str, digest: str, context: str) -> None:
+    """Record a dataset artifact, or one split of it, as the active run's input."""
+    mlflow.log_input(dataset(f"{name}-{context}", uri, digest), context=context)
+
+
+def dataset(name: str, uri: str, digest: str) -> "Dataset":
+    """An MLflow dataset that stands for a dataset artifact."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    return MetaDataset(  # type: ignore[abstract]  # MLflow's own class, complete at run time
+        CodeDatasetSource(tags={"artifact": uri}), name=name, digest=digest
+    )

@@ -1,0 +1,199 @@
+"""The tracking store: where it is, how long it is waited for, and what its errors mean. MLflow is imported late."""
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from functools import cache
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from segpipe.errors import InputError, one_line, redact
+from segpipe.files import project
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+
+
+class Patience(NamedTuple):
+    """How long a store is waited for: how often MLflow repeats a request to a server, and seconds for sqlite's lock."""
+
+    retries: int
+    lock: int
+
+
+PATIENT = Patience(4, 60)  # half a minute for a server that is started again
+SPOOLING = Patience(2, 60)  # what a server does not take within seconds waits on disk
+ENDING = Patience(1, 2)  # somebody waits for the process to end, or the store has been waited for already
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+_retries = int(os.environ.setdefault(RETRIES, str(PATIENT.retries)))
+_patience = PATIENT
+
+SPACE, RIGHTS = "free some space, then start again", "make it and its folder writable, then start again"
+LASTING = {
+    "disk is full": SPACE,
+    "No space left": SPACE,
+    "readonly database": RIGHTS,
+    "unable to open database": RIGHTS,
+}
+LOCKED = "database is locked"
+FIXES = {
+    **LASTING,
+    LOCKED: "another process keeps it so; start again when that has ended",
+    "not authenticated": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to what the server knows",
+    "Permission denied": "ask for MANAGE on the experiment and the model",
+}
+
+
+def connect() -> None:
+    """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder.
+
+    A relative path becomes absolute, for this process and those it starts. Raises InputError where the store does not
+    answer.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.PROJECT / 'mlflow.db'}"
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///")).resolve()
+        if not path.parent.is_dir():
+            raise InputError(f"tracking store {uri}: no such folder {path.parent}")
+        if {"?", "%"} & set(str(path)):
+            raise InputError(f"tracking store {uri}: no path with ? or % can be one; choose another")
+        if not path.exists() and {"'", '"'} <= set(str(Path.cwd())):
+            raise InputError(
+                f"{Path.cwd()}: MLflow makes no store from a folder with both quotes in its name; rename it"
+            )
+        uri = f"sqlite:///{path}"
+        _wait_for_locks()
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it tells, with a traceback, is raised
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    mlflow.set_tracking_uri(uri)
+    try:
+        if uri.startswith("sqlite:///") and not path.exists():
+            _make(path)
+        mlflow.MlflowClient().search_experiments(max_results=1)
+    except Exception as error:
+        raise InputError(f"tracking store {redact(uri)} does not answer: {told(error)}") from None
+
+
+def _make(path: Path) -> None:
+    """Let MLflow make a database beside its place, and then put it there whole: a process that is killed meanwhile, or
+    another one that makes it too, would leave one that MLflow can neither use nor complete.
+    """
+    import mlflow
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        mlflow.MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+        _put(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Give a file its name, unless another process was first."""
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            partial.rename(path)
+
+
+@cache
+def _wait_for_locks() -> None:
+    """Let sqlite wait a minute for another process's lock, in connections that are made from now on."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    event.listen(Engine, "connect", _begin_patiently)
+    event.listen(Engine, "before_cursor_execute", _stay_patient, retval=True)
+
+
+def _begin_patiently(connection: Any, _record: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute(_busy_timeout())
+
+
+def _stay_patient(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object) -> tuple[str, Any]:
+    """MLflow begins each session with 20 s of its own."""
+    return (_busy_timeout() if statement.startswith("PRAGMA busy_timeout =") else statement), parameters
+
+
+def _busy_timeout() -> str:
+    return f"PRAGMA busy_timeout = {1000 * _patience.lock}"
+
+
+def wait_with(patience: Patience) -> None:
+    """How long the store is waited for from now on; a server never longer than the user's own $RETRIES asks."""
+    global _patience  # noqa: PLW0603  # sqlite's connections ask for it
+    _patience = patience
+    os.environ[RETRIES] = str(min(_retries, patience.retries))
+
+
+def hurry_after(error: BaseException) -> None:
+    """Wait little from now on where an error is an interrupt, or says that the store has been waited for in vain."""
+    if isinstance(error, KeyboardInterrupt) or passing(error):
+        wait_with(ENDING)
+
+
+def link(run: "Run") -> str:
+    """A run's page on a server, without user and password; of another store the run's ID."""
+    import mlflow
+
+    parts = urlsplit(mlflow.get_tracking_uri())
+    if parts.scheme not in ("http", "https"):
+        return f"run {run.info.run_id}"
+    place = f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    return f"{parts.scheme}://{place}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def told(error: BaseException) -> str:
+    """An error as one line; one of a locked, full or read-only store with how to mend it, without the statement."""
+    if isinstance(error, InputError):
+        return one_line(error)
+    text = one_line(next((cause for cause in _causes(error) if isinstance(cause, sqlite3.Error)), error))
+    return text + next((f"; {fix}" for sign, fix in FIXES.items() if sign in text), "")
+
+
+def passing(error: BaseException) -> bool:
+    """Whether the same may well succeed later: no connection, a lock, an error on the server's side."""
+    causes = list(_causes(error))
+    if any(sign in str(cause) for cause in causes for sign in LASTING):
+        return False
+    return any(_passes(cause) for cause in causes)
+
+
+def _passes(cause: BaseException) -> bool:
+    from mlflow.exceptions import MlflowException, RestException
+    from requests import RequestException
+
+    if isinstance(cause, RequestException):
+        return cause.response is None or cause.response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+    if isinstance(cause, RestException):
+        return int(cause.get_http_status_code()) >= HTTPStatus.INTERNAL_SERVER_ERROR
+    if isinstance(cause, MlflowException):
+        return str(cause.error_code) == "TEMPORARILY_UNAVAILABLE"
+    if isinstance(cause, sqlite3.Error):
+        return LOCKED in str(cause)
+    return isinstance(cause, ConnectionError | TimeoutError)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -1,0 +1,338 @@
+"""Everything segpipe does with MLflow Tracking: runs, their artifacts and logged models."""
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from segpipe.tracking import (
+    connection,  # sets what MLflow reads when it is imported
+    run_tags,
+)
+
+# isort: split
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from segpipe.config import settings
+from segpipe.config.sections import Config
+from segpipe.errors import InputError, one_line, redact
+from segpipe.files import hashes
+from segpipe.runtime import processes
+
+CONFIG = "config/resolved.yaml"
+PARAMS_PER_CALL, LONGEST_PARAM = 100, 6000
+
+
+class Sender(Protocol):
+    """What speaks for the active run where its server may be away (see `spool.Spool`)."""
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Set tags, now or later."""
+
+    def files(self) -> AbstractContextManager[Path]:
+        """A folder whose content joins the run's artifacts, now or later."""
+
+    def end(self, status: str, tags: dict[str, str]) -> bool:
+        """End the run; whether everything has been sent."""
+
+
+_sender: list[Sender] = []
+
+
+def speak_through(sender: Sender) -> None:
+    """Let `sender` tag and end the active run from now on; what it can't send soon waits."""
+    _sender[:] = [sender]
+    connection.wait_with(connection.SPOOLING)
+
+
+def experiment(name: str) -> str:
+    """The ID of an experiment, created if need be; with an sqlite store its artifacts lie beside the database."""
+    found = mlflow.get_experiment_by_name(name)
+    if found is None:
+        uri = mlflow.get_tracking_uri()
+        beside = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" if uri.startswith("sqlite") else None
+        location = (beside / hashes.of_json(name)[:8]).as_uri() if beside else None
+        try:
+            return str(mlflow.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            found = mlflow.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise InputError(f"tracking.experiment={name}: deleted on the server; restore it or choose another name")
+    return str(found.experiment_id)
+
+
+def experiment_of(run: Run) -> str:
+    """The name of a run's experiment."""
+    return str(MlflowClient().get_experiment(run.info.experiment_id).name)
+
+
+def scratch(name: str) -> str:
+    """The ID of an experiment whose runs no other run builds on, created if need be. Raises InputError where there is
+    one of that name whose runs are built on.
+    """
+    known, client = mlflow.get_experiment_by_name(name), MlflowClient()
+    experiment_id = experiment(name)
+    if known is not None and run_tags.SCRATCH not in known.tags:
+        raise InputError(f"experiment {name}: its runs are built on; give another name for what is only to be compared")
+    client.set_experiment_tag(experiment_id, run_tags.SCRATCH, "true")
+    return experiment_id
+
+
+def built_on() -> list[str]:
+    """The experiments whose runs others may build on."""
+    return [e.experiment_id for e in MlflowClient().search_experiments() if run_tags.SCRATCH not in e.tags]
+
+
+@contextmanager
+def run(step: str, config: Config, experiment_id: str | None = None, name: str = "") -> Iterator[Run]:
+    """The MLflow run that stands for one step, or for the whole chain: the one MLflow Projects has opened for this
+    process, or a new one of that name (else the step's), in the experiment given or configured. Where a run is active
+    already it is nested below that one. The resolved config is logged at once.
+
+    An exception ends the run as FAILED with its reason as a tag, an interrupt as KILLED; both pass on.
+    """
+    above = mlflow.active_run()
+    try:
+        started = _start(step, config, experiment_id, name or step, above)
+        log_params(started.info.run_id, {f"cfg.{knob}": value for knob, value in settings.flat(config).items()})
+        mlflow.log_text(settings.dump(config), CONFIG)
+        yield started
+        _end("FINISHED", {})
+    except BaseException as error:
+        if mlflow.active_run() not in (None, above):
+            _break_off(error)
+        raise
+    finally:
+        connection.wait_with(connection.PATIENT)
+
+
+def _start(step: str, config: Config, experiment_id: str | None, name: str, above: Run | None) -> Run:
+    """Make the run of a step the active one, tagged with this process."""
+    given, tags = os.environ.pop("MLFLOW_RUN_ID", None), {run_tags.STEP: step, **processes.here()}
+    if above is not None:
+        experiment_id = experiment_id or above.info.experiment_id
+    metrics = config.tracking.system_metrics and step == "train"
+    if given:
+        _claim(given, tags)
+        return mlflow.start_run(run_id=given, nested=above is not None, log_system_metrics=metrics)
+    if not experiment_id and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
+        experiment_id = experiment(config.tracking.experiment)
+    return mlflow.start_run(
+        experiment_id=experiment_id, run_name=name, tags=tags, nested=above is not None, log_system_metrics=metrics
+    )
+
+
+def _claim(run_id: str, tags: dict[str, str]) -> None:
+    """Tag a run with this process before it is RUNNING again: nobody takes it for one whose process is gone."""
+    MlflowClient().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _break_off(error: BaseException) -> None:
+    """Close the active run as KILLED or FAILED, with an error as its reason. What prevents that is noted on the error:
+    the run stays RUNNING, until somebody finds its process gone.
+    """
+    killed = isinstance(error, KeyboardInterrupt)
+    tags = {run_tags.REASON: (str(error) or "interrupted") if killed else connection.told(error)}
+    if not killed and connection.passing(error):
+        tags[run_tags.PASSING] = "true"
+    connection.hurry_after(error)
+    try:
+        if not isinstance(error, InputError | KeyboardInterrupt):
+            log_text(redact(traceback.format_exc()), "logs/traceback.txt")
+    except Exception as second:
+        error.add_note(f"its traceback could not be logged: {connection.told(second)}")
+    try:
+        _end("KILLED" if killed else "FAILED", tags)
+    except Exception as second:
+        error.add_note(f"its run could not be closed: {connection.told(second)}")
+
+
+def _end(status: str, tags: dict[str, str]) -> None:
+    """Close the active run. One whose server is away is closed here, and there by the records that wait."""
+    if not _sender:
+        try:
+            mlflow.set_tags(tags)
+        finally:
+            mlflow.end_run(status)  # in any case no longer the active one, which MLflow would end as FINISHED at exit
+        return
+    try:
+        sent = _sender.pop().end(status, tags)
+    except OSError:  # there is no room to keep its records, which are left where they are
+        if status == "FINISHED":
+            raise
+        _end(status, tags)
+        return
+    try:
+        mlflow.end_run(status if sent else "RUNNING")
+    except MlflowException:
+        if sent:
+            raise
+
+
+def log_text(text: str, path: str) -> None:
+    """Write a file among the active run's artifacts."""
+    if not _sender:
+        mlflow.log_text(text, path, run_id=active().info.run_id)
+        return
+    with _sender[0].files() as folder:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+
+
+def continue_run(run_id: str, system_metrics: bool) -> None:
+    """Make an interrupted run the active one, in the place of the run opened for this process, which is deleted."""
+    client, opened, earlier = MlflowClient(), active(), MlflowClient().get_run(run_id).data.tags
+    parent = opened.data.tags.get(MLFLOW_PARENT_RUN_ID)
+    mlflow.set_tag(run_tags.CONTINUED, run_id)
+    mlflow.end_run("KILLED")
+    tags = {run_tags.RESUMED: str(int(earlier.get(run_tags.RESUMED, "0")) + 1), **processes.here()}
+    _claim(run_id, tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {}))
+    mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None, log_system_metrics=system_metrics)
+    for outdated in {run_tags.REASON, run_tags.PASSING} & earlier.keys():
+        client.delete_tag(run_id, outdated)
+    client.delete_run(opened.info.run_id)
+
+
+def unfinished(step: str, key: str) -> list[Run]:
+    """Runs of a step with that key that have not finished, newest first."""
+    query = f"tags.`{run_tags.STEP}` = '{step}' and tags.`{run_tags.KEY}` = '{key}' and attributes.status != 'FINISHED'"
+    return list(MlflowClient().search_runs(built_on(), query, order_by=["attributes.start_time DESC"]))
+
+
+@contextmanager
+def within(run_id: str) -> Iterator[None]:
+    """Make a run the active one, if it is not, and leave it running."""
+    current = mlflow.active_run()
+    if current is not None and current.info.run_id == run_id:
+        yield
+        return
+    mlflow.start_run(run_id=run_id)
+    try:
+        yield
+    finally:
+        mlflow.end_run("RUNNING")
+
+
+def name_run(name: str) -> None:
+    """Name the active run."""
+    MlflowClient().update_run(active().info.run_id, name=name)
+
+
+def log_params(run_id: str, values: dict[str, str]) -> None:
+    """Log those that the run does not have: a resumed run keeps what it began with."""
+    client = MlflowClient()
+    known = client.get_run(run_id).data.params
+    fresh = [Param(name, value[:LONGEST_PARAM]) for name, value in values.items() if name not in known]
+    for first in range(0, len(fresh), PARAMS_PER_CALL):
+        client.log_batch(run_id, params=fresh[first : first + PARAMS_PER_CALL])
+
+
+def end_given_run(error: BaseException, reason: str) -> None:
+    """End the run that MLflow Projects opened for this process, before the process does."""
+    connection.hurry_after(error)
+    connection.connect()
+    if connection.passing(error):
+        MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], run_tags.PASSING, "true")
+    end(os.environ["MLFLOW_RUN_ID"], "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason)
+
+
+def history(run_id: str, metric: str) -> list[float]:
+    """A metric's values, one an epoch."""
+    return [point.value for point in sorted(MlflowClient().get_metric_history(run_id, metric), key=lambda p: p.step)]
+
+
+def tag(**values: str) -> None:
+    """Set tags `segpipe.NAME` on the active run."""
+    named = {f"segpipe.{name}": value for name, value in values.items()}
+    if _sender:
+        _sender[0].tags(named)
+    else:
+        mlflow.set_tags(named)
+
+
+def finished(step: str, key: str | None = None, most: int = 5) -> list[Run]:
+    """Finished runs of a step in any experiment but scratch ones, newest first; with `key` only those with that key."""
+    query = f"tags.`{run_tags.STEP}` = '{step}' and attributes.status = 'FINISHED'"
+    if key:
+        query += f" and tags.`{run_tags.KEY}` = '{key}'"
+    order = ["attributes.start_time DESC"]
+    return list(MlflowClient().search_runs(built_on(), query, max_results=most, order_by=order))
+
+
+def upstream(run_id: str, step: str) -> Run:
+    """A finished run of `step`. Raises InputError where there is none of that ID, it is not finished or of another
+    step.
+    """
+    try:
+        found = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"{step}_run={run_id}: {one_line(error)}") from None
+    actual = found.data.tags.get(run_tags.STEP, "no segpipe step")
+    if actual != step:
+        raise InputError(f"{step}_run={run_id}: that run belongs to '{actual}', not to '{step}'")
+    if found.info.status != "FINISHED":
+        raise InputError(f"{step}_run={run_id}: that run is {found.info.status}, not FINISHED")
+    return found
+
+
+def interrupted(run_id: str, step: str) -> Run:
+    """A run of `step` that has not finished. Raises InputError where there is none of that ID, or it has finished."""
+    try:
+        found = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise InputError(f"{step}.resume={run_id}: {one_line(error)}") from None
+    if found.data.tags.get(run_tags.STEP) != step or found.info.status == "FINISHED":
+        raise InputError(f"{step}.resume={run_id}: that is no interrupted run of {step}; use auto or never")
+    return found
+
+
+def end(run_id: str, status: str, reason: str) -> bool:
+    """End a run that nobody else can end any more; whether it was still RUNNING."""
+    client = MlflowClient()
+    if client.get_run(run_id).info.status != "RUNNING":
+        return False
+    client.set_tag(run_id, run_tags.REASON, reason)
+    client.set_terminated(run_id, status)
+    return True
+
+
+def active() -> Run:
+    """The run this process works for. Raises RuntimeError outside of `run`."""
+    found = mlflow.active_run()
+    if found is None:
+        raise RuntimeError("no MLflow run is active")
+    return found
+
+
+def tag_of(run_id: str, name: str) -> str:
+    """A tag of a run. Raises InputError where it has none."""
+    value = MlflowClient().get_run(run_id).data.tags.get(name)
+    if value is None:
+        raise InputError(f"run {run_id} has no tag {name}: it was not finished by this version; run that step again")
+    return str(value)
+
+
+def version_tags(preprocess: str, evaluate: str) -> dict[str, str]:
+    """What a model version remembers: dataset digests, git commit, run IDs, test Dice with its interval."""
+    client = MlflowClient()
+    run = client.get_run(evaluate)
+    train = tag_of(evaluate, f"{run_tags.INPUT}train")
+    figures = {k: f"{v:.6g}" for k, v in run.data.metrics.items() if k.startswith("test_dice")}
+    return {
+        "dataset_digest": tag_of(preprocess, "segpipe.dataset_digest"),
+        "test_digest": tag_of(preprocess, "segpipe.test_digest"),
+        "git_commit": client.get_run(train).data.tags.get("mlflow.source.git.commit", "unknown"),
+        "preprocess_run": preprocess,
+        "train_run": train,
+        "evaluate_run": evaluate,
+        "weights_sha256": tag_of(evaluate, "segpipe.weights_sha256"),
+        **figures,
+    }

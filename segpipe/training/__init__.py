@@ -1,0 +1,1 @@
+"""The training loop and all around it, from a data set to a recorded model."""

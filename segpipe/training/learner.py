@@ -1,0 +1,115 @@
+"""What one optimizer step is: the network, its optimizer, the moving average of its weights, and what runs them."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from segpipe.config.sections import Config, TrainConfig
+from segpipe.data.batches import Batch
+from segpipe.models import architectures, losses
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Finite:
+    """Whether a loss is finite, found out without holding up a GPU for more than the forward pass."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self.flag, self.event = torch.isfinite(loss.detach()), None
+        if loss.is_cuda:
+            self.flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(self.flag, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def __bool__(self) -> bool:
+        if self.event:
+            self.event.synchronize()
+        return bool(self.flag)
+
+
+class Learner:
+    """A network with its optimizer, the moving average of its weights, and what runs them."""
+
+    def __init__(
+        self, network: architectures.SegmentationModel, config: TrainConfig, accelerator: "Accelerator"
+    ) -> None:
+        network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
+        self.network, self.accelerator = network, accelerator
+        decay = config.ema_decay
+        self.average = AveragedModel(network, multi_avg_fn=averaging(decay), use_buffers=True) if decay else None
+        self.model, self.optimizer = accelerator.prepare(network, _optimizer(network, config))
+
+    @property
+    def evaluated(self) -> architectures.SegmentationModel:
+        """The network that is validated and saved: the moving average where there is one."""
+        averaged = self.average.module if self.average else self.network
+        return cast(architectures.SegmentationModel, averaged)
+
+    def forward(self, model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
+        """The loss of all processes' parts together, and this part's logits."""
+        with self.accelerator.autocast():
+            logits = model(batch.images.contiguous(memory_format=torch.channels_last))
+        return losses.loss(logits, batch.labels, config.loss), logits
+
+    def step(self, config: TrainConfig, rate: float) -> None:
+        """Move the weights by the gradients that have added up."""
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        if config.clip_norm:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update_parameters(self.network)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training changes, for a checkpoint."""
+        scaler = self.accelerator.scaler
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` gave."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+def averaging(decay: float) -> Callable[..., None]:
+    """Exponential moving average whose decay grows to `decay` as min(decay, (1 + n) / (10 + n)), so that the first
+    steps are soon forgotten (the rule of TensorFlow's ExponentialMovingAverage).
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        n = int(count)
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update
+
+
+def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    nesterov = config.momentum > 0
+    return torch.optim.SGD(
+        network.parameters(),
+        config.lr,
+        config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=nesterov,
+        fused=True,
+    )

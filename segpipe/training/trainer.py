@@ -1,0 +1,121 @@
+"""One training, from a dataset on disk to the recorded model: what every way of starting one comes down to."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from segpipe.config.sections import Config, Section
+from segpipe.data.batches import Batches
+from segpipe.data.manifest import Manifest
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import ModelSpec
+from segpipe.models import architectures, losses
+from segpipe.recording.artifact_tree import Journal, Recorder
+from segpipe.runtime import devices, process_group
+from segpipe.training import engine
+from segpipe.training.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+TIMED = 5
+
+
+class Job(Section):
+    """What a training needs: its config, the dataset's folder and artifact URI, the key of the step, the folder for its
+    checkpoints, and where it is recorded: the MLflow run `run_id` by way of the folder `record`, or that folder alone.
+    """
+
+    config: Config
+    dataset: Path
+    key: str
+    checkpoints: Path
+    record: Path
+    run_id: str = ""
+    dataset_uri: str = ""
+
+
+def run(
+    job: Job,
+    accelerator: "Accelerator",
+    recorder: Recorder | None,
+    say: Callable[[str], None],
+    on_epoch: Callable[[engine.EpochReport], None],
+    stop: Callable[[], bool],
+) -> str:
+    """Train, record through `recorder` (process 0 has one), and return the key figure."""
+    config, device = job.config, accelerator.device
+    manifest = Manifest.load(job.dataset)
+    losses.check(config.loss, len(manifest.classes))
+    train = Batches(manifest, job.dataset, "train", config.train, device)
+    val = Batches(manifest, job.dataset, "val", config.train, device)
+    checkpoints = Checkpoints(job.checkpoints, job.key, say)
+    state, sizes = checkpoints.newest(), (len(manifest.channels), len(manifest.classes))
+    network = architectures.build(config.model, *sizes, config.seed, pretrained=state is None)
+    spec = ModelSpec(
+        model=config.model.model_copy(update={"encoder_weights": "none"}),
+        preprocess=manifest.preprocess,
+        reader=manifest.reader,
+        channels=manifest.channels,
+        classes=manifest.classes,
+    )
+    journal = Journal(recorder, config, val) if recorder else None
+    if journal:
+        journal.begin(train, facts(config, network, device))
+
+    def report(history: list[engine.EpochReport], current: architectures.SegmentationModel) -> None:
+        on_epoch(history[-1])
+        if journal:
+            journal.epoch(history, current, Predictor(spec, current, device))
+
+    result = engine.fit(network, train, val, config, accelerator, report, checkpoints, state, stop)
+
+    if journal:
+        network.load_state_dict(result.weights)
+        predictor = Predictor(spec, network, device)
+        journal.finish(result, predictor, milliseconds(predictor, val))
+    return f"val Dice {result.best.val_dice:.3f} in epoch {result.best.epoch + 1} of {len(result.history)}"
+
+
+def facts(config: Config, network: nn.Module, device: torch.device) -> dict[str, str]:
+    """What the config does not say: parameters, hardware, precision, versions."""
+    packages = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy", "mlflow")
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    return {
+        "model.parameters": str(architectures.parameter_count(network)),
+        "hardware.device": device.type,
+        "hardware.gpu": gpu,
+        "hardware.cpu_cores": str(os.cpu_count()),
+        "hardware.threads": str(torch.get_num_threads()),
+        "hardware.precision": devices.precision(config.train),
+        "hardware.processes": str(process_group.world()),
+        "version.python": platform.python_version(),
+        **{f"version.{name}": _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+@torch.inference_mode()
+def milliseconds(predictor: Predictor, val: Batches) -> float:
+    """Median time of a forward pass of one slice."""
+    image = val.examples(1)[0].images[:1].contiguous(memory_format=torch.channels_last)
+    times = []
+    for _ in range(TIMED + 1):
+        began = time.perf_counter()
+        predictor.model(image).sum().item()
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times[1:])
