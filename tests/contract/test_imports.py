@@ -20,23 +20,23 @@ CONFINED = {
     "click": ("steps", "pipeline", "segpipe.orchestration"),
     "rich": ("steps", "pipeline", "segpipe.orchestration"),
     "mlflow": (
-        *(f"segpipe.{name}" for name in ("tracking", "serving", "recording", "registry", "server", "orchestration")),
-        "steps.predict",
+        *(f"segpipe.{name}" for name in ("tracking", "serving", "registry", "server", "orchestration")),
+        *("segpipe.recording.logged_models", "segpipe.recording.spool", "steps.predict"),
     ),
     "segmentation_models_pytorch": ("segpipe.models",),
     "timm": ("segpipe.models",),
     "accelerate": ("segpipe.runtime.process_group", "segpipe.training"),
     "sqlalchemy": ("segpipe.tracking.connection",),
     "requests": ("segpipe.tracking.connection",),
-    "psutil": ("segpipe.runtime",),
+    "psutil": ("segpipe.runtime.process_group", "segpipe.runtime.processes"),
     "nibabel": ("segpipe.data.codecs", "segpipe.data.phantom"),
     "pydicom": ("segpipe.data.codecs",),
     "PIL": ("segpipe.data.codecs", "segpipe.data.transform", "segpipe.plots", "segpipe.prediction"),
     "nilearn": ("segpipe.data.phantom",),
     "matplotlib": ("segpipe.plots",),
-    "safetensors": ("segpipe.inference", "segpipe.models.encoder_weights"),
-    "skimage": ("segpipe.data.transform", "segpipe.data.encodings", "segpipe.metrics"),
-    "sklearn": ("segpipe.metrics", "segpipe.evaluation.report"),
+    "safetensors": ("segpipe.inference.predictor", "segpipe.models.encoder_weights"),
+    "skimage": ("segpipe.data.transform", "segpipe.data.encodings", "segpipe.metrics.centreline"),
+    "sklearn": ("segpipe.metrics.pixels", "segpipe.evaluation.report"),
     "jinja2": ("segpipe.evaluation.report",),
     "starlette": ("segpipe.server",),
     "uvicorn": ("segpipe.server",),
@@ -63,8 +63,9 @@ def imported(path: Path) -> set[str]:
     """The project's modules that a file imports, at the top or inside a function."""
     found = {name for name in code_closure.imports(path) if name.split(".")[0] in ("segpipe", "steps")}
     modules = {name for name in found if code_closure.module_file(name) is not None}
-    below = {name.rpartition(".")[0] for name in modules}  # `from package import module` is no import of the package
-    return {name for name in modules - below if name not in ("segpipe", "steps")}
+    named = {module: {name for name in found if name.rpartition(".")[0] == module} for module in modules}
+    only_parents = {module for module, names in named.items() if names and names <= modules}
+    return modules - only_parents - {"segpipe", "steps"}  # `from package import module` is no import of the package
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
