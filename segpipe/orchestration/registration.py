@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from segpipe.evaluation.gate import Decision, Footprint
-    from segpipe.registry.lock import Contender
+    from segpipe.tracking.one_at_a_time import Contender
 
 EVALUATION = "evaluation"
 

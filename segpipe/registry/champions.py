@@ -1,6 +1,6 @@
 """Who is champion: versions, the aliases that say so, and the record of every move.
 
-Whoever writes has a turn (`turns.turn`) and asks it before each write. A process that is killed between two writes
+Whoever writes has a turn (`lock.turn`) and asks it before each write. A process that is killed between two writes
 leaves one champion, the old or the new one; whoever has the next turn completes what it left (`settle`).
 """
 
@@ -17,8 +17,8 @@ from segpipe.config.sections import Config
 from segpipe.errors import InputError
 from segpipe.evaluation.gate import Decision
 from segpipe.registry import lock
-from segpipe.registry.lock import Contender
 from segpipe.registry.record import APPROVED, LONGEST_WHY, PROMOTED, RECORD, ROLLED_BACK, Move, history, line, moment
+from segpipe.tracking.one_at_a_time import Contender
 
 ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"

@@ -2,8 +2,8 @@
 
 `python tests/integration/registrations.py` imports everything once, then reads a list of jobs per line of its input,
 runs each job in a process of its own, all at once, and answers with their exit codes. A job is a dict: `arguments` of
-`python -m steps.register`, `log` for what it writes, `dies`, the number of the writing call to the registry before
-which it is killed (0: none), and `patience`, the seconds until it takes another for dead (0: as always).
+`python -m steps.register`, `log` for what it writes, and `dies`, the number of the writing call to the registry before
+which it is killed (0: none).
 """
 
 import json
@@ -123,22 +123,19 @@ class Registrar:
             text=True,
         )
 
-    def all_at_once(self, *commands, dies=0, patience=0.0):
+    def all_at_once(self, *commands, dies=0):
         """The exit code and the output of each command line of register."""
         logs = [self.folder / f"job{self.jobs + n}.log" for n in range(len(commands))]
         self.jobs += len(commands)
-        jobs = [
-            {"arguments": c, "log": str(log), "dies": dies, "patience": patience}
-            for c, log in zip(commands, logs, strict=True)
-        ]
+        jobs = [{"arguments": c, "log": str(log), "dies": dies} for c, log in zip(commands, logs, strict=True)]
         self.process.stdin.write(json.dumps(jobs) + "\n")
         self.process.stdin.flush()
         codes = json.loads(self.process.stdout.readline())
         return [(code, log.read_text(encoding="utf-8")) for code, log in zip(codes, logs, strict=True)]
 
-    def __call__(self, *arguments, dies=0, patience=0.0):
+    def __call__(self, *arguments, dies=0):
         """The exit code and the output of one command line."""
-        (result,) = self.all_at_once(arguments, dies=dies, patience=patience)
+        (result,) = self.all_at_once(arguments, dies=dies)
         return result
 
     def close(self):
@@ -176,10 +173,6 @@ def start(job):
     with Path(job["log"]).open("w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    if job["patience"]:
-        from segpipe.registry import lock
-
-        lock.DEAD_AFTER = job["patience"]
     if job["dies"]:
         mortal(job["dies"])
     register.main.main(job["arguments"])

@@ -16,6 +16,7 @@ from segpipe.files.project import PROJECT
 from segpipe.orchestration import claims, launch
 from segpipe.runtime import processes, signals
 from segpipe.tracking import connection as stores
+from segpipe.tracking import one_at_a_time
 
 KEY = "0123456789abcdef and more"
 TAG = "segpipe.claim.0123456789abcdef"
@@ -25,7 +26,7 @@ TAG = "segpipe.claim.0123456789abcdef"
 def client(store, monkeypatch):
     from segpipe.tracking import runs
 
-    monkeypatch.setattr(claims, "PAUSE", 0.05)
+    monkeypatch.setattr(one_at_a_time, "PAUSE", 0.05)
     client = runs.MlflowClient()
     yield client
     stores.wait_with(stores.PATIENT)
@@ -57,7 +58,7 @@ def tags(client, run_id):
 def test_a_claim_is_a_tag_for_as_long_as_the_work_takes(client):
     run_id = driver(client)
     with claims.claimed(KEY, run_id, never):
-        assert tags(client, run_id)[TAG] == "0"
+        assert tags(client, run_id)[TAG] == "1"
     assert TAG not in tags(client, run_id)
 
 
@@ -135,8 +136,8 @@ import os, sys, time
 from mlflow import MlflowClient
 from segpipe.orchestration import claims
 from segpipe.runtime import processes
-from segpipe.tracking import connection
-claims.PAUSE = 0.05
+from segpipe.tracking import connection, one_at_a_time
+one_at_a_time.PAUSE = 0.05
 connection.connect()
 run_id = MlflowClient().create_run(os.environ["MLFLOW_EXPERIMENT_ID"], tags=processes.here()).info.run_id
 with claims.claimed(sys.argv[1], run_id, lambda _: None):
@@ -199,7 +200,7 @@ def test_a_claim_that_cannot_be_given_back_does_not_hide_why_the_work_ended(clie
 
 
 def test_a_claim_from_another_machine_counts_while_its_counter_moves(client, monkeypatch):
-    monkeypatch.setattr(claims, "DEAD_AFTER", 1.0)
+    monkeypatch.setattr(one_at_a_time, "DEAD_AFTER", 1.0)
     other = driver(client, host="another machine")
     moves = iter(range(1, 6))
 
@@ -218,13 +219,13 @@ def test_a_claim_from_another_machine_counts_while_its_counter_moves(client, mon
 
 
 def test_a_sign_of_life_is_given_while_the_work_goes_on(client, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT", 0.1)
+    monkeypatch.setattr(one_at_a_time, "BEAT", 0.1)
     run_id = driver(client)
     with claims.claimed(KEY, run_id, silent):
         until = time.monotonic() + 10
-        while tags(client, run_id)[TAG] in ("0", "1") and time.monotonic() < until:
+        while tags(client, run_id)[TAG] in ("1", "2") and time.monotonic() < until:
             time.sleep(0.05)
-        assert int(tags(client, run_id)[TAG]) >= 2
+        assert int(tags(client, run_id)[TAG]) >= 3
     assert TAG not in tags(client, run_id)
 
 
