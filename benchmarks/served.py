@@ -62,7 +62,7 @@ def configured(given: argparse.Namespace) -> Config:
 def predictor(config: Config, channels: int) -> Predictor:
     """The network on the CPU; its threshold marks as large a share of a picture as blobs have."""
     names = ("grey",) if channels == 1 else ("red", "green", "blue")
-    shape = {"reader": "folder", "channels": names, "classes": ("foreground",)}
+    shape = {"kind": "picture", "channels": names, "classes": ("foreground",)}
     spec = ModelSpec(model=config.model, preprocess=config.preprocess, **shape)
     network = architectures.build(config.model, len(names), 1, seed=0)
     image = codecs.decode(png(picture(max(config.preprocess.size), channels, 0)), "picture").array

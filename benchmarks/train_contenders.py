@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.data.batches import Batches
+from segpipe.data.dataset import Dataset
 from segpipe.data.dataset_writer import ArrayWriter
 from segpipe.data.manifest import CaseRecord, Manifest, Split
+from segpipe.data.readers import channel_names
 from segpipe.models import architectures, losses
 from segpipe.runtime import devices, process_group
 from segpipe.training import engine
@@ -55,11 +57,11 @@ class Work(NamedTuple):
         return self._replace(config=self.config.model_copy(update={section: part}))
 
     def batches(self, split: Split) -> Batches:
-        manifest = Manifest.load(self.folder)
-        return Batches(manifest, self.folder, split, self.config.train, self.accelerator.device)
+        selected = Dataset.open(self.folder).where(split=split)
+        return Batches(selected, self.config.train, self.accelerator.device, training=split == "train")
 
     def network(self) -> architectures.SegmentationModel:
-        network = architectures.build(self.config.model, len(self.config.data.channel_names), 1, self.config.seed)
+        network = architectures.build(self.config.model, len(channel_names(self.config.data)), 1, self.config.seed)
         return network.to(self.accelerator.device, memory_format=torch.channels_last)
 
     def optimizer(self, network: torch.nn.Module) -> torch.optim.Optimizer:
@@ -84,7 +86,7 @@ def started(folder: Path, knobs: dict[str, object]) -> Work:
 
 def simulate(config: Config, folder: Path, slices: dict[Split, int]) -> None:
     """A prepared data set of noise with a bright disc in each slice, written a chunk at a time."""
-    channels, (height, width) = config.data.channel_names, config.preprocess.size
+    channels, (height, width) = channel_names(config.data), config.preprocess.size
     rng, (y, x) = np.random.default_rng(0), np.ogrid[:height, :width]
     arrays, cases = {}, []
     nothing: dict[str, Any] = {"site": "", "spacing": None, "voxels": {}, "volume_ml": None, "sha256": "", "files": ()}
@@ -103,8 +105,9 @@ def simulate(config: Config, folder: Path, slices: dict[Split, int]) -> None:
         for start in range(0, count, PLANES):
             name, shape = f"{split}{start}", (min(PLANES, count - start), height, width)
             cases.append(CaseRecord(case=name, patient=name, split=split, shape=shape, start=start, **nothing))
-    names = {"reader": "phantom", "root": str(folder), "channels": channels, "classes": config.data.class_names}
-    Manifest(**names, preprocess=config.preprocess, cases=tuple(cases), arrays=arrays, intensity={}).save(folder)
+    names = {"root": str(folder), "channels": channels, "classes": config.data.class_names}
+    told = {"kind": "volume", "reader": "phantom", "preprocess": config.preprocess}
+    Manifest(**names, **told, cases=tuple(cases), arrays=arrays).save(folder)
 
 
 def bare(work: Work) -> Epoch:

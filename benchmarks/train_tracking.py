@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.train_contenders import Work, interleaved, least, ratio, table
-from segpipe.data.manifest import Manifest
+from segpipe.data.manifest import FILE, Manifest
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures
@@ -47,9 +47,9 @@ class Fit(NamedTuple):
 def fitted(work: Work, folder: Path, saves: bool, recorder: Recorder | None) -> Fit:
     """What `training.run` does, on the clock."""
     config, device, network = work.config, work.accelerator.device, work.network()
-    train, val, manifest = work.batches("train"), work.batches("val"), Manifest.load(work.folder)
+    train, val, manifest = work.batches("train"), work.batches("val"), Manifest.read(work.folder / FILE)
     checkpoints = ClockedCheckpoints(Path(tempfile.mkdtemp(dir=folder)), "benchmark", print)
-    given = {name: getattr(manifest, name) for name in ("preprocess", "reader", "channels", "classes")}
+    given = {name: getattr(manifest, name) for name in ("preprocess", "kind", "channels", "classes")}
     spec, epochs, marks = ModelSpec(model=config.model, **given), list[tuple[bool, float]](), [work.clock()]
     journal = Journal(recorder, config, val) if recorder else None
     if journal:

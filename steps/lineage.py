@@ -18,6 +18,7 @@ from steps import command
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from segpipe.data.dataset import Dataset
     from segpipe.tracking.lineage import Lineage, Node
 
 OK, DIFFERS, GONE = "ok", "differs", "gone"
@@ -166,6 +167,7 @@ def _cases_table(evaluate: "Node") -> Iterator[Check]:
 
 
 def _dataset(node: "Node") -> Iterator[Check]:
+    from segpipe.data.dataset import Dataset
     from segpipe.tracking import artifacts, runs
 
     try:
@@ -176,20 +178,22 @@ def _dataset(node: "Node") -> Iterator[Check]:
         yield Check("dataset", GONE, str(error))
         return
     yield _compared("dataset digest", node.facts["dataset digest"], manifest.digest)
+    dataset = Dataset(folder, manifest)
     for name, record in manifest.arrays.items():
         if not (folder / record.file).is_file():
             yield Check(f"dataset {record.file}", GONE, str(folder))
         else:
-            yield _array(manifest, folder, name)
+            yield _array(dataset, name)
     yield from raw_cases(manifest, recipe)
 
 
-def _array(manifest: Manifest, folder: Path, name: str) -> Check:
+def _array(dataset: "Dataset", name: str) -> Check:
     import hashlib
 
-    item, recorded = f"dataset {manifest.arrays[name].file}", manifest.arrays[name].sha256
+    record = dataset.manifest.arrays[name]
+    item, recorded = f"dataset {record.file}", record.sha256
     try:
-        flat = manifest.array(folder, name).reshape(-1)
+        flat = dataset.array(name).reshape(-1)
     except InputError as error:
         return Check(item, DIFFERS, str(error))
     total = hashlib.sha256()
@@ -200,17 +204,16 @@ def _array(manifest: Manifest, folder: Path, name: str) -> Check:
 
 def raw_cases(manifest: Manifest, recipe: Path) -> Iterator[Check]:
     """Every case read again by the reader of its config: one Check for those that agree, one for each other."""
-    from segpipe.data.readers import open_reader
+    from segpipe.data import raw
+    from segpipe.data.readers import reader_of
 
     root = Path(manifest.root)
     if not root.is_dir():
         yield Check("raw files", GONE, manifest.root)
         return
-    config = settings.load(recipe, {})
-    simulated = config.data.format == "phantom"
-    data = {"root": manifest.root, "format": "nifti" if simulated else config.data.format}
+    data = settings.load(recipe, {}).data
     try:
-        reader = open_reader(config.model_copy(update={"data": config.data.model_copy(update=data)}))
+        reader = reader_of(data, raw.check_root(manifest.root))
         listed = {case.name: case for case in reader.cases()}
     except InputError as error:
         yield Check("raw files", DIFFERS, str(error))

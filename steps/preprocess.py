@@ -33,11 +33,12 @@ def elsewhere(config: Config) -> bool:
 
 def _build(config: Config, folder: Path) -> Manifest:
     from segpipe.data import dataset_writer
+    from segpipe.data.dataset import Dataset
     from segpipe.data.readers import open_reader
     from segpipe.plots import cases
 
     manifest = dataset_writer.build(config, open_reader(config), folder, command.progress("preprocess"))
-    cases.dataset(manifest, folder, folder / "samples.png")
+    cases.dataset(Dataset(folder, manifest), folder / "samples.png")
     return manifest
 
 

@@ -7,6 +7,7 @@ from segpipe.config.sections import Config
 from steps import command
 
 if TYPE_CHECKING:
+    from segpipe.data.dataset import Dataset
     from segpipe.recording.artifact_tree import Recorder
     from segpipe.training.trainer import Job
 
@@ -27,7 +28,7 @@ def elsewhere(config: Config) -> bool:
 @command.step("train", inputs=("preprocess",), elsewhere=elsewhere)
 def main(config: Config, preprocess: str) -> str:
     """Train the configured model and log the one with the best validation Dice."""
-    from segpipe.data.manifest import Manifest
+    from segpipe.data.dataset import Dataset
     from segpipe.orchestration import resume
     from segpipe.recording import offline
     from segpipe.recording.spool import Spool
@@ -35,45 +36,45 @@ def main(config: Config, preprocess: str) -> str:
     from segpipe.training.trainer import Job
 
     uri = f"runs:/{preprocess}/dataset"
-    dataset = artifacts.local(uri)
-    manifest = Manifest.load(dataset)
+    dataset = Dataset.open(artifacts.local(uri))
     key = runs.tag_of(runs.active().info.run_id, run_tags.KEY)
     outputs = offline.outputs(config.tracking.outputs)
     checkpoints = resume.claim_run(config, key, outputs / "checkpoints")
     run_id = runs.active().info.run_id
-    artifacts.log_dataset(manifest.reader, uri, manifest.digest, "train")
+    artifacts.log_dataset(dataset.manifest.reader, uri, dataset.manifest.digest, "train")
     spool = Spool(run_id, offline.unsent(config.tracking.outputs, run_id), command.say)
     runs.speak_through(spool)
     job = Job(
         config=config,
-        dataset=dataset,
+        dataset=dataset.folder,
         key=key,
         checkpoints=checkpoints,
         record=spool.folder,
         run_id=run_id,
         dataset_uri=uri,
     )
-    return _train(job, spool)
+    return _train(job, dataset, spool)
 
 
 def _offline(config: Config) -> None:
+    from segpipe.data.dataset import Dataset
     from segpipe.orchestration import keys, resume
     from segpipe.recording import offline
     from segpipe.training.trainer import Job
     from steps.preprocess import without_mlflow
 
     outputs = offline.outputs(config.tracking.outputs)
-    dataset, upstream = without_mlflow(config)
+    folder, upstream = without_mlflow(config)
     key = keys.key("train", config, {"preprocess": upstream}).digest
     root = resume.claim_folder(config, key, outputs)
     recorder = offline.FolderRecorder(root)
     with recorder.status(key):
-        job = Job(config=config, dataset=dataset, key=key, checkpoints=root / offline.RESUME, record=root)
-        command.say(_train(job, recorder))
+        job = Job(config=config, dataset=folder, key=key, checkpoints=root / offline.RESUME, record=root)
+        command.say(_train(job, Dataset.open(folder), recorder))
     command.say(f"recorded in {root}")
 
 
-def _train(job: "Job", recorder: "Recorder") -> str:
+def _train(job: "Job", dataset: "Dataset", recorder: "Recorder") -> str:
     """Train in this process, in this one and its followers, or in as many as are asked for."""
     from segpipe.orchestration import resume, workers
     from segpipe.runtime import process_group, signals
@@ -87,7 +88,7 @@ def _train(job: "Job", recorder: "Recorder") -> str:
         if process_group.world() == 1:
             show = workers.reporter(job.config.train.epochs)
             with signals.stoppable() as stop:
-                figure = trainer.run(job, accelerator, recorder, command.say, show, stop)
+                figure = trainer.run(job, dataset, accelerator, recorder, command.say, show, stop)
         else:
             figure = workers.take_part(job, accelerator, recorder)
     resume.release(job.checkpoints)

@@ -148,11 +148,13 @@ def fit(dataset: tuple[Config, Manifest, Path], **sections: dict[str, object]) -
     import torch
 
     from segpipe.data.batches import Batches
+    from segpipe.data.dataset import Dataset
     from segpipe.runtime import process_group
     from segpipe.training import engine
 
-    config, manifest, folder = with_knobs(dataset[0], **sections), dataset[1], dataset[2]
-    train, val = (Batches(manifest, folder, s, config.train, torch.device("cpu")) for s in ("train", "val"))
+    config, data, device = with_knobs(dataset[0], **sections), Dataset(dataset[2], dataset[1]), torch.device("cpu")
+    train = Batches(data.where(split="train"), config.train, device, training=True)
+    val = Batches(data.where(split="val"), config.train, device, training=False)
     return engine.fit(network(config), train, val, config, process_group.start(config.train), lambda *_: None)
 
 

@@ -82,6 +82,7 @@ def evidence(**changes: object) -> page.Evidence:
     losses = {"train_loss": 0.5, "val_loss": 0.6, "train_dice": 0.7, "val_dice": 0.6, "learning_rate": 1e-3}
     whole = page.Evidence(
         title="stroke, unet resnet18",
+        kind="volume",
         summary=summarised(cases),
         cases=cases,
         lesions=pd.DataFrame({**names, **sizes}),

@@ -95,11 +95,6 @@ class DataConfig(Section):
         return self
 
     @property
-    def channel_names(self) -> tuple[str, ...]:
-        """The channels read, with the format's default filled in."""
-        return self.channels or (("grey",) if self.format == "folder" else ("dwi", "adc"))
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """The foreground classes; one named `foreground` for binary masks."""
         return self.classes or ("foreground",)

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from segpipe.config.sections import AugmentConfig, TrainConfig
 from segpipe.data import augment
-from segpipe.data.manifest import CaseRecord, Manifest, Split
+from segpipe.data.dataset import Selection
+from segpipe.data.manifest import CaseRecord
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
 from segpipe.runtime import process_group
@@ -23,7 +23,7 @@ Samples = NDArray[np.int64]
 
 class Batch(NamedTuple):
     """The part of a batch that this process works on: images N,C,h,w float32, labels N,h,w uint8, the case (index into
-    the split) of each slice; and how many slices the batch has over all processes.
+    `Batches.cases`) of each slice; and how many slices the batch has over all processes.
     """
 
     images: Tensor
@@ -33,28 +33,29 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """One split, in batches of train.batch_size slices over all processes, the same whatever their number.
+    """Cases of train or val, in batches of train.batch_size slices over all processes, the same whatever their number.
 
-    For training every slice with foreground, train.oversample times, and train.empty_share of the others make an epoch.
+    With `training` every slice with foreground, train.oversample times, and train.empty_share of the others make an
+    epoch; otherwise every slice once. Slices are numbered through the selected cases; `rows` says where each lies in
+    the arrays of the split. Raises InputError where there is no case or none has foreground.
     """
 
-    def __init__(
-        self, manifest: Manifest, folder: Path, split: Split, config: TrainConfig, device: torch.device
-    ) -> None:
-        self.cases, self.classes = manifest.of(split), manifest.classes
+    def __init__(self, selected: Selection, config: TrainConfig, device: torch.device, *, training: bool) -> None:
+        dataset, split, self.cases = selected.dataset, selected.split, selected.cases
         if not self.cases:
             raise InputError(f"the {split} split has no case; give more patients or a larger share (split.*)")
-        self.images = manifest.array(folder, f"{split}_images")
-        self.labels = manifest.array(folder, f"{split}_masks")
+        self.classes, self.kind = dataset.manifest.classes, dataset.manifest.kind
+        self.images, self.labels = dataset.array(f"{split}_images"), dataset.array(f"{split}_masks")
+        self.rows = np.concatenate([np.arange(case.start, case.start + case.shape[0]) for case in self.cases])
         self.case_of = np.repeat(np.arange(len(self.cases)), [case.shape[0] for case in self.cases])
         self.size, self.device = config.batch_size, device
-        filled = np.array([bool(((plane > 0) & (plane != IGNORE)).any()) for plane in self.labels])
+        filled = np.array([bool(_foreground(self.labels[row]).any()) for row in self.rows])
         if not filled.any():
             raise InputError(f"the {split} split has no foreground at the network's size; change seed, split.* or size")
         self.empty = np.flatnonzero(~filled)
-        repeats = config.oversample if split == "train" else 1
-        self.filled = np.concatenate([np.flatnonzero(filled) + n * len(self.labels) for n in range(repeats)])
-        self.empties = round(len(self.empty) * (config.empty_share if split == "train" else 1))
+        repeats = config.oversample if training else 1
+        self.filled = np.concatenate([np.flatnonzero(filled) + n * len(self.rows) for n in range(repeats)])
+        self.empties = round(len(self.empty) * (config.empty_share if training else 1))
 
     def __len__(self) -> int:
         return len(self.bounds())
@@ -76,18 +77,19 @@ class Batches:
 
     def in_order(self) -> Iterator[Batch]:
         """The slices as they lie, unchanged: for validation, which leaves no slice out."""
-        order = np.arange(len(self.labels))
+        order = np.arange(len(self.rows))
         return self._ahead([order[first:last] for first, last in self.bounds()])
 
     def examples(self, count: int) -> tuple[Batch, list[CaseRecord]]:
         """The slice with most foreground of each of the first `count` cases that have any, and those cases."""
-        rows: list[int] = []
-        for case in self.cases:
-            planes = np.asarray(self.labels[case.start : case.start + case.shape[0]])
-            areas = ((planes > 0) & (planes != IGNORE)).sum(axis=(1, 2))
-            if areas.any() and len(rows) < count:
-                rows.append(case.start + int(areas.argmax()))
-        return self._loaded(np.array(rows), len(rows)), [self.cases[i] for i in self.case_of[rows]]
+        chosen: list[int] = []
+        for number, case in enumerate(self.cases):
+            if len(chosen) == count:
+                break
+            areas = _foreground(self.labels[case.start : case.start + case.shape[0]]).sum(axis=(1, 2))
+            if areas.any():
+                chosen.append(int(np.flatnonzero(self.case_of == number)[areas.argmax()]))
+        return self._loaded(np.array(chosen), len(chosen)), [self.cases[i] for i in self.case_of[chosen]]
 
     def shuffled(self, seed: int, epoch: int, config: AugmentConfig, start: int = 0) -> Iterator[Batch]:
         """An epoch's batches from number `start`, chosen and ordered by (seed, epoch) alone, augmented where that is
@@ -120,18 +122,23 @@ class Batches:
 
     def _gather(self, samples: Samples) -> Batch:
         """The share of this process."""
-        return _counted(self._loaded(_mine(samples) % len(self.labels), len(samples)))
+        return _counted(self._loaded(_mine(samples) % len(self.rows), len(samples)))
 
-    def _loaded(self, rows: Samples, size: int) -> Batch:
+    def _loaded(self, slices: Samples, size: int) -> Batch:
+        rows = self.rows[slices]
         return Batch(
             self._moved(torch.from_numpy(np.asarray(self.images[rows]))).float(),
             self._moved(torch.from_numpy(np.asarray(self.labels[rows]))),
-            self._moved(torch.from_numpy(self.case_of[rows])),
+            self._moved(torch.from_numpy(self.case_of[slices])),
             size,
         )
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+def _foreground(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.asarray((labels > 0) & (labels != IGNORE), dtype=np.bool_)
 
 
 def _counted(batch: Batch) -> Batch:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segpipe.config.sections import Config, PreprocessConfig
 from segpipe.data import splits, transform
 from segpipe.data.manifest import SPLITS, ArrayRecord, CaseRecord, Manifest, Split
-from segpipe.data.readers import Reader
+from segpipe.data.readers import READERS, Reader, channel_names
 from segpipe.data.volume import Case, Volume, volume_ml
 from segpipe.errors import InputError
 
@@ -72,7 +72,7 @@ class SplitWriter:
     def __init__(self, folder: Path, split: Split, config: Config) -> None:
         self.native = split == "test"
         self.config = config.preprocess
-        channels = len(config.data.channel_names)
+        channels = len(channel_names(config.data))
         image_row = () if self.native else (channels, *self.config.size)
         mask_row = () if self.native else self.config.size
         self.images = ArrayWriter(folder, f"{split}_images", np.float32 if self.native else np.float16, image_row)
@@ -111,7 +111,6 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
     sides = splits.assign(cases, config.split, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     records: list[CaseRecord] = []
-    sums = np.zeros((len(config.data.channel_names), 3))
     arrays: dict[str, ArrayRecord] = {}
     for split in SPLITS:
         mine = [case for case in cases if sides[case.patient] == split]
@@ -119,22 +118,20 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
             for case in mine:
                 volume = reader.load(case)
                 records.append(_record(case, volume, split, writer.append(volume), reader.root, config))
-                if split == "train":
-                    sums += _moments(volume.image)
                 progress(len(records), len(cases), case.name)
         arrays[f"{split}_images"] = writer.images.record()
         arrays[f"{split}_masks"] = writer.masks.record()
     if not any(any(record.voxels.values()) for record in records):
         raise InputError(f"{reader.root}: all {len(records)} masks are empty; nothing to learn")
     manifest = Manifest(
+        kind=READERS[config.data.format].kind,
         reader=config.data.format,
         root=str(reader.root),
-        channels=config.data.channel_names,
+        channels=channel_names(config.data),
         classes=config.data.class_names,
         preprocess=config.preprocess,
         cases=tuple(records),
         arrays=arrays,
-        intensity=_statistics(sums, config.data.channel_names),
     )
     _write_table(manifest, folder / "cases.csv")
     manifest.save(folder)
@@ -173,20 +170,3 @@ def _record(case: Case, volume: Volume, split: Split, start: int, root: Path, co
         start=start,
         attributes=case.attributes,
     )
-
-
-def _moments(image: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Count, sum and sum of squares per channel of the voxels that are not 0 in every channel."""
-    inside = image.any(axis=0)
-    known = image[:, inside].astype(np.float64)
-    count = np.full(len(image), known.shape[1], dtype=np.float64)
-    return np.stack([count, known.sum(axis=1), (known**2).sum(axis=1)], axis=1)
-
-
-def _statistics(sums: NDArray[np.float64], channels: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Mean and deviation of the raw training intensities, per channel."""
-    result = {}
-    for name, (count, total, squares) in zip(channels, sums, strict=True):
-        mean = total / max(count, 1)
-        result[name] = {"mean": float(mean), "std": float(np.sqrt(max(squares / max(count, 1) - mean**2, 0)))}
-    return result

@@ -3,17 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from segpipe.config.sections import PreprocessConfig, Section
+from segpipe.data.volume import KIND_OF_READER, Kind
 from segpipe.errors import InputError
 from segpipe.files.hashes import of_json
 
-FORMAT = 1
+FORMAT = 2
 FILE = "manifest.json"
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -52,9 +51,10 @@ class ArrayRecord(Section):
 
 
 class Manifest(Section):
-    """Everything train and evaluate need to know about a dataset."""
+    """Everything train and evaluate need to know about a dataset; `reader` says in which format the raw data was."""
 
     format: int = FORMAT
+    kind: Kind
     reader: str
     root: str
     channels: tuple[str, ...]
@@ -62,7 +62,7 @@ class Manifest(Section):
     preprocess: PreprocessConfig
     cases: tuple[CaseRecord, ...]
     arrays: dict[str, ArrayRecord]
-    intensity: dict[str, dict[str, float]]
+    _as_read: dict[str, Any] | None = PrivateAttr(None)
 
     def of(self, split: Split) -> list[CaseRecord]:
         """The cases of one split, in the order of the arrays."""
@@ -70,8 +70,13 @@ class Manifest(Section):
 
     @property
     def digest(self) -> str:
-        """Identity of the dataset: contents, split and preprocessing, not where it lies."""
-        return of_json(self.model_dump(mode="json", exclude={"root"}))[:16]
+        """Identity of the dataset: contents, split and preprocessing, not where it lies.
+
+        That of a file is computed from its own values, so that it stays what the runs' tags say, whatever fields a
+        later version adds or drops.
+        """
+        values = self.model_dump(mode="json") if self._as_read is None else self._as_read
+        return of_json({name: value for name, value in values.items() if name != "root"})[:16]
 
     @property
     def test_digest(self) -> str:
@@ -89,50 +94,30 @@ class Manifest(Section):
         partial.rename(folder / FILE)
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
-        """Read a dataset folder's manifest and look at its arrays.
-
-        Raises InputError where it is missing, of another format, or where an array is missing or cut short.
-        """
-        manifest = cls.read(folder / FILE)
-        for name in manifest.arrays:
-            manifest.array(folder, name)
-        return manifest
-
-    @classmethod
     def read(cls, path: Path) -> "Manifest":
-        """Read a manifest alone, without its arrays. Raises InputError where it is missing or of another format."""
+        """Read a manifest alone, without its arrays, of this version or of 0.5.0 (format 1).
+
+        Raises InputError where it is missing, damaged or of another format.
+        """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file: the dataset was never finished; run preprocess again") from None
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: damaged ({error}); run preprocess again") from None
-        if values.get("format") != FORMAT:
-            raise InputError(f"{path}: format {values.get('format')}, this version reads {FORMAT}; preprocess again")
+        if values.get("format") not in (1, FORMAT):
+            raise InputError(
+                f"{path}: format {values.get('format')}, this version reads 1 and {FORMAT}; preprocess again"
+            )
         try:
-            return cls.model_validate(values)
+            manifest = cls.model_validate(_upgraded(values) if values["format"] == 1 else values)
         except ValidationError as error:
             raise InputError(f"{path}: damaged ({error.error_count()} fields); run preprocess again") from None
+        manifest._as_read = values
+        return manifest
 
-    def array(self, folder: Path, name: str) -> NDArray[np.generic]:
-        """Memory-map one of the arrays, read-only. Raises InputError where it is not what the manifest says."""
-        record = self.arrays[name]
-        path = folder / record.file
-        try:
-            array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: missing or cut short ({error}); run preprocess again") from None
-        if array.shape != record.shape or array.dtype.str != record.dtype:
-            raise InputError(f"{path}: {array.shape}, but the manifest says {record.shape}; run preprocess again")
-        return array
 
-    def native(self, folder: Path, case: CaseRecord) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """A test case as acquired: image C,D,H,W float32 and mask D,H,W uint8."""
-        size, channels = int(np.prod(case.shape)), len(self.channels)
-        image = self.array(folder, "test_images")[case.start * channels : (case.start + size) * channels]
-        mask = self.array(folder, "test_masks")[case.start : case.start + size]
-        return (
-            image.reshape(channels, *case.shape).astype(np.float32, copy=False),
-            mask.reshape(case.shape).astype(np.uint8, copy=False),
-        )
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's values of format 1 as those of this format; `intensity`, which nothing ever used, is left out."""
+    kept = {name: value for name, value in values.items() if name != "intensity"}
+    return kept | {"format": FORMAT, "kind": KIND_OF_READER.get(values.get("reader", ""))}

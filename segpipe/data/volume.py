@@ -1,12 +1,15 @@
-"""The two types every reader speaks: a Case (where) and a Volume (what)."""
+"""The two types every reader speaks: a Case (where) and a Volume (what); and the kinds of data."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Spacing = tuple[float, float, float]
+Kind = Literal["picture", "volume"]
+KIND_OF_READER: dict[str, Kind] = {"folder": "picture", "nifti": "volume", "phantom": "volume"}  # files of format 1
 IGNORE = 255  # label of voxels that nobody could judge: left out of loss and metrics
 
 

@@ -112,11 +112,11 @@ def _model(config: Config, manifest: Manifest, facts: Mapping[str, str], prose: 
 
 
 def _data(config: Config, manifest: Manifest, prose: int, name: int) -> list[str]:
-    kind = "volumes" if any(case.shape[0] > 1 for case in manifest.cases) else "pictures"
     rows = [_split_row(split, cases, name) for split in SPLITS if (cases := manifest.of(split))]
     return [
         f"- Source: {_prose(config.card.data_source, prose)}",
-        f"- Type: {kind}, format {_plain(manifest.reader, 40)}; {_spacings(manifest.cases)}; digest {manifest.digest}",
+        f"- Type: {manifest.kind}s, format {_plain(manifest.reader, 40)}; {_spacings(manifest.cases)}; "
+        f"digest {manifest.digest}",
         f"- Preprocessing: {_preprocessing(manifest.preprocess)}",
         "",
         "| split | patients | cases | sites |",

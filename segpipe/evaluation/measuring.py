@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from segpipe.config.sections import EvaluateConfig, MetricName
+from segpipe.data.dataset import Dataset
 from segpipe.data.manifest import CaseRecord, Manifest
 from segpipe.data.volume import IGNORE, volume_ml
 from segpipe.errors import InputError, nearest
@@ -59,8 +60,7 @@ class Choice(NamedTuple):
 
 def evaluate(
     predictor: "Predictor",
-    manifest: Manifest,
-    dataset: Path,
+    dataset: Dataset,
     threshold: float,
     knobs: EvaluateConfig,
     progress: Progress,
@@ -70,12 +70,13 @@ def evaluate(
     Raises InputError where the model's channels or classes are not the dataset's, there is no test case, or a
     subgroup's column is unknown.
     """
+    manifest, cases = dataset.manifest, dataset.where(split="test").cases
     _check(predictor, manifest, knobs.subgroups)
-    cases, rows, found_lesions, sweep, embeddings, seconds = manifest.of("test"), [], [], [], [], []
+    rows, found_lesions, sweep, embeddings, seconds = [], [], [], [], []
     band, whole = (np.zeros((2, pixels.BINS), dtype=np.int64) for _ in range(2))
     confusion = np.zeros(4, dtype=np.int64)
     for done, case in enumerate(cases, start=1):
-        image, reference = manifest.native(dataset, case)
+        image, reference = dataset.native(case)
         began = time.perf_counter()
         prepared = predictor.prepare(image)
         found = predictor.label(prepared, threshold)
@@ -160,19 +161,19 @@ def _by_threshold(histogram: NDArray[np.int64]) -> Table:
     return dice[(THRESHOLDS * pixels.BINS).round().astype(np.int64)]
 
 
-def choose(predictor: "Predictor", manifest: Manifest, dataset: Path, asked: float | str) -> Choice:
+def choose(predictor: "Predictor", dataset: Dataset, asked: float | str) -> Choice:
     """The decision threshold asked for; for `auto` the one nearest to 0.5 that is, on the validation set, not worse
     than the best by more than one standard error over patients (the rule of Breiman et al. 1984, for a threshold).
 
     A case without foreground counts as 1 where nothing is found in it, as in the gate. Raises InputError for `auto`
     without a validation case.
     """
-    cases = manifest.of("val")
+    cases = dataset.where(split="val").cases
     if not cases:
         if asked == "auto":
             raise InputError("evaluate.threshold=auto: the validation split has no case to choose on; give a threshold")
         return Choice(float(asked), "given", np.full(len(THRESHOLDS), np.nan))
-    images, masks = (manifest.array(dataset, f"val_{kind}") for kind in ("images", "masks"))
+    images, masks = dataset.array("val_images"), dataset.array("val_masks")
     rows = []
     for case in cases:
         lying = slice(case.start, case.start + case.shape[0])

@@ -21,7 +21,7 @@ def gathered(files: Mapping[str, codecs.Decoded], spec: ModelSpec) -> tuple[NDAr
 def _single(where: str, file: codecs.Decoded, spec: ModelSpec) -> tuple[NDArray[np.float32], list[str]]:
     if file.nifti is not None:
         return file.array, []
-    if spec.reader != "folder":
+    if spec.kind == "volume":
         raise InputError(f"{where}: a picture; this model takes NIfTI volumes")
     wanted = len(spec.channels)
     image = codecs.as_channels(file.array, wanted, where)
@@ -34,11 +34,6 @@ def _several(files: Mapping[str, codecs.Decoded]) -> tuple[NDArray[np.float32], 
     for where, file in files.items():
         if file.nifti is None or len(file.array) != 1:
             raise InputError(f"{where}: expected a NIfTI file with one volume")
-    name, first = next(iter(files.items()))
-    parts, warnings = [], []
-    for where, file in files.items():
-        same = codecs.same_grid(first, file)
-        parts.append((file if same else codecs.resample(file, first)).array)
-        if not same:
-            warnings.append(f"{where}: resampled, it lies on another grid than {name}")
-    return np.concatenate(parts), warnings
+    names = list(files)
+    image, elsewhere = codecs.stack(list(files.values()))
+    return image, [f"{names[n]}: resampled, it lies on another grid than {names[0]}" for n in elsewhere]

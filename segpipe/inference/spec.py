@@ -7,9 +7,10 @@ from typing import Self
 from pydantic import ValidationError
 
 from segpipe.config.sections import ModelConfig, PreprocessConfig, Section
+from segpipe.data.volume import KIND_OF_READER, Kind
 from segpipe.errors import InputError, one_line
 
-FORMAT = 1
+FORMAT = 2
 SPEC, WEIGHTS = "spec.json", "weights.safetensors"
 
 
@@ -19,18 +20,23 @@ class ModelSpec(Section):
     format: int = FORMAT
     model: ModelConfig
     preprocess: PreprocessConfig
-    reader: str
+    kind: Kind
     channels: tuple[str, ...]
     classes: tuple[str, ...]
     threshold: float = 0.5
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """What `Predictor.save` wrote about the model. Raises InputError where it is damaged or of another format."""
+        """What `Predictor.save` wrote about the model, now or in version 0.5.0 (format 1).
+
+        Raises InputError where it is damaged or of another format.
+        """
         try:
             values = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+            if values.get("format") == 1:
+                values |= {"format": FORMAT, "kind": KIND_OF_READER.get(values.pop("reader", ""))}
             if values.get("format") != FORMAT:
-                raise InputError(f"{folder / SPEC}: format {values.get('format')}, this version reads {FORMAT}")
+                raise InputError(f"{folder / SPEC}: format {values.get('format')}, this version reads 1 and {FORMAT}")
             return cls.model_validate(values)
         except (OSError, json.JSONDecodeError, ValidationError) as error:
             raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None

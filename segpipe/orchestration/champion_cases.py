@@ -22,21 +22,21 @@ def cases_of(champion: ModelVersion, preprocess: str, config: Config, progress: 
         known = _evaluated(tags["evaluate_run"], config)
         if known is not None:
             return known
+    from segpipe.data.dataset import Dataset
     from segpipe.data.manifest import FILE, Manifest
     from segpipe.inference.predictor import Predictor
     from segpipe.recording import logged_models
     from segpipe.runtime import devices
 
-    folder = artifacts.local(f"runs:/{preprocess}/dataset")
+    dataset = Dataset.open(artifacts.local(f"runs:/{preprocess}/dataset"))
     device = devices.device(config.train)
     predictor = Predictor.load(logged_models.folder(f"models:/{champion.name}/{champion.version}"), device)
-    manifest = Manifest.load(folder)
     own = Manifest.read(artifacts.local(f"runs:/{tags['preprocess_run']}/dataset/{FILE}"))
     threshold = predictor.spec.threshold
-    cases = measuring.evaluate(predictor, manifest, folder, threshold, config.evaluate, progress).cases
+    cases = measuring.evaluate(predictor, dataset, threshold, config.evaluate, progress).cases
     seen = [case for split in ("train", "val") for case in own.of(split)]
     patients, files = {case.patient for case in seen}, {case.sha256 for case in seen}
-    unseen = [c.case for c in manifest.of("test") if c.patient not in patients and c.sha256 not in files]
+    unseen = [c.case for c in dataset.where(split="test").cases if c.patient not in patients and c.sha256 not in files]
     return cases[cases["case"].isin(unseen)]
 
 

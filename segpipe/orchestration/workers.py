@@ -100,12 +100,13 @@ def take_part(job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
 
     Raises InputError for an interrupt, or a broken connection, that is due to the death of another process.
     """
+    from segpipe.data.dataset import Dataset
     from segpipe.runtime import process_group
     from segpipe.training import engine, trainer
 
     show: Callable[[EpochReport], None] = reporter(job.config.train.epochs)
     try:
-        return trainer.run(job, accelerator, recorder, command.say, show, engine.never)
+        return trainer.run(job, Dataset.open(job.dataset), accelerator, recorder, command.say, show, engine.never)
     except (KeyboardInterrupt, RuntimeError):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the others' death makes torchrun send, amid the clean-up
         if process_group.lost_one():

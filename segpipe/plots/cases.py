@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from segpipe.data.volume import IGNORE
+from segpipe.data.volume import IGNORE, Kind
 from segpipe.plots.style import FALSE, HIT, IGNORED, MISSED, printable
 
 if TYPE_CHECKING:
-    from segpipe.data.manifest import Manifest
+    from segpipe.data.dataset import Dataset
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.uint8]
@@ -33,9 +33,9 @@ def busiest_slice(mask: Mask) -> int:
     return int(areas.argmax()) if areas.any() else len(mask) // 2
 
 
-def _upright(plane: NDArray[Any], volume: bool) -> NDArray[Any]:
+def _upright(plane: NDArray[Any], kind: Kind) -> NDArray[Any]:
     """Rows from top to bottom: volumes are stored from posterior to anterior, pictures as they are seen."""
-    return plane[::-1] if volume else plane
+    return plane[::-1] if kind == "volume" else plane
 
 
 def _range(plane: Array) -> tuple[float, float]:
@@ -55,11 +55,10 @@ def _outline(axes: Any, mask: Mask, colour: str) -> None:
         axes.contour(foreground, levels=[0.5], colors=colour, linewidths=1.0)
 
 
-def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Path) -> None:
+def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Path, kind: Kind) -> None:
     """One case (image C,D,H,W; masks D,H,W) at its busiest slice: image, reference, prediction, agreement."""
     z = busiest_slice(reference if _foreground(reference).any() else predicted)
-    volume = image.shape[1] > 1
-    plane, truth, guess = (_upright(a, volume) for a in (image[0, z], reference[z], predicted[z]))
+    plane, truth, guess = (_upright(a, kind) for a in (image[0, z], reference[z], predicted[z]))
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     panels = figure.subplots(1, 4)
     for axes, name in zip(panels, ("image", "reference", "prediction", "agreement"), strict=True):
@@ -71,7 +70,8 @@ def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Pa
     panels[3].imshow(_agreement(truth, guess), interpolation="nearest")
     ignored = ", grey ignored" if (truth == IGNORE).any() else ""
     panels[3].set_title("green agreed, blue missed, red false" + ignored, fontsize=8)
-    figure.suptitle(printable(f"{title}, slice {z + 1} of {len(reference)}" if volume else title), fontsize=10)
+    whole = f"{title}, slice {z + 1} of {len(reference)}" if kind == "volume" else title
+    figure.suptitle(printable(whole), fontsize=10)
     figure.savefig(path, dpi=110)
 
 
@@ -90,12 +90,9 @@ def _agreement(truth: Mask, guess: Mask) -> Array:
     return colours
 
 
-def prediction_png(image: Array, reference: Mask, predicted: Mask, path: Path, volume: bool = False) -> None:
-    """A slice H,W float with its masks H,W: image, reference, agreement side by side, as a small picture made quickly.
-
-    `volume` says that the rows run from posterior to anterior.
-    """
-    plane, truth, guess = (_upright(a, volume) for a in (image, reference, predicted))
+def prediction_png(image: Array, reference: Mask, predicted: Mask, path: Path, kind: Kind) -> None:
+    """A slice H,W float with its masks H,W: image, reference, agreement side by side, as a small picture, fast."""
+    plane, truth, guess = (_upright(a, kind) for a in (image, reference, predicted))
     grey = _grey_pixels(plane, _range(plane))
     panels = [grey, _tinted(grey, _agreement(truth, truth)), _tinted(grey, _agreement(truth, guess))]
     gap = np.ones((plane.shape[0], 1, 3), dtype=np.float32)
@@ -134,29 +131,29 @@ class Slices(NamedTuple):
     size: tuple[int, int]
 
 
-def slices(image: Array, reference: Mask, predicted: Mask, most: int = 64) -> Slices:
+def slices(image: Array, reference: Mask, predicted: Mask, kind: Kind, most: int = 64) -> Slices:
     """At most so many slices of a case (image C,D,H,W; masks D,H,W), evenly chosen, the busiest among them.
 
     All slices share one grey scale. Blue is the reference, red the prediction, green where they agree.
     """
-    depth, volume = len(reference), image.shape[1] > 1
+    depth = len(reference)
     chosen = np.unique(np.linspace(0, depth - 1, min(most, depth)).round().astype(int))
     busiest = busiest_slice(reference if _foreground(reference).any() else predicted)
     first = int(np.abs(chosen - busiest).argmin())
     chosen[first] = busiest
     limits = _range(image[0])
-    strips = [_strip(image[0, z], reference[z], predicted[z], limits, volume) for z in chosen]
+    strips = [_strip(image[0, z], reference[z], predicted[z], limits, kind) for z in chosen]
     shown = [Slice(int(z), _webp(strip)) for z, strip in zip(chosen, strips, strict=True)]
     return Slices(shown, first, (strips[0].width // 4, strips[0].height))
 
 
-def _strip(plane: Array, truth: Mask, guess: Mask, limits: tuple[float, float], volume: bool) -> Image.Image:
-    plane, truth, guess = (_upright(a, volume) for a in (plane, truth, guess))
+def _strip(plane: Array, truth: Mask, guess: Mask, limits: tuple[float, float], kind: Kind) -> Image.Image:
+    plane, truth, guess = (_upright(a, kind) for a in (plane, truth, guess))
     grey, nothing = _grey_pixels(plane, limits), np.where(truth == IGNORE, truth, np.uint8(0))
     panels = [_tinted(grey, _agreement(a, b)) for a, b in ((truth, nothing), (nothing, guess), (truth, guess))]
     strip = _enlarged(np.concatenate([grey, *panels], axis=1), plane.shape)
     width, height = strip.width // 4, strip.height
-    share = (LARGEST if volume else 3 * LARGEST) / max(width, height)
+    share = (LARGEST if kind == "volume" else 3 * LARGEST) / max(width, height)
     if share >= 1:
         return strip
     smaller = (4 * max(1, round(width * share)), max(1, round(height * share)))
@@ -176,7 +173,7 @@ def augmented(
     labels_after: Mask,
     path: Path,
     names: Sequence[str],
-    volume: bool = False,
+    kind: Kind,
 ) -> None:
     """The first samples of a batch (images N,C,H,W, labels N,H,W), first channel: as they are above as augmented.
 
@@ -189,30 +186,30 @@ def augmented(
     for k in range(count):
         limits = _range(before[k, 0])
         for row, (images, labels) in enumerate(((before, labels_before), (after, labels_after))):
-            _grey(panels[row, k], _upright(images[k, 0], volume), limits)
-            _outline(panels[row, k], _upright(labels[k], volume), FALSE)
+            _grey(panels[row, k], _upright(images[k, 0], kind), limits)
+            _outline(panels[row, k], _upright(labels[k], kind), FALSE)
             panels[row, k].set_axis_off()
         panels[0, k].set_title(printable(names[k]), fontsize=7)
     figure.suptitle("above: original, below: augmented", fontsize=9)
     figure.savefig(path, dpi=110)
 
 
-def dataset(manifest: "Manifest", folder: Path, path: Path, count: int = 6) -> None:
+def dataset(dataset: "Dataset", path: Path, count: int = 6) -> None:
     """Slices of a few training cases as the network sees them, each channel, with the mask's outline."""
-    images, masks = (manifest.array(folder, f"train_{kind}") for kind in ("images", "masks"))
-    cases = sorted(manifest.of("train"), key=lambda c: (not any(c.voxels.values()), c.case))[:count]
+    images, masks = dataset.array("train_images"), dataset.array("train_masks")
+    cases = sorted(dataset.where(split="train").cases, key=lambda c: (not any(c.voxels.values()), c.case))[:count]
     if not cases:
         return
-    channels = len(manifest.channels)
+    channels, kind = len(dataset.manifest.channels), dataset.manifest.kind
     figure = Figure(figsize=(2.4 * len(cases), 2.5 * channels), layout="constrained")
     panels = figure.subplots(channels, len(cases), squeeze=False)
     for column, case in enumerate(cases):
         mask = masks[case.start : case.start + case.shape[0]].astype(np.uint8)
-        z, volume = busiest_slice(mask), case.shape[0] > 1
+        z = busiest_slice(mask)
         for row in range(channels):
             axes = panels[row][column]
-            _grey(axes, _upright(images[case.start + z, row].astype(np.float32), volume))
-            _outline(axes, _upright(mask[z], volume), FALSE)
+            _grey(axes, _upright(images[case.start + z, row].astype(np.float32), kind))
+            _outline(axes, _upright(mask[z], kind), FALSE)
             axes.set_axis_off()
         panels[0][column].set_title(printable(f"{case.case}\n{case.site}"), fontsize=7)
     figure.savefig(path, dpi=100)

@@ -185,7 +185,7 @@ def run(
     is in the table with its reason. Raises InputError where the folder is not this request's.
     """
     began, batch, tally = time.perf_counter(), Batch(predictor, request, folder, origin), summary.Tally()
-    most = VOLUMES_AT_ONCE if predictor.spec.reader != "folder" else PICTURES_AT_ONCE
+    most = VOLUMES_AT_ONCE if predictor.spec.kind == "volume" else PICTURES_AT_ONCE
     with (
         results.opened(folder, request),
         ThreadPoolExecutor(WORKERS) as readers,

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from segpipe.config.sections import Config
-from segpipe.data import codecs
+from segpipe.data import codecs, raw
 from segpipe.data.manifest import FILE, Manifest
-from segpipe.data.readers import open_reader
+from segpipe.data.readers import READERS, reader_of
 from segpipe.errors import InputError
 from segpipe.inference.spec import ModelSpec
 
@@ -32,7 +32,7 @@ class Item(NamedTuple):
 
 def several_files(spec: ModelSpec) -> bool:
     """Whether a case of the model is a file for each channel."""
-    return spec.reader != "folder" and len(spec.channels) > 1
+    return spec.kind == "volume" and len(spec.channels) > 1
 
 
 def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
@@ -98,9 +98,9 @@ def _case(path: Path, root: Path) -> str:
 
 def _folder(root: Path, spec: ModelSpec, config: Config) -> list[Item]:
     base = root / IMAGES if (root / IMAGES).is_dir() else root
-    known = codecs.SUFFIXES if spec.reader == "folder" else VOLUMES
+    known = codecs.SUFFIXES if spec.kind == "picture" else VOLUMES
     files = [path for path in _files(base) if path.name.lower().endswith(known)]
-    if spec.reader != "folder":
+    if spec.kind == "volume":
         masks = files if base == root else [*files, *_files(root / MASKS), *_files(root / "derivatives")]
         named = _grouped(files, masks, base, spec.channels, config.data.mask_suffix)
         if named:
@@ -182,7 +182,7 @@ def _common(files: list[Path], folder: Path) -> Path:
 def _list(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
     files = [_below(source.parent, line.strip()) for line in _lines(source) if line.strip()]
     root = _common(files, source.parent)
-    if spec.reader != "folder":
+    if spec.kind == "volume":
         named = _grouped(files, files, root, spec.channels, config.data.mask_suffix)
         if named:
             return named
@@ -224,13 +224,10 @@ def _row(
 def _manifest(path: Path, config: Config) -> list[Item]:
     """The manifest's cases by their raw files, with the masks that its reader finds. A phantom is read as it lies."""
     manifest = Manifest.read(path)
-    simulated = manifest.reader == "phantom"
-    data = {
-        "format": "nifti" if simulated else manifest.reader,
-        "root": manifest.root if simulated else config.data.root or manifest.root,
-        "channels": manifest.channels,
-    }
-    reader = open_reader(config.model_copy(update={"data": config.data.model_copy(update=data)}))
+    simulated = READERS[manifest.reader].simulated
+    root = raw.check_root(manifest.root if simulated else config.data.root or manifest.root)
+    data = {"format": manifest.reader, "channels": manifest.channels}
+    reader = reader_of(config.data.model_copy(update=data), root)
     found = {case.name: case for case in reader.cases()}
     items = []
     for record in manifest.cases:

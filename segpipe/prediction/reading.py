@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from segpipe.data import codecs
 from segpipe.data.codecs import Decoded
 from segpipe.data.readers import checks
+from segpipe.data.volume import Kind
 from segpipe.errors import InputError
 from segpipe.inference.input_assembly import gathered
 from segpipe.inference.spec import ModelSpec
@@ -74,16 +75,7 @@ def _labels(data: bytes, item: Item, first: Decoded, spec: ModelSpec, ignore: in
     """The reference's labels on the case's grid; a picture only has to have its size."""
     where = str(item.reference)
     mask = codecs.decode(data, where, raw_labels=True)
-    picture = first.nifti is None or mask.nifti is None
-    if picture and mask.array.shape[1:] != first.array.shape[1:]:
-        raise InputError(f"{where}: {_size(mask)} pixels, its image {_size(first)}")
-    if not picture and not codecs.same_grid(first, mask):
-        raise InputError(f"{where}: shape or affine disagrees with {item.files[0].name}; resample the mask")
-    if len(mask.array) > 1 and not (mask.array == mask.array[:1]).all():
-        raise InputError(f"{where}: a colour picture; a mask has one grey value per class")
+    kind: Kind = "picture" if first.nifti is None or mask.nifti is None else "volume"
+    checks.check_mask(mask, where, first, item.files[0].name, kind)
     classes = () if spec.classes == ("foreground",) else spec.classes
     return checks.labels(mask.array[0], classes, ignore, where)
-
-
-def _size(file: Decoded) -> str:
-    return "x".join(str(n) for n in file.array.shape[1:] if n > 1)

@@ -97,7 +97,7 @@ class Journal:
             after.labels.cpu().numpy(),
             path,
             [case.case for case in cases],
-            cases[0].shape[0] > 1,
+            train.kind,
         )
 
     def epoch(self, history: "list[EpochReport]", network: "nn.Module", predictor: "Predictor") -> None:
@@ -139,7 +139,7 @@ class Journal:
         target = _made(folder / "predictions" / name)
         for n, case in enumerate(cases):
             image, labels = batch.images[n, 0].cpu().numpy(), batch.labels[n].cpu().numpy()
-            prediction_png(image, labels, predicted[n], target / f"{case.case}.png", case.shape[0] > 1)
+            prediction_png(image, labels, predicted[n], target / f"{case.case}.png", self.val.kind)
 
     def _validation(self, dice: list[float]) -> str:
         """The best epoch's Dice of each validation case, as a table."""

@@ -2,4 +2,4 @@
 
 from segpipe.serving.served_model import ServedModel
 
-__all__ = ["ServedModel"]  # models that version 0.5.0 logged ask for it here
+__all__ = ["ServedModel"]  # a model that version 0.5.0 logged brings a file that imports it from here

@@ -58,7 +58,7 @@ class Refusal(MlflowException):
 
 def columns(spec: ModelSpec) -> tuple[str, ...]:
     """The columns of a request: `image`, or the channels' names for models of several files."""
-    return (COLUMN,) if spec.reader == "folder" or len(spec.channels) == 1 else spec.channels
+    return (COLUMN,) if spec.kind == "picture" or len(spec.channels) == 1 else spec.channels
 
 
 def parameters(given: Mapping[str, Any] | None, spec: ModelSpec) -> Parameters:

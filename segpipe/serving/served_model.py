@@ -52,7 +52,7 @@ def signature(spec: ModelSpec) -> ModelSignature:
 def example(spec: ModelSpec) -> pd.DataFrame:
     """One request with made-up content, so that no patient's image is stored with a model."""
     rng = np.random.default_rng(0)
-    if spec.reader == "folder":
+    if spec.kind == "picture":
         data = codecs.encode_picture(rng.integers(0, 256, (64, 64), dtype=np.uint8))
     else:
         data = codecs.encode_nifti(rng.random((16, 16, 4), dtype=np.float32), np.diag([2.0, 2.0, 5.0, 1.0]))

@@ -14,7 +14,7 @@ from torch import nn
 
 from segpipe.config.sections import Config, Section
 from segpipe.data.batches import Batches
-from segpipe.data.manifest import Manifest
+from segpipe.data.dataset import Dataset
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures, losses
@@ -45,25 +45,25 @@ class Job(Section):
 
 def run(
     job: Job,
+    dataset: Dataset,
     accelerator: "Accelerator",
     recorder: Recorder | None,
     say: Callable[[str], None],
     on_epoch: Callable[[engine.EpochReport], None],
     stop: Callable[[], bool],
 ) -> str:
-    """Train, record through `recorder` (process 0 has one), and return the key figure."""
-    config, device = job.config, accelerator.device
-    manifest = Manifest.load(job.dataset)
+    """Train on a dataset, that of the job, record through `recorder` (process 0 has one), and return the key figure."""
+    config, device, manifest = job.config, accelerator.device, dataset.manifest
     losses.check(config.loss, len(manifest.classes))
-    train = Batches(manifest, job.dataset, "train", config.train, device)
-    val = Batches(manifest, job.dataset, "val", config.train, device)
+    train = Batches(dataset.where(split="train"), config.train, device, training=True)
+    val = Batches(dataset.where(split="val"), config.train, device, training=False)
     checkpoints = Checkpoints(job.checkpoints, job.key, say)
     state, sizes = checkpoints.newest(), (len(manifest.channels), len(manifest.classes))
     network = architectures.build(config.model, *sizes, config.seed, pretrained=state is None)
     spec = ModelSpec(
         model=config.model.model_copy(update={"encoder_weights": "none"}),
         preprocess=manifest.preprocess,
-        reader=manifest.reader,
+        kind=manifest.kind,
         channels=manifest.channels,
         classes=manifest.classes,
     )

@@ -6,7 +6,7 @@ from conftest import write_folder, write_nifti
 
 from segpipe.config import settings
 from segpipe.data import phantom
-from segpipe.data.readers import READERS, open_reader
+from segpipe.data.readers import READERS, channel_names, open_reader
 
 
 def simulated(root):
@@ -53,7 +53,7 @@ def test_volumes_have_the_promised_form(opened):
         volume = reader.load(case)
         assert volume.image.dtype == np.float32
         assert volume.mask.dtype == np.uint8
-        assert volume.image.shape == (len(config.data.channel_names), *volume.mask.shape)
+        assert volume.image.shape == (len(channel_names(config.data)), *volume.mask.shape)
         assert np.isfinite(volume.image).all()
         assert volume.mask.max() <= len(config.data.class_names)
         assert volume.spacing is None or len(volume.spacing) == 3

@@ -11,7 +11,7 @@ import torch
 
 from segpipe.config import settings
 from segpipe.data.batches import Batches
-from segpipe.data.manifest import Manifest
+from segpipe.data.dataset import Dataset
 from segpipe.models import architectures
 from segpipe.runtime import process_group
 from segpipe.training import engine
@@ -24,8 +24,9 @@ def main(job: Path, out: Path) -> None:
     for name, knobs in asked["trainings"].items():
         config = settings.build(knobs)
         accelerator = process_group.start(config.train)
-        manifest, folder = Manifest.load(Path(asked["dataset"])), Path(asked["dataset"])
-        train, val = (Batches(manifest, folder, s, config.train, accelerator.device) for s in ("train", "val"))
+        dataset = Dataset.open(Path(asked["dataset"]))
+        train = Batches(dataset.where(split="train"), config.train, accelerator.device, training=True)
+        val = Batches(dataset.where(split="val"), config.train, accelerator.device, training=False)
         network = architectures.build(config.model, 1, 1, config.seed)
         learner, losses = Learner(network, config.train, accelerator), []
         forward = learner.forward

@@ -7,6 +7,7 @@ from PIL import Image
 
 from segpipe.config import settings
 from segpipe.data import dataset_writer
+from segpipe.data.dataset import Dataset
 from segpipe.data.readers import open_reader
 
 
@@ -20,17 +21,18 @@ def built(tmp_path, name, root, **knobs):
 def test_cached_arrays_are_what_reading_afresh_gives(tmp_path):
     root = write_nifti(tmp_path / "data", cases=6)
     config, reader, manifest, folder = built(tmp_path, "dataset", root, **{"data.format": "nifti"})
+    dataset = Dataset(folder, manifest)
     cases = {case.name: case for case in reader.cases()}
     for split in ("train", "val"):
         for record in manifest.of(split):
             images, masks = dataset_writer.network_slices(reader.load(cases[record.case]), config.preprocess)
             rows = slice(record.start, record.start + record.shape[0])
-            np.testing.assert_array_equal(manifest.array(folder, f"{split}_images")[rows], images.astype(np.float16))
-            np.testing.assert_array_equal(manifest.array(folder, f"{split}_masks")[rows], masks)
+            np.testing.assert_array_equal(dataset.array(f"{split}_images")[rows], images.astype(np.float16))
+            np.testing.assert_array_equal(dataset.array(f"{split}_masks")[rows], masks)
     assert manifest.of("test")
     for record in manifest.of("test"):
         volume = reader.load(cases[record.case])
-        image, mask = manifest.native(folder, record)
+        image, mask = dataset.native(record)
         np.testing.assert_array_equal(image, volume.image)
         np.testing.assert_array_equal(mask, volume.mask)
 

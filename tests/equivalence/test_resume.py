@@ -15,6 +15,7 @@ import torch
 from conftest import EPOCH_TIMES, TIMES, TINY, network, training_set, wait_for, with_knobs, write_folder
 
 from segpipe.data.batches import Batches
+from segpipe.data.dataset import Dataset
 from segpipe.errors import InputError
 from segpipe.files.project import PROJECT
 from segpipe.runtime import process_group
@@ -44,11 +45,16 @@ def dataset(tmp_path):
     return training_set(tmp_path)
 
 
+def batches(dataset, split, config):
+    selected = Dataset(dataset[2], dataset[1]).where(split=split)
+    return Batches(selected, config.train, torch.device("cpu"), training=split == "train")
+
+
 def trained(dataset, folder, key="key", stop=engine.never, on_epoch=lambda *_: None, warned=None, **train):
     """Fit with checkpoints in `folder`."""
     knobs = {"epochs": 6, "ema_decay": 0.9, "accumulate": 2, "batch_size": 2, **train}
     config = with_knobs(dataset[0], train=knobs, model={"arch": "fpn"})
-    splits = (Batches(dataset[1], dataset[2], split, config.train, torch.device("cpu")) for split in ("train", "val"))
+    splits = (batches(dataset, split, config) for split in ("train", "val"))
     checkpoints = Checkpoints(folder, key, (warned if warned is not None else []).append)
     accelerator = process_group.start(config.train)
     return engine.fit(network(config), *splits, config, accelerator, on_epoch, checkpoints, checkpoints.newest(), stop)
@@ -314,14 +320,14 @@ def test_without_mlflow_it_goes_on_as_well(raw, tmp_path, undisturbed):
 
 
 def test_nothing_but_its_own_error_ends_a_fit(dataset, tmp_path):
-    config, manifest, folder = dataset
-    train = Batches(manifest, folder, "train", config.train, torch.device("cpu"))
+    config, _, _ = dataset
+    train = batches(dataset, "train", config)
     train.images = np.full_like(train.images, np.nan)
     with pytest.raises(InputError):
         engine.fit(
             network(config),
             train,
-            Batches(manifest, folder, "val", config.train, torch.device("cpu")),
+            batches(dataset, "val", config),
             config,
             process_group.start(config.train),
             lambda *_: None,

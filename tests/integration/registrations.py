@@ -74,7 +74,7 @@ class Prepared:
 
         knobs = dict(knob.removeprefix("--").split("=") for knob in TINY)
         config = settings.load(None, {**knobs, "data.format": "folder"})
-        shape = {"reader": "folder", "channels": ("grey",), "classes": ("foreground",)}
+        shape = {"kind": "picture", "channels": ("grey",), "classes": ("foreground",)}
         spec = ModelSpec(model=config.model, preprocess=config.preprocess, **shape)
         Predictor(spec, network(config)).save(self.folder / ARTIFACT)
         with mlflow.start_run(run_id=self.train), warnings.catch_warnings():

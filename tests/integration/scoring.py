@@ -51,13 +51,13 @@ def dicom(pixels, **elements):
     return buffer.getvalue()
 
 
-def spec(reader="folder", channels=("grey",), classes=("thing",)):
+def spec(kind="picture", channels=("grey",), classes=("thing",)):
     from segpipe.config.sections import ModelConfig, PreprocessConfig
     from segpipe.inference.spec import ModelSpec
 
     tiny = ModelConfig(encoder="tu-test_resnet", encoder_depth=3)
     plane = PreprocessConfig(size=(32, 32))
-    return ModelSpec(model=tiny, preprocess=plane, reader=reader, channels=channels, classes=classes, threshold=0.5)
+    return ModelSpec(model=tiny, preprocess=plane, kind=kind, channels=channels, classes=classes, threshold=0.5)
 
 
 def logged(made, folder):

@@ -295,12 +295,12 @@ def test_a_better_model_takes_over_and_the_old_one_stays_as_previous(chain, clie
 
 
 def test_on_a_new_test_set_the_champion_is_measured_again_without_patients_it_has_seen_and_stays(chain, client):
-    from segpipe.data.manifest import Manifest
+    from segpipe.data.dataset import Dataset
     from segpipe.tracking import artifacts
 
     _, _, run = chain
     before = champion(client)
-    known = Manifest.load(artifacts.local(f"runs:/{before.tags['preprocess_run']}/dataset"))
+    known = Dataset.open(artifacts.local(f"runs:/{before.tags['preprocess_run']}/dataset")).manifest
     done = run("--seed=1", "--split.test=0.5", "--train.epochs=1", "--train.lr=0.0001")
     assert done.returncode == 0, done.stderr
     assert "champion: 3/3" in done.stderr
@@ -310,7 +310,7 @@ def test_on_a_new_test_set_the_champion_is_measured_again_without_patients_it_ha
     decision = json.loads(artifacts.local(f"runs:/{run_id}/register/decision.json").read_text())
     assert (decision["promote"], decision["rule"]) == (False, "superiority")
     assert "not shown to be better" in decision["reasons"][0]
-    fresh = Manifest.load(artifacts.local(f"runs:/{runs(client, 'preprocess')[0].info.run_id}/dataset"))
+    fresh = Dataset.open(artifacts.local(f"runs:/{runs(client, 'preprocess')[0].info.run_id}/dataset")).manifest
     seen = {case.patient for split in ("train", "val") for case in known.of(split)}
     unseen = [case for case in fresh.of("test") if case.patient not in seen]
     assert 0 < len(unseen) < 3

@@ -143,7 +143,7 @@ def model(server, tmp_path_factory):
     home = tmp_path_factory.mktemp("model")
     config, _, _ = training_set(home)
     spec = ModelSpec(
-        model=config.model, preprocess=config.preprocess, reader="folder", channels=("image",), classes=("disc",)
+        model=config.model, preprocess=config.preprocess, kind="picture", channels=("image",), classes=("disc",)
     )
     Predictor(spec, network(config)).save(home / ARTIFACT)
     with mlflow.start_run(), warnings.catch_warnings():

@@ -40,6 +40,7 @@ def logged(folder, reader, channels):
     import mlflow
 
     from segpipe.config import settings
+    from segpipe.data.readers import READERS
     from segpipe.inference.predictor import Predictor
     from segpipe.inference.spec import ModelSpec
     from segpipe.models import architectures
@@ -49,7 +50,7 @@ def logged(folder, reader, channels):
     knobs = dict(knob.removeprefix("--").split("=") for knob in TINY)
     config = settings.load(None, {**knobs, "data.format": reader})
     network = architectures.build(config.model, len(channels), 1, seed=0, pretrained=False)
-    shape = {"reader": reader, "channels": channels, "classes": ("vessel",)}
+    shape = {"kind": READERS[reader].kind, "channels": channels, "classes": ("vessel",)}
     spec = ModelSpec(model=config.model, preprocess=config.preprocess, **shape)
     image = np.repeat(PICTURE[None, None].astype(np.float32), len(channels), axis=0)
     middle = round(float(np.median(Predictor(spec, network).segment(image, 0.5).foreground)), 4)

@@ -47,7 +47,7 @@ def model(store, tmp_path_factory):
     spec = ModelSpec(
         model=config.model,
         preprocess=config.preprocess,
-        reader="folder",
+        kind="picture",
         channels=("grey",),
         classes=("foreground",),
         threshold=0.45,

@@ -14,7 +14,7 @@ from segpipe.tracking import run_tags, runs
 def test_a_model_recorded_again_with_another_time_keeps_the_first_one(store, tmp_path):
     config, _, _ = training_set(tmp_path)
     spec = ModelSpec(
-        model=config.model, preprocess=config.preprocess, reader="folder", channels=("image",), classes=("disc",)
+        model=config.model, preprocess=config.preprocess, kind="picture", channels=("image",), classes=("disc",)
     )
     predictor = Predictor(spec, network(config))
     with mlflow.start_run() as run, warnings.catch_warnings():

@@ -28,8 +28,9 @@ def record(number, split, name="", spacing=(5.0, 2.0, 2.0)):
 def manifest(name="", **changes):
     splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 4
     values = {
-        "reader": "nifti", "root": "", "channels": ("dwi", f"extra{name}"), "classes": (f"lesion{name}",),
-        "preprocess": PreprocessConfig(), "arrays": {}, "intensity": {},
+        "kind": "volume", "reader": "nifti", "root": "",
+        "channels": ("dwi", f"extra{name}"), "classes": (f"lesion{name}",),
+        "preprocess": PreprocessConfig(), "arrays": {},
         "cases": tuple(record(n, split, name) for n, split in enumerate(splits)),
     }  # fmt: skip
     return Manifest(**{**values, **changes})

@@ -9,6 +9,7 @@ from conftest import EPOCH_TIMES, fit, network, training_set, with_knobs
 
 from segpipe.config.sections import AugmentConfig, TrainConfig
 from segpipe.data.batches import Batches
+from segpipe.data.dataset import Dataset
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
 from segpipe.runtime import devices, process_group
@@ -22,7 +23,9 @@ def dataset(tmp_path):
 
 def batches(dataset, split, **knobs):
     config, manifest, folder = dataset
-    return Batches(manifest, folder, split, with_knobs(config, train=knobs).train, torch.device("cpu"))
+    train = with_knobs(config, train=knobs).train
+    selected = Dataset(folder, manifest).where(split=split)
+    return Batches(selected, train, torch.device("cpu"), training=split == "train")
 
 
 # --- batches

@@ -9,6 +9,7 @@ from conftest import write_folder, write_nifti
 
 from segpipe.config import settings
 from segpipe.data import dataset_writer
+from segpipe.data.dataset import Dataset
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
 from segpipe.evaluation import measuring
@@ -119,7 +120,7 @@ def test_ignored_voxels_count_in_no_metric_and_no_volume(tmp_path):
     knobs = {"data.format": "nifti", "data.root": str(root), "data.ignore_label": "9"}
     config, manifest = built(tmp_path, **knobs)
     found = measuring.evaluate(
-        Everything("dwi", "adc"), manifest, tmp_path / "dataset", 0.5, config.evaluate, lambda *_: None
+        Everything("dwi", "adc"), Dataset(tmp_path / "dataset", manifest), 0.5, config.evaluate, lambda *_: None
     )
     kept, voxel_ml = 3 * 40 * 18, 2 * 2 * 5 / 1000
     for row, case in zip(found.cases.to_dict("records"), manifest.of("test"), strict=True):
@@ -139,7 +140,7 @@ def test_columns_of_the_data_become_subgroups(tmp_path):
     (root / "cases.csv").write_text("\n".join(["case,patient,sex", *rows]), encoding="utf-8")
     knobs = {"data.format": "folder", "data.root": str(root), "split.test": "0.5", "evaluate.subgroups": "sex,size"}
     config, manifest = built(tmp_path, **knobs)
-    arguments = manifest, tmp_path / "dataset", 0.5
+    arguments = Dataset(tmp_path / "dataset", manifest), 0.5
     found = measuring.evaluate(Everything("grey"), *arguments, config.evaluate, lambda *_: None)
     assert set(found.cases["sex"]) <= {"f", "m"}
     assert list(found.cases["case"].str[-1].astype(int) % 2) == list((found.cases["sex"] == "f").astype(int))
@@ -176,8 +177,8 @@ def three(tmp_path):
     root = write_folder(tmp_path / "data", cases=6)
     knobs = {"data.format": "folder", "data.root": str(root), "split.val": "0.5", "split.test": "0.2"}
     _, manifest = built(tmp_path, **knobs)
-    masks = manifest.array(tmp_path / "dataset", "val_masks")[:, None] > 0
-    return masks, manifest, tmp_path / "dataset"
+    dataset = Dataset(tmp_path / "dataset", manifest)
+    return dataset.array("val_masks")[:, None] > 0, dataset
 
 
 @pytest.mark.parametrize(
@@ -191,23 +192,24 @@ def three(tmp_path):
     ids=["any threshold is as good", "background is loud", "foreground is shy", "one case is no evidence"],
 )
 def test_the_threshold_is_the_one_nearest_to_a_half_that_is_as_good_as_the_best(three, probabilities, chosen):
-    masks, manifest, dataset = three
-    choice = measuring.choose(Certain(masks, probabilities), manifest, dataset, "auto")
+    masks, dataset = three
+    choice = measuring.choose(Certain(masks, probabilities), dataset, "auto")
     assert choice.threshold == pytest.approx(chosen)
     assert "3 validation patients" in choice.origin
     assert choice.val_dice[choice.threshold == measuring.THRESHOLDS] > 0.5
 
 
 def test_a_threshold_that_is_given_is_taken_and_the_curve_is_shown_all_the_same(three):
-    masks, manifest, dataset = three
-    choice = measuring.choose(Certain(masks, [(0.9, 0.1)] * 3), manifest, dataset, 0.95)
+    masks, dataset = three
+    choice = measuring.choose(Certain(masks, [(0.9, 0.1)] * 3), dataset, 0.95)
     assert (choice.threshold, choice.origin) == (0.95, "given")
     assert choice.val_dice[40] == 1
 
 
 def test_nothing_can_be_chosen_without_a_validation_case(three):
-    masks, manifest, dataset = three
-    alone = manifest.model_copy(update={"cases": tuple(manifest.of("test"))})
+    masks, dataset = three
+    tested = dataset.manifest.model_copy(update={"cases": dataset.where(split="test").cases})
+    alone = Dataset(dataset.folder, tested)
     with pytest.raises(InputError, match=r"evaluate.threshold=auto: the validation split has no case"):
-        measuring.choose(Certain(masks, []), alone, dataset, "auto")
-    assert measuring.choose(Certain(masks, []), alone, dataset, 0.3).threshold == 0.3
+        measuring.choose(Certain(masks, []), alone, "auto")
+    assert measuring.choose(Certain(masks, []), alone, 0.3).threshold == 0.3

@@ -19,7 +19,7 @@ def predictor(arch="unet", classes=("foreground",), fit="resize"):
     spec = ModelSpec(
         model=config,
         preprocess=PreprocessConfig(size=(32, 32), fit=fit),
-        reader="nifti",
+        kind="volume",
         channels=("dwi", "adc"),
         classes=classes,
     )
@@ -29,7 +29,7 @@ def predictor(arch="unet", classes=("foreground",), fit="resize"):
 def by_hand(network, classes=("foreground",), fit="resize", size=(32, 32)):
     """A predictor of grey images around a hand-made network."""
     preprocess = PreprocessConfig(size=size, fit=fit)
-    spec = ModelSpec(model=ModelConfig(), preprocess=preprocess, reader="nifti", channels=("dwi",), classes=classes)
+    spec = ModelSpec(model=ModelConfig(), preprocess=preprocess, kind="volume", channels=("dwi",), classes=classes)
     return Predictor(spec, network)
 
 

@@ -329,7 +329,7 @@ def test_weights_differ_by_their_largest_difference(made, tmp_path):
     from segpipe.inference.spec import ModelSpec
 
     _, config, manifest, *_ = made
-    names = {"reader": manifest.reader, "channels": manifest.channels, "classes": manifest.classes}
+    names = {"kind": manifest.kind, "channels": manifest.channels, "classes": manifest.classes}
     spec = ModelSpec(model=config.model, preprocess=config.preprocess, **names)
     for folder, change in (("ours", 0.0), ("theirs", 0.25)):
         model = network(config)

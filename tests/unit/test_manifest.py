@@ -5,7 +5,8 @@ from conftest import write_folder
 
 from segpipe.config import settings
 from segpipe.data import dataset_writer
-from segpipe.data.manifest import FILE, Manifest
+from segpipe.data.dataset import Dataset
+from segpipe.data.manifest import FILE
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
 
@@ -19,10 +20,11 @@ def dataset(tmp_path):
 
 
 def test_it_reads_back_equal_and_counts_what_is_there(dataset):
-    manifest = Manifest.load(dataset)
+    opened = Dataset.open(dataset)
+    manifest = opened.manifest
     assert [len(manifest.of(s)) for s in ("train", "val", "test")] == [5, 1, 2]
     assert all(case.voxels["foreground"] > 0 and case.volume_ml is None for case in manifest.cases)
-    assert manifest.array(dataset, "train_images").shape == (5, 1, 32, 32)
+    assert opened.array("train_images").shape == (5, 1, 32, 32)
 
 
 def cut(dataset):
@@ -49,7 +51,7 @@ def other_format(dataset):
 def test_a_damaged_dataset_is_not_taken_for_whole(dataset, damage, told):
     damage(dataset)
     with pytest.raises(InputError, match=told):
-        Manifest.load(dataset)
+        Dataset.open(dataset)
 
 
 def test_all_empty_masks_are_refused(tmp_path):

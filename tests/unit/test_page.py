@@ -14,6 +14,7 @@ from PIL import Image
 from segpipe.config import settings
 from segpipe.config.sections import ServingConfig
 from segpipe.data import codecs
+from segpipe.data.readers import READERS
 from segpipe.errors import InputError
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import ModelSpec
@@ -34,7 +35,7 @@ def served(reader, channels, classes=("foreground",), threshold=0.5):
     config = settings.load(None, {**knobs, "data.format": reader})
     spec = ModelSpec(
         model=config.model, preprocess=config.preprocess,
-        reader=reader, channels=channels, classes=classes, threshold=threshold,
+        kind=READERS[reader].kind, channels=channels, classes=classes, threshold=threshold,
     )  # fmt: skip
     network = architectures.build(config.model, len(channels), len(classes), seed=0, pretrained=False)
     facts = {"name": None, "version": None, "model_id": "m-1"}

@@ -48,7 +48,7 @@ def test_agreement_has_one_colour_for_each_answer(slices):
 
 def test_a_prediction_is_three_panels_with_their_colours(slices, tmp_path):
     image, reference, predicted = slices
-    cases.prediction_png(image, reference, predicted, tmp_path / "p.png")
+    cases.prediction_png(image, reference, predicted, tmp_path / "p.png", "picture")
     shown = pixels(tmp_path / "p.png")
     assert shown.shape == (96 * 3, (3 * 80 + 2) * 3, 3)
     picture, truth, agreement = (shown[:, k * 81 * 3 : (k * 81 + 80) * 3] for k in range(3))
@@ -56,12 +56,14 @@ def test_a_prediction_is_three_panels_with_their_colours(slices, tmp_path):
     assert truth[40 * 3, 38 * 3].argmax() == agreement[40 * 3, 40 * 3].argmax() == 1
     assert agreement[40 * 3, 30 * 3].argmax() == 2
     assert agreement[40 * 3, 51 * 3].argmax() == 0
-    cases.prediction_png(image[::-1], reference[::-1], predicted[::-1], tmp_path / "turned.png", volume=True)
+    cases.prediction_png(image[::-1], reference[::-1], predicted[::-1], tmp_path / "turned.png", "volume")
     np.testing.assert_array_equal(pixels(tmp_path / "turned.png"), shown)
 
 
 def test_a_constant_slice_has_a_picture(tmp_path):
-    cases.prediction_png(*(np.zeros((300, 400), t) for t in (np.float32, np.uint8, np.uint8)), tmp_path / "p.png")
+    cases.prediction_png(
+        *(np.zeros((300, 400), t) for t in (np.float32, np.uint8, np.uint8)), tmp_path / "p.png", "picture"
+    )
     assert pixels(tmp_path / "p.png").shape == (300, 1202, 3)
 
 
@@ -69,7 +71,7 @@ def test_a_constant_slice_has_a_picture(tmp_path):
 def test_an_augmented_batch_has_a_picture(slices, count, tmp_path):
     images, labels = (np.stack([a] * count) for a in (slices[0][None], slices[1]))
     names = [f"case{k}" for k in range(count)]
-    cases.augmented(images, labels, images + 1, labels, tmp_path / "a.png", names, volume=True)
+    cases.augmented(images, labels, images + 1, labels, tmp_path / "a.png", names, "volume")
     shown = pixels(tmp_path / "a.png")
     assert shown.shape[1] == pytest.approx(176 * min(count, 8), abs=1)
     assert shown[shown.shape[0] // 2 :].mean() > shown[: shown.shape[0] // 2].mean()
@@ -88,7 +90,7 @@ def test_an_overlay_ignores_what_the_reference_ignores(slices, tmp_path):
     image, reference, predicted = slices
     hidden = np.where(reference == IGNORE, np.uint8(IGNORE), np.uint8(0))
     for truth in (reference, hidden, np.full_like(reference, IGNORE)):
-        cases.overlay(image[None, None], truth[None], predicted[None], "a case", tmp_path / "o.png")
+        cases.overlay(image[None, None], truth[None], predicted[None], "a case", tmp_path / "o.png", "picture")
         assert pixels(tmp_path / "o.png").shape[1] == 1320
 
 
@@ -102,7 +104,7 @@ def decoded(one):
 
 def test_a_slice_shows_reference_prediction_and_agreement_in_their_colours(slices):
     image, reference, predicted = (a[None] for a in slices)
-    found = cases.slices(image[None], reference, predicted)
+    found = cases.slices(image[None], reference, predicted, "picture")
     assert (len(found.shown), found.first, found.size) == (1, 0, (240, 288))
     picture, truth, guess, agreement = np.split(decoded(found.shown[0]), 4, axis=1)
     assert np.abs(picture - picture.mean(axis=2, keepdims=True)).max() < 12
@@ -116,7 +118,7 @@ def test_a_slice_shows_reference_prediction_and_agreement_in_their_colours(slice
 def test_slices_are_spread_evenly_and_hold_the_busiest(depth, busiest):
     reference = np.zeros((depth, 32, 24), np.uint8)
     reference[busiest, 5:9] = 1
-    found = cases.slices(np.zeros((2, *reference.shape), np.float32), reference, reference, most=9)
+    found = cases.slices(np.zeros((2, *reference.shape), np.float32), reference, reference, "volume", most=9)
     numbers = [one.slice for one in found.shown]
     assert len(numbers) == min(depth, 9)
     assert numbers == sorted(set(numbers))
@@ -127,7 +129,7 @@ def test_slices_are_spread_evenly_and_hold_the_busiest(depth, busiest):
 def test_large_planes_are_made_smaller_and_volumes_turned_upright():
     reference = np.zeros((2, 900, 500), np.uint8)
     reference[:, :300] = 1
-    found = cases.slices(np.zeros((1, *reference.shape), np.float32), reference, 0 * reference)
+    found = cases.slices(np.zeros((1, *reference.shape), np.float32), reference, 0 * reference, "volume")
     assert found.size == (142, 256)
     truth = np.split(decoded(found.shown[0]), 4, axis=1)[1]
     assert truth[-50, 100].max() > 100 > truth[50, 100].max()

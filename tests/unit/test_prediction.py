@@ -15,7 +15,7 @@ from PIL import Image
 
 from segpipe.config import settings
 from segpipe.data import codecs, dataset_writer
-from segpipe.data.readers import open_reader
+from segpipe.data.readers import READERS, channel_names, open_reader
 from segpipe.errors import InputError
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import ModelSpec
@@ -36,8 +36,8 @@ def spec_of(kind, **knobs):
     return ModelSpec(
         model=config.model,
         preprocess=config.preprocess,
-        reader=kind,
-        channels=config.data.channel_names,
+        kind=READERS[kind].kind,
+        channels=channel_names(config.data),
         classes=config.data.class_names,
     )
 
@@ -68,7 +68,7 @@ def request_of(source, **knobs):
 
 
 def run(predictor, source, output, **knobs):
-    items = find(source, predictor.spec, config_of(predictor.spec.reader))
+    items = find(source, predictor.spec, config_of("folder" if predictor.spec.kind == "picture" else "nifti"))
     return batch.run(predictor, items, request_of(source, **knobs), output, ORIGIN, lambda *_: None)
 
 

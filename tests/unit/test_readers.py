@@ -8,6 +8,7 @@ from PIL import Image
 
 from segpipe.config import settings
 from segpipe.data import dataset_writer
+from segpipe.data.dataset import Dataset
 from segpipe.data.readers import open_reader
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
@@ -96,7 +97,7 @@ def test_ignored_pixels_are_no_foreground_in_the_dataset(folder, tmp_path):
         Image.fromarray(mask).save(path)
     marked = dataset_writer.build(config, open_reader(config), tmp_path / "marked", lambda *_: None)
     assert [c.voxels for c in marked.cases] == [c.voxels for c in plain.cases]
-    assert (marked.array(tmp_path / "marked", "train_masks") == IGNORE).any()
+    assert (Dataset(tmp_path / "marked", marked).array("train_masks") == IGNORE).any()
     for path in (folder / "masks").iterdir():
         Image.new("L", (36, 40), 9).save(path)
     with pytest.raises(InputError, match="all 8 masks are empty"):

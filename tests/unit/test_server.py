@@ -72,7 +72,7 @@ def uri(store, tmp_path_factory):
     from segpipe.serving.served_model import ARTIFACT
 
     config = settings.load(None, {**dict(k.removeprefix("--").split("=") for k in TINY), "data.format": "folder"})
-    shape = {"reader": "folder", "channels": ("grey",), "classes": ("foreground",)}
+    shape = {"kind": "picture", "channels": ("grey",), "classes": ("foreground",)}
     folder, client = tmp_path_factory.mktemp("weights") / ARTIFACT, MlflowClient()
     Predictor(ModelSpec(model=config.model, preprocess=config.preprocess, **shape), network(config)).save(folder)
     with mlflow.start_run() as run, warnings.catch_warnings():

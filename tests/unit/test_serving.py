@@ -25,9 +25,9 @@ from segpipe.serving.served_model import ANSWER, ServedModel
 MOST = 1 << 20
 TINY = ModelConfig(encoder="tu-test_resnet", encoder_depth=3)
 PLANE = PreprocessConfig(size=(32, 32))
-GREY = ModelSpec(model=TINY, preprocess=PLANE, reader="folder", channels=("grey",), classes=("thing",), threshold=0.4)
+GREY = ModelSpec(model=TINY, preprocess=PLANE, kind="picture", channels=("grey",), classes=("thing",), threshold=0.4)
 COLOUR = GREY.model_copy(update={"channels": ("red", "green", "blue")})
-VOLUMES = GREY.model_copy(update={"reader": "nifti", "channels": ("dwi", "adc")})
+VOLUMES = GREY.model_copy(update={"kind": "volume", "channels": ("dwi", "adc")})
 AFFINE = np.array([[-2.0, 0, 0, 50], [0, 1.5, 0, -40], [0, 0, 5.0, 10], [0, 0, 0, 1]])
 RNG = np.random.default_rng(0)
 PLAIN, RED = RNG.integers(0, 256, (20, 30), dtype=np.uint8), RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -55,7 +55,7 @@ def served(tmp_path_factory):
     known = {}
 
     def load(spec, **limits):
-        key = (spec.reader, len(spec.channels), *limits.items())
+        key = (spec.kind, len(spec.channels), *limits.items())
         if key not in known:
             folder = home / str(len(known))
             network = architectures.build(spec.model, len(spec.channels), len(spec.classes), seed=0)

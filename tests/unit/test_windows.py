@@ -19,7 +19,7 @@ def predictor(classes):
     config = ModelConfig(arch="unet", encoder="tu-test_resnet", encoder_depth=3)
     preprocess = PreprocessConfig(size=SIZE, fit="crop", normalise="minmax")
     spec = ModelSpec(
-        model=config, preprocess=preprocess, reader="nifti", channels=("dwi", "adc"), classes=tuple("abc"[:classes])
+        model=config, preprocess=preprocess, kind="volume", channels=("dwi", "adc"), classes=tuple("abc"[:classes])
     )
     return Predictor(spec, architectures.build(config, 2, classes, seed=0))
 

@@ -1,5 +1,6 @@
 """From a file's bytes to an array and, for a mask, back: the same for reading, evaluating and serving."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "encode_picture",
     "resample",
     "same_grid",
+    "stack",
 ]
 
 SUFFIXES = (*PICTURES, ".dcm", ".nii", ".nii.gz")
@@ -76,6 +78,15 @@ def same_grid(one: Decoded, other: Decoded) -> bool:
     corners = np.array([[x, y, z, 1] for x in (0, width - 1) for y in (0, height - 1) for z in (0, depth - 1)])
     apart = corners @ (one.affine - other.affine).T
     return bool(np.linalg.norm(apart[:, :3], axis=1).max() < CORNER_TOLERANCE_MM)
+
+
+def stack(files: Sequence[Decoded]) -> tuple[NDArray[np.float32], list[int]]:
+    """NIfTI files of one case as the channels C,D,H,W of one image on the first one's grid, and the indices of those
+    that had to be resampled because they lie on another.
+    """
+    elsewhere = [n for n, file in enumerate(files) if not same_grid(files[0], file)]
+    onto = [resample(file, files[0]) if n in elsewhere else file for n, file in enumerate(files)]
+    return np.concatenate([file.array for file in onto]), elsewhere
 
 
 def as_stored(values: NDArray[Value], like: Decoded) -> NDArray[Value]:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from segpipe.config.sections import Config
+from segpipe.config.sections import Config, DataConfig
 from segpipe.data import raw
 from segpipe.data.readers.folder import FolderReader
 from segpipe.data.readers.nifti import NiftiReader
-from segpipe.data.readers.phantom import PhantomReader
-from segpipe.data.volume import Case, Volume
+from segpipe.data.volume import Case, Kind, Volume
 
 
 class Reader(Protocol):
@@ -26,15 +25,43 @@ class Reader(Protocol):
         ...
 
 
-READERS: dict[str, Callable[[Config], Reader]] = {
-    "phantom": PhantomReader,
-    "nifti": NiftiReader,
-    "folder": FolderReader,
+class Format(NamedTuple):
+    """One way in which raw data lies on disk: the reader, made from a DataConfig whose root and channels are filled in;
+    what its cases are; the channels where data.channels names none; and whether the data is simulated first.
+    """
+
+    reader: Callable[[DataConfig], Reader]
+    kind: Kind
+    channels: tuple[str, ...]
+    simulated: bool = False
+
+
+READERS = {
+    "phantom": Format(NiftiReader, "volume", ("dwi", "adc"), simulated=True),
+    "nifti": Format(NiftiReader, "volume", ("dwi", "adc")),
+    "folder": Format(FolderReader, "picture", ("grey",)),
 }
 
 
+def channel_names(data: DataConfig) -> tuple[str, ...]:
+    """The channels read: data.channels, or the format's own."""
+    return data.channels or READERS[data.format].channels
+
+
 def open_reader(config: Config) -> Reader:
-    """The configured reader. Raises InputError where the data root is missing, not a folder or empty."""
-    if config.data.format != "phantom":
-        raw.check_root(config.data.root)
-    return READERS[config.data.format](config)
+    """The configured reader. Simulated patients are written first, unless they lie there already.
+
+    Raises InputError where the data root is missing, not a folder or empty.
+    """
+    if READERS[config.data.format].simulated:
+        from segpipe.data import phantom
+
+        base = Path(config.data.root or "data").resolve()
+        return reader_of(config.data, phantom.simulate(base, config.data.patients, config.seed))
+    return reader_of(config.data, raw.check_root(config.data.root))
+
+
+def reader_of(data: DataConfig, root: Path) -> Reader:
+    """The reader of the configured format for the files that lie in `root`; nothing is simulated."""
+    given = {"root": str(root), "channels": channel_names(data)}
+    return READERS[data.format].reader(data.model_copy(update=given))

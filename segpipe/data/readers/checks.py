@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.config.sections import MetricName
-from segpipe.data.volume import IGNORE
+from segpipe.data import codecs
+from segpipe.data.codecs import Decoded
+from segpipe.data.volume import IGNORE, Kind
 from segpipe.errors import InputError
 
 OURS = ("case", "participant_id", "patient", "site", "split")
@@ -26,6 +28,23 @@ def finite(image: NDArray[np.float32], where: str) -> None:
     bad = int(np.size(image) - np.count_nonzero(np.isfinite(image)))
     if bad:
         raise InputError(f"{where}: {bad} NaN or infinite voxels; repair or remove the case")
+
+
+def check_mask(mask: Decoded, where: str, image: Decoded, image_name: str, kind: Kind) -> None:
+    """Raise InputError, beginning with `where`, unless a mask has one value per voxel and lies on its image's grid.
+
+    The mask of a picture only has to have its size.
+    """
+    if kind == "picture" and mask.array.shape[1:] != image.array.shape[1:]:
+        raise InputError(f"{where}: {_size(mask)} pixels, its image {_size(image)}")
+    if kind == "volume" and not codecs.same_grid(image, mask):
+        raise InputError(f"{where}: shape or affine disagrees with {image_name}; resample the mask")
+    if len(mask.array) > 1 and not (mask.array == mask.array[:1]).all():
+        raise InputError(f"{where}: a colour picture; a mask has one grey value per class")
+
+
+def _size(file: Decoded) -> str:
+    return "x".join(str(n) for n in file.array.shape[1:] if n > 1)
 
 
 def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where: str) -> NDArray[np.uint8]:

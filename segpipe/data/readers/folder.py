@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from segpipe.config.sections import Config
+from segpipe.config.sections import DataConfig
 from segpipe.data import codecs
 from segpipe.data.readers import checks
 from segpipe.data.volume import Case, Volume
@@ -18,10 +18,9 @@ class FolderReader:
     Without `cases.csv` every image is its own patient.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.root = Path(config.data.root)
-        self.channels = config.data.channel_names
-        self.classes, self.ignore = config.data.classes, config.data.ignore_label
+    def __init__(self, data: DataConfig) -> None:
+        self.root = Path(data.root)
+        self.channels, self.classes, self.ignore = data.channels, data.classes, data.ignore_label
 
     def cases(self) -> list[Case]:
         images, masks = self._stems("images", IMAGES), self._stems("masks", codecs.PICTURES)
@@ -71,14 +70,9 @@ class FolderReader:
             data = path.read_bytes()
             total.update(data)
             decoded.append(codecs.decode(data, str(path), raw_labels))
-        image, mask = decoded[0].array, decoded[1].array
-        if image.shape[1:] != mask.shape[1:]:
-            raise InputError(
-                f"{case.mask}: {mask.shape[2]}x{mask.shape[3]} pixels, its image {image.shape[2]}x{image.shape[3]}"
-            )
-        if len(mask) > 1 and not (mask == mask[:1]).all():
-            raise InputError(f"{case.mask}: a colour picture; a mask has one grey value per class")
-        checks.finite(image, str(case.images[0]))
-        labels = checks.labels(mask[0], self.classes, self.ignore, str(case.mask))
-        channels = codecs.as_channels(image, len(self.channels), str(case.images[0]))
-        return Volume(channels, labels, decoded[0].spacing, total.hexdigest())
+        image, mask = decoded
+        checks.check_mask(mask, str(case.mask), image, case.images[0].name, "picture")
+        checks.finite(image.array, str(case.images[0]))
+        labels = checks.labels(mask.array[0], self.classes, self.ignore, str(case.mask))
+        channels = codecs.as_channels(image.array, len(self.channels), str(case.images[0]))
+        return Volume(channels, labels, image.spacing, total.hexdigest())

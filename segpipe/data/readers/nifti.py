@@ -3,9 +3,7 @@
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
-from segpipe.config.sections import Config
+from segpipe.config.sections import DataConfig
 from segpipe.data import codecs
 from segpipe.data.readers import checks
 from segpipe.data.volume import Case, Volume
@@ -18,11 +16,10 @@ class NiftiReader:
     The first channel's grid is the case's grid; other channels are resampled onto it, the mask must share it.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.root = Path(config.data.root)
-        self.channels = config.data.channel_names
-        self.classes, self.ignore = config.data.classes, config.data.ignore_label
-        self.mask_suffix = config.data.mask_suffix
+    def __init__(self, data: DataConfig) -> None:
+        self.root = Path(data.root)
+        self.channels, self.mask_suffix = data.channels, data.mask_suffix
+        self.classes, self.ignore = data.classes, data.ignore_label
 
     def cases(self) -> list[Case]:
         rows = checks.table(self.root / "participants.tsv", "participant_id", "\t")
@@ -76,14 +73,10 @@ class NiftiReader:
             checks.finite(decoded.array, str(path))
             return decoded
 
-        first, *others = [read(path) for path in case.images]
-        mask = read(case.mask)
-        if not codecs.same_grid(first, mask):
-            raise InputError(f"{case.mask}: shape or affine disagrees with {case.images[0].name}; resample the mask")
-        onto = [other if codecs.same_grid(first, other) else codecs.resample(other, first) for other in others]
-        image = np.concatenate([first.array, *(other.array for other in onto)])
+        files, mask = [read(path) for path in case.images], read(case.mask)
+        checks.check_mask(mask, str(case.mask), files[0], case.images[0].name, "volume")
         labels = checks.labels(mask.array[0], self.classes, self.ignore, str(case.mask))
-        return Volume(image, labels, first.spacing, total.hexdigest())
+        return Volume(codecs.stack(files)[0], labels, files[0].spacing, total.hexdigest())
 
 
 def _sessions(root: Path) -> list[Path]:

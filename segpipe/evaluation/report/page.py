@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.data.volume import IGNORE
+from segpipe.data.volume import IGNORE, Kind
 from segpipe.errors import InputError
 from segpipe.evaluation.report import embedding, tables
 from segpipe.evaluation.report.embedding import Planes
@@ -41,7 +41,7 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything the report is made from; any part may be empty.
+    """Everything the report is made from; any part but title and kind may be empty.
 
     `summary`, `cases`, `lesions` and `subgroups` are what evaluation saves; `subgroups` has the columns column, group,
     metric, patients, mean, low, high, n, n_valid. `sweep` has threshold, val_dice, test_dice. `band` and `whole` are
@@ -51,6 +51,7 @@ class Evidence:
     """
 
     title: str
+    kind: Kind
     summary: dict[str, Any]
     cases: "pd.DataFrame"
     lesions: "pd.DataFrame"
@@ -180,8 +181,8 @@ def _viewers(evidence: Evidence, folder: Path) -> list[dict[str, Any]]:
     dice = dict(zip(evidence.cases["case"], evidence.cases["dice"], strict=True))
     for rank in (rank for rank in RANKS if rank in evidence.shown):
         case, image, reference, predicted = evidence.shown[rank]
-        overlay(image, reference, predicted, f"{rank}: {case}", folder / f"{rank}.png")
-        chosen = slices(image, reference, predicted)
+        overlay(image, reference, predicted, f"{rank}: {case}", folder / f"{rank}.png", evidence.kind)
+        chosen = slices(image, reference, predicted, evidence.kind)
         viewer = {
             "rank": rank,
             "case": case,

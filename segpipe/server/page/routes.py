@@ -58,7 +58,7 @@ def described(served: Served) -> dict[str, Any]:
         "version": served.version,
         "threshold": spec.threshold,
         "columns": list(request.columns(spec)),
-        "pictures": spec.reader == "folder",
+        "pictures": spec.kind == "picture",
         "channels": list(spec.channels),
         "classes": list(spec.classes),
         "card": _card(facts["name"], facts["version"]),

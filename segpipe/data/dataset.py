@@ -1,0 +1,94 @@
+"""A dataset as it is worked with: its folder and its manifest as one object, and selections of its cases."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.data.manifest import FILE, CaseRecord, Manifest, Split
+from segpipe.errors import InputError
+
+Array = NDArray[np.generic]
+
+
+class Dataset:
+    """A dataset's folder with its manifest; arrays are memory-mapped once, when they are first asked for."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._arrays: dict[str, Array] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> "Dataset":
+        """Read a folder's manifest and look at its arrays.
+
+        Raises InputError where the manifest is missing, damaged or of another format, or an array is missing or cut
+        short.
+        """
+        dataset = cls(folder, Manifest.read(folder / FILE))
+        for name in dataset.manifest.arrays:
+            dataset.array(name)
+        return dataset
+
+    def array(self, name: str) -> Array:
+        """One of the manifest's arrays, read-only. Raises InputError where it is not what the manifest says."""
+        if name not in self._arrays:
+            self._arrays[name] = self._mapped(name)
+        return self._arrays[name]
+
+    def _mapped(self, name: str) -> Array:
+        record = self.manifest.arrays[name]
+        path = self.folder / record.file
+        try:
+            array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: missing or cut short ({error}); run preprocess again") from None
+        if array.shape != record.shape or array.dtype.str != record.dtype:
+            raise InputError(f"{path}: {array.shape}, but the manifest says {record.shape}; run preprocess again")
+        return array
+
+    def native(self, case: CaseRecord) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """A test case as acquired: image C,D,H,W float32 and mask D,H,W uint8."""
+        size, channels = int(np.prod(case.shape)), len(self.manifest.channels)
+        image = self.array("test_images")[case.start * channels : (case.start + size) * channels]
+        mask = self.array("test_masks")[case.start : case.start + size]
+        return (
+            image.reshape(channels, *case.shape).astype(np.float32, copy=False),
+            mask.reshape(case.shape).astype(np.uint8, copy=False),
+        )
+
+    def where(
+        self,
+        split: Split | None = None,
+        site: str | Collection[str] | None = None,
+        patient: str | Collection[str] | None = None,
+    ) -> "Selection":
+        """The cases of a split, of one site or several, of one patient or several; None leaves out no case."""
+        sites, patients = _names(site), _names(patient)
+        cases = tuple(
+            case
+            for case in self.manifest.cases
+            if split in (None, case.split)
+            and (sites is None or case.site in sites)
+            and (patients is None or case.patient in patients)
+        )
+        return Selection(self, cases, split)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some cases of a dataset, in the order in which they lie in the arrays; `split` is the one they were asked from,
+    None where that was any.
+    """
+
+    dataset: Dataset
+    cases: tuple[CaseRecord, ...]
+    split: Split | None
+
+
+def _names(asked: str | Collection[str] | None) -> frozenset[str] | None:
+    if asked is None:
+        return None
+    return frozenset([asked] if isinstance(asked, str) else asked)
