@@ -1,20 +1,23 @@
 """The whole chain, a comparison of models, or a model once more, as nested runs of one parent."""
 
+import steps
+
+if __name__ == "__main__":
+    steps.start_quietly()
+
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from segpipe.errors import InputError
-from segpipe.orchestration.keys import STEPS
+from segpipe.orchestration.session import Session
+from segpipe.orchestration.step_table import STEPS
 from steps import command as commands
 
 if TYPE_CHECKING:
     from segpipe.config.sections import Config
     from segpipe.orchestration import launch
-
-Answer = TypeVar("Answer")
 
 HELP = """Take a folder of images and masks to a promoted model: preprocess, train, evaluate, register.
 
@@ -83,7 +86,10 @@ FLAGS: tuple[click.Parameter, ...] = (
 )
 
 
+@click.pass_obj
 def callback(
+    session: Session,
+    /,
     what: str,
     model: str,
     recipe: str,
@@ -110,9 +116,11 @@ def callback(
     if model and what != "reproduce":
         raise commands.Refused(f"unexpected argument '{model}'")
     if what == "reproduce":
-        _reproduce(model, recipe, partial(_how, env_manager, backend, backend_config, in_process), tolerance, values)
+        _reproduce(
+            session, model, recipe, partial(_how, env_manager, backend, backend_config, in_process), tolerance, values
+        )
         return
-    config = _refusing(lambda: commands.resolve(recipe, values))
+    config = commands.resolve(recipe, values)
     if not config.tracking.enabled:
         raise commands.Refused(
             "the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow"
@@ -120,27 +128,22 @@ def callback(
     from segpipe.orchestration import compare, driver, launch, orphans, plan
     from segpipe.tracking import connection, runs
 
-    asked = _refusing(lambda: plan.Asked(start or "", until or "", fresh or ""))
+    with commands.refusing():
+        asked = plan.Asked(start or "", until or "", fresh or "")
     how = _how(env_manager, backend, backend_config, in_process, config)
     connection.connect()
     if only_plan:
-        for name, choice in compare.planned(config, asked) if what == "compare" else plan.plan(config, asked):
-            click.echo(f"{name}: {choice.told()}")
+        steps_to_come = compare.planned if what == "compare" else plan.plan
+        for name, choice in steps_to_come(session, config, asked):
+            session.screen.answer(f"{name}: {choice.told()}")
         return
-    orphans.reap(commands.say)
-    with runs.run(what, config, name=run_name), launch.guarded():
+    orphans.reap(session.say)
+    with runs.run(what, config, name=run_name), session.guard.watching():
+        launcher = launch.Launcher(session, runs.active(), how)
         if what == "compare":
-            compare.run(config, how, then, asked)
+            compare.run(launcher, config, then, asked)
         else:
-            driver.run(config, how, asked)
-
-
-def _refusing(ask: Callable[[], Answer]) -> Answer:
-    """What is wrong with a command line ends it before anything runs."""
-    try:
-        return ask()
-    except InputError as error:
-        raise commands.Refused(str(error)) from None
+            driver.run(launcher, config, asked)
 
 
 def _how(env_manager: str, backend: str, backend_config: str, in_process: bool, config: "Config") -> "launch.How":
@@ -150,11 +153,18 @@ def _how(env_manager: str, backend: str, backend_config: str, in_process: bool, 
         raise commands.Refused("--in-process runs one step after the other; leave it out or set compare.parallel 1")
     timeout = {str(step): seconds for step, seconds in config.driver.timeout.items()}
     retries = {str(step): times for step, times in config.driver.retries.items()}
-    return _refusing(lambda: launch.How(env_manager, backend, backend_config, in_process, timeout, retries).checked())
+    perform = commands.perform if in_process else None
+    with commands.refusing():
+        return launch.How(env_manager, backend, backend_config, perform, timeout, retries).checked()
 
 
 def _reproduce(
-    model: str, recipe: str, how: "Callable[[Config], launch.How]", tolerance: float, values: dict[str, str | None]
+    session: Session,
+    model: str,
+    recipe: str,
+    how: "Callable[[Config], launch.How]",
+    tolerance: float,
+    values: dict[str, str | None],
 ) -> None:
     knobs = commands.overrides(values)
     root, experiment = (knobs.pop(name, None) for name in ("data.root", "tracking.experiment"))
@@ -169,7 +179,7 @@ def _reproduce(
 
     asked = how(Config())
     connection.connect()
-    reproduce.run(model, asked, tolerance, root, experiment)
+    reproduce.run(session, model, asked, tolerance, root, experiment)
 
 
 def command() -> click.Command:

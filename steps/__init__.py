@@ -1,9 +1,9 @@
-"""One file per entry point: parse, call the library once, log."""
+"""One file per entry point: parse, call the library once, log. What they share is command and terminal."""
 
 import signal
-import sys
 
-COMMANDS = ("-m", "pipeline.py")  # what sys.argv begins with while one of the project's commands starts
 
-if sys.argv[0].rpartition("/")[2] in COMMANDS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `signals.install`: Python would show a traceback
+def start_quietly() -> None:
+    """Until a command answers signals, one ends the process without a word: Python would show a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,38 +1,20 @@
 """`python -m steps.lineage MODEL`: where a model comes from, and whether that is still so."""
 
+import steps
+
+if __name__ == "__main__":
+    steps.start_quietly()
+
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from segpipe.config import settings
-from segpipe.data.manifest import Manifest
-from segpipe.errors import InputError
-from segpipe.files import hashes
-from segpipe.orchestration import keys
+from segpipe.orchestration.screen import Column, Table
+from segpipe.orchestration.session import Session
 from steps import command
 
-if TYPE_CHECKING:
-    from rich.tree import Tree
-
-    from segpipe.data.dataset import Dataset
-    from segpipe.tracking.lineage import Lineage, Node
-
-OK, DIFFERS, GONE = "ok", "differs", "gone"
-CHUNK = 1 << 24
 DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
-TABLE_TAG = "segpipe.cases_sha256"
-
-
-class Check(NamedTuple):
-    """Whether one recorded thing is still what was recorded: ok, differs or gone, and what was found."""
-
-    item: str
-    state: str
-    found: str
+COLUMNS = (Column("item", wrap=True), Column("is", wrap=True), Column("found", wrap=True))
 
 
 @click.command("lineage", cls=command.Command)
@@ -40,204 +22,29 @@ class Check(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a tree")
 @click.option("--files", is_flag=True, help="list every raw case with the SHA-256 of its files")
 @click.option("--verify", is_flag=True, help="compute digests again and compare: exit code 1 where one differs")
-def main(uri: str, as_json: bool, files: bool, verify: bool) -> None:
+@click.pass_obj
+def main(session: Session, uri: str, as_json: bool, files: bool, verify: bool) -> None:
     """Show where a model comes from: decision, evaluation, training, dataset, raw files.
 
     MODEL is models:/NAME@champion, models:/NAME/VERSION, or the run ID of a step.
     """
+    from segpipe.orchestration import verification
     from segpipe.tracking import connection, lineage
+    from steps import lineage_tree
 
     connection.connect()
-    found = lineage.of(uri)
-    checks = list(verified(found)) if verify else []
+    found, screen = lineage.of(uri), session.screen
+    checks = list(verification.verify(session, found)) if verify else []
     if as_json:
         more = {"checks": [check._asdict() for check in checks]} if verify else {}
-        click.echo(found.to_json(files, **more))
+        screen.answer(found.to_json(files, **more))
     else:
-        _print(found, files, checks)
+        lineage_tree.show(found, files)
+        if checks:
+            rows = [(c.item, c.state, DIGEST.sub(lambda digest: digest[0][:16], c.found)) for c in checks]
+            screen.show(Table(COLUMNS, rows, title="verified"))
     if verify:
-        _judge(uri, checks)
-
-
-def _print(found: "Lineage", files: bool, checks: list[Check]) -> None:
-    from rich.table import Table
-
-    console = command.console()
-    console.print(drawn(found, files))
-    if checks:
-        table = Table("item", "is", "found", title="verified")
-        for check in checks:
-            table.add_row(check.item, check.state, DIGEST.sub(lambda digest: digest[0][:16], check.found))
-        console.print(table)
-
-
-def drawn(found: "Lineage", files: bool = False) -> "Tree":
-    """The lineage as a tree for a terminal, what it was made from below each thing."""
-    from rich.text import Text
-    from rich.tree import Tree
-
-    shown: set[str] = set()
-
-    def grow(below: Tree, node: "Node") -> None:
-        branch = below.add(Text(node.title, "bold"))
-        if node.id in shown:
-            branch.add("as above")
-            return
-        shown.add(node.id)
-        for label, value in node.lines():
-            branch.add(Text(f"{label}: {value}"))
-        if node.kind == "raw" and files:
-            for case, digest in found.cases.items():
-                branch.add(Text(f"{case} {digest}"))
-        for parent in node.parents:
-            grow(branch, found.node(parent))
-
-    root = Tree(Text(found.uri))
-    grow(root, found.nodes[0])
-    return root
-
-
-def _judge(uri: str, checks: list[Check]) -> None:
-    """Raises InputError where something differs, or nothing could be compared."""
-    counts = Counter(check.state for check in checks)
-    command.say(", ".join(f"{counts[state]} {state}" for state in (OK, DIFFERS, GONE)))
-    differing = [check.item for check in checks if check.state == DIFFERS]
-    if differing:
-        raise InputError(f"{uri}: {len(differing)} of {len(checks)} items differ: {', '.join(differing)}")
-    if not counts[OK]:
-        raise InputError(f"{uri}: nothing of it is left to compare")
-
-
-def verified(found: "Lineage") -> Iterator[Check]:
-    """Compare what is still there with what was recorded."""
-    for node in found.nodes:
-        if node.state == "deleted":
-            yield Check(f"{node.kind} run", GONE, node.id)
-        if node.parts:
-            yield from _made_with("register" if node.kind == "decision" else node.kind, node.parts)
-    yield from _weights(found)
-    if (evaluate := found.first("evaluate")) is not None:
-        yield from _cases_table(evaluate)
-    for node in found.nodes:
-        if node.kind == "preprocess":
-            yield from _dataset(node)
-
-
-def _compared(item: str, recorded: str, now: str) -> Check:
-    return Check(item, OK, now) if recorded == now else Check(item, DIFFERS, f"{now}, recorded {recorded}")
-
-
-def _made_with(step: str, parts: Mapping[str, str]) -> Iterator[Check]:
-    for part, now in keys.made_with(step).items():
-        yield _compared(f"{step}: {part}", parts.get(part, "nothing"), now)
-
-
-def _weights(found: "Lineage") -> Iterator[Check]:
-    """The weights of the model against the digest recorded beside it, and against what the training left."""
-    from segpipe.tracking import artifacts, lineage
-
-    model_id = found.nodes[0].facts.get("model")
-    if model_id is None:
-        return
-    path, recorded = lineage.weights(model_id), found.nodes[0].facts.get(lineage.RECORDED)
-    if path is None:
-        yield Check("weights", GONE, model_id)
-        return
-    now = hashes.sha256(path)
-    if recorded:
-        yield _compared("weights: recorded digest", recorded, now)
-    train, left = found.first("train"), f"final_model/weights/{path.name}"
-    if train is None or not artifacts.has(train.id, left):
-        yield Check("weights: the training's own", GONE, left)
-        return
-    own = artifacts.local(f"runs:/{train.id}/{left}")
-    yield _compared("weights: the training's own", hashes.sha256(own), now)
-
-
-def _cases_table(evaluate: "Node") -> Iterator[Check]:
-    from segpipe.tracking import artifacts, lineage
-
-    run, path = lineage.find(evaluate.id), "evaluation/cases.csv"
-    if run is None or TABLE_TAG not in run.data.tags:
-        return
-    if not artifacts.has(evaluate.id, path):
-        yield Check(path, GONE, evaluate.id)
-        return
-    yield _compared(path, run.data.tags[TABLE_TAG], hashes.sha256(artifacts.local(f"runs:/{evaluate.id}/{path}")))
-
-
-def _dataset(node: "Node") -> Iterator[Check]:
-    from segpipe.data.dataset import Dataset
-    from segpipe.tracking import artifacts, runs
-
-    try:
-        folder = artifacts.local(f"runs:/{node.id}/dataset")
-        manifest = Manifest.read(folder / "manifest.json")
-        recipe = artifacts.local(f"runs:/{node.id}/{runs.CONFIG}")
-    except InputError as error:
-        yield Check("dataset", GONE, str(error))
-        return
-    yield _compared("dataset digest", node.facts["dataset digest"], manifest.digest)
-    dataset = Dataset(folder, manifest)
-    for name, record in manifest.arrays.items():
-        if not (folder / record.file).is_file():
-            yield Check(f"dataset {record.file}", GONE, str(folder))
-        else:
-            yield _array(dataset, name)
-    yield from raw_cases(manifest, recipe)
-
-
-def _array(dataset: "Dataset", name: str) -> Check:
-    import hashlib
-
-    record = dataset.manifest.arrays[name]
-    item, recorded = f"dataset {record.file}", record.sha256
-    try:
-        flat = dataset.array(name).reshape(-1)
-    except InputError as error:
-        return Check(item, DIFFERS, str(error))
-    total = hashlib.sha256()
-    for first in range(0, len(flat), CHUNK):
-        total.update(flat[first : first + CHUNK].tobytes())
-    return _compared(item, recorded, total.hexdigest())
-
-
-def raw_cases(manifest: Manifest, recipe: Path) -> Iterator[Check]:
-    """Every case read again by the reader of its config: one Check for those that agree, one for each other."""
-    from segpipe.data import raw
-    from segpipe.data.readers import reader_of
-
-    root = Path(manifest.root)
-    if not root.is_dir():
-        yield Check("raw files", GONE, manifest.root)
-        return
-    data = settings.load(recipe, {}).data
-    try:
-        reader = reader_of(data, raw.check_root(manifest.root))
-        listed = {case.name: case for case in reader.cases()}
-    except InputError as error:
-        yield Check("raw files", DIFFERS, str(error))
-        return
-    agree, advance = 0, command.progress("raw files")
-    for done, record in enumerate(manifest.cases, start=1):
-        item = f"raw case {record.case}"
-        if record.case not in listed:
-            yield Check(item, GONE, manifest.root)
-        else:
-            try:
-                now = reader.load(listed[record.case]).sha256
-            except InputError as error:
-                now = str(error)
-            if now == record.sha256:
-                agree += 1
-            else:
-                yield _compared(item, record.sha256, now)
-        advance(done, len(manifest.cases), record.case)
-    if agree:
-        yield Check("raw files", OK, f"{agree} of {len(manifest.cases)} cases")
-    new = sorted(listed.keys() - {record.case for record in manifest.cases})
-    if new:
-        yield Check("raw files: not in the dataset", DIFFERS, ", ".join(new))
+        verification.judge(screen, uri, checks)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """`python -m steps.predict --predict.input FOLDER`"""
 
-import re
+import steps
+
+if __name__ == "__main__":
+    steps.start_quietly()
+
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,26 +12,15 @@ from typing import Any
 import click
 
 from segpipe.config.sections import Config
-from segpipe.errors import InputError
+from segpipe.orchestration.session import Session
 from steps import command
 
 SOME_FAILED = 3
 
 
-def source(config: Config) -> Path:
-    """What to segment, on this machine. Raises InputError where a dataset can't be fetched."""
-    from segpipe.tracking import artifacts
-
-    asked = config.predict.input
-    return artifacts.local(asked) if asked.startswith("runs:/") else Path(asked).expanduser().resolve()
-
-
 def checked(recipe: str, values: dict[str, Any]) -> Config:
     """The Config of a command line that something can be predicted with. Raises Refused."""
-    try:
-        config = command.resolve(recipe, values)
-    except InputError as error:
-        raise command.Refused(str(error)) from None
+    config = command.resolve(recipe, values)
     asked = config.predict.input
     if not config.tracking.enabled:
         raise command.Refused("predict needs MLflow, where its model is; without it there are preprocess and train")
@@ -40,84 +33,21 @@ def checked(recipe: str, values: dict[str, Any]) -> Config:
     return config
 
 
-def predict(config: Config) -> int:
-    """Segment everything under the active run; the number of cases that failed. Raises InputError where all did."""
-    import mlflow
-    from mlflow.models import Model
-
-    from segpipe.files import hashes
-    from segpipe.inference.predictor import Predictor
-    from segpipe.inference.spec import WEIGHTS
-    from segpipe.prediction import batch, inputs, results, summary
-    from segpipe.recording import logged_models, offline
-    from segpipe.registry import champions
-    from segpipe.runtime import devices
-    from segpipe.tracking import artifacts, runs
-
-    knobs, device = config.predict, devices.device(config.train)
-    uri = champions.pinned(champions.named(config))
-    weights = logged_models.folder(uri)
-    predictor = Predictor.load(weights, device)
-    model = {"model": uri, "model_id": str(Model.load(str(weights.parent.parent)).model_id)}
-    model |= {"weights_sha256": hashes.sha256(weights / WEIGHTS)}
-    runs.tag(**model)
-    mlflow.set_tags({"mode": "prediction", "device": str(device)} | _dataset(knobs.input))
-    found = source(config)
-    items = inputs.find(found, predictor.spec, config)
-    request = results.Request(
-        input=knobs.input if knobs.input.startswith("runs:/") else str(found),
-        weights_sha256=model["weights_sha256"],
-        spec_sha256=hashes.of_json(predictor.spec.model_dump(mode="json")),
-        threshold=predictor.spec.threshold if knobs.threshold == "model" else knobs.threshold,
-        ignore_label=config.data.ignore_label,
-        **knobs.model_dump(include={"tta", "largest_component", "min_area", "comparisons"}),
-    )
-    folder = _output(config, found, offline.outputs(config.tracking.outputs) / "predictions" / request.key)
-    command.say(f"{len(items)} cases, {uri} on {device}, results in {folder}")
-    outcome = batch.run(predictor, items, request, folder, model, command.progress("predict"))
-    summary.summarise(outcome, folder, request, model, str(device), config.evaluate, config.seed)
-    with artifacts.folder("predictions") as kept:
-        results.mirror(folder, kept)
-    mlflow.log_metrics(outcome.metrics())
-    runs.tag(figure=summary.headline(outcome))
-    if len(outcome.failures) == outcome.files:
-        case, reason = outcome.failures[0]
-        raise InputError(f"all {outcome.files} files failed; {case}: {reason}")
-    if outcome.failures:
-        mlflow.set_tag("files_failed", str(len(outcome.failures)))
-    command.say(f"{summary.headline(outcome)}: {folder / results.TABLE}")
-    return len(outcome.failures)
-
-
-def _dataset(asked: str) -> dict[str, str]:
-    """The tag for the run whose dataset is the input."""
-    from segpipe.tracking import run_tags
-
-    match = re.fullmatch(r"runs:/(?P<run>[^/]+)/dataset/?", asked)
-    return {f"{run_tags.INPUT}preprocess": match["run"]} if match else {}
-
-
-def _output(config: Config, found: Path, default: Path) -> Path:
-    """The folder for the results. Raises InputError where it would be read as input the next time."""
-    asked = config.predict.output
-    folder = Path(asked).expanduser().resolve() if asked else default
-    if found.is_dir() and folder.is_relative_to(found):
-        raise InputError(f"predict.output={folder}: lies inside predict.input; give a folder outside of {found}")
-    return folder
-
-
 @click.command("predict", cls=command.Command, params=command.options())
-def main(recipe: str, **values: Any) -> None:
+@click.pass_obj
+def main(session: Session, /, recipe: str, **values: Any) -> None:
     """Segment a folder, a list of files or a dataset with the champion or any other model.
 
     Exit code 0: all is segmented; 3: some files failed, predictions.csv says which and why; 1: all failed, or it can't
     begin; 2: a knob is wrong; 130, 143: interrupted, the same command goes on.
     """
     config = checked(recipe, values)
-    with command.recorded("predict", config):
-        failed = predict(config)
+    with command.recorded(session, "predict", config):
+        from segpipe.orchestration import predictions
+
+        failed = predictions.predict(session.screen, config)
     if failed:
-        command.say(f"{failed} failed")
+        session.say(f"{failed} failed")
         sys.exit(SOME_FAILED)
 
 

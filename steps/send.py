@@ -1,21 +1,28 @@
 """`python -m steps.send FOLDER`"""
 
+import steps
+
+if __name__ == "__main__":
+    steps.start_quietly()
+
 from pathlib import Path
 
 import click
 
+from segpipe.orchestration.session import Session
 from steps import command
 
 
 @click.command(cls=command.Command)
 @click.argument("folder", type=click.Path(path_type=Path))
-def main(folder: Path) -> None:
+@click.pass_obj
+def main(session: Session, folder: Path) -> None:
     """Send what a training could not, to the tracking server: FOLDER is outputs/spool/RUN_ID."""
     from segpipe.recording import spool
     from segpipe.tracking import connection
 
     connection.connect()
-    command.say(f"{spool.send(folder.resolve(), command.say)} records sent")
+    session.say(f"{spool.send(folder.resolve(), session.say)} records sent")
 
 
 if __name__ == "__main__":

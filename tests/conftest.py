@@ -32,6 +32,7 @@ from segpipe.files.project import PROJECT
 
 if TYPE_CHECKING:
     from segpipe.models.architectures import SegmentationModel
+    from segpipe.orchestration.session import Session
     from segpipe.training.engine import FitResult
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it, and all it starts
@@ -207,6 +208,14 @@ def command(store: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
+
+
+def new_session() -> "Session":
+    """What a command would remember."""
+    from segpipe.orchestration.session import Session
+    from steps.terminal import Terminal
+
+    return Session(Terminal())
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Every knob, declared once: type, bounds, default and a one-line description."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -380,3 +381,10 @@ class Config(Section):
     driver: DriverConfig = DriverConfig()
     compare: CompareConfig = CompareConfig()
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw")
+
+    def narrowed(self, sections: Iterable[str]) -> "Config":
+        """The same with no other section than these: to ask for one raises AttributeError."""
+        kept = self.model_copy()
+        for name in set(Config.model_fields) - set(sections):
+            kept.__dict__.pop(name, None)
+        return kept

@@ -153,10 +153,11 @@ def dump(config: Config) -> str:
 
 
 def flat(config: Config) -> dict[str, str]:
-    """Every knob's dotted name and its value as text."""
+    """The dotted name of every knob in the config's sections, and its value as text."""
     values = config.model_dump()
     pairs: dict[str, str] = {}
     for name in knobs():
         section, _, key = name.partition(".")
-        pairs[name] = _text(values[section][key] if key else values[section])
+        if section in values:
+            pairs[name] = _text(values[section][key] if key else values[section])
     return pairs

@@ -1,39 +1,89 @@
-"""Which of the project's own files a module can import, and a digest over them.
+"""Which of the project's own files a module can import, and what of them can change a result.
 
 The same closure decides whether a step's code changed, what ships inside a model, and what the import contract checks.
 """
 
 import ast
+import hashlib
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from segpipe.files.project import PROJECT
 
 PACKAGES = ("segpipe", "steps")
 PYTHON = (".py", ".pyc")
-_parsing = threading.Lock()  # two threads at once in ast.parse: "recursion depth mismatch" in Python 3.11
 
 
-def module_file(name: str) -> Path | None:
-    """The file of a project module such as `segpipe.data.cache`; None where there is no such module."""
-    base = PROJECT.joinpath(*name.split("."))
-    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
+class Source(NamedTuple):
+    """What a source file imports, by full name, and the SHA-256 (64 hex digits) of what it does: comments, docstrings,
+    descriptions of fields and the texts of errors left out.
+    """
+
+    imports: frozenset[str]
+    meaning: str
 
 
-def imports(path: Path) -> frozenset[str]:
-    """Every module a file imports, at the top or inside a function but not for annotations alone, by full name."""
-    return _imported(path.read_text(encoding="utf-8"))
+class Code:
+    """The source files below a project folder, each parsed once. Safe in threads."""
+
+    def __init__(self, project: Path = PROJECT) -> None:
+        self.project = project
+        self._parsed: dict[Path, Source] = {}
+        self._lock = threading.Lock()  # ast.parse in two threads at once: "recursion depth mismatch" in Python 3.11
+
+    def file(self, module: str) -> Path | None:
+        """The file of a module such as `segpipe.data.batches`; None where there is no such module."""
+        base = self.project.joinpath(*module.split("."))
+        candidates = (base.with_suffix(".py"), base / "__init__.py")
+        return next((path for path in candidates if path.is_file()), None)
+
+    def source(self, path: Path) -> Source:
+        """What a file says."""
+        with self._lock:
+            if path not in self._parsed:
+                self._parsed[path] = read(path.read_text(encoding="utf-8"))
+            return self._parsed[path]
+
+    def closure(self, modules: Iterable[str], without: Collection[str] = ()) -> list[Path]:
+        """The files reachable from `modules` through imports, packages' `__init__` included, sorted; to a package
+        belongs what lies beside its `__init__` and is no Python, such as a template. Modules `without`, and those below
+        them, are no way.
+        """
+        waiting, seen = list(modules), set[Path]()
+        while waiting:
+            name = waiting.pop()
+            path = self.file(name)
+            if path is None or path in seen or any(name == w or name.startswith(f"{w}.") for w in without):
+                continue
+            seen.add(path)
+            if path.name == "__init__.py":
+                seen.update(p for p in path.parent.iterdir() if p.is_file() and p.suffix not in PYTHON)
+            parts = name.split(".")
+            waiting.extend(".".join(parts[:n]) for n in range(1, len(parts)))
+            waiting.extend(found for found in self.source(path).imports if found.split(".")[0] in PACKAGES)
+        return sorted(seen)
+
+    def meanings(self, paths: Iterable[Path]) -> dict[str, str]:
+        """What each Python file does, by its path below the project."""
+        return {
+            path.relative_to(self.project).as_posix(): self.source(path).meaning
+            for path in paths
+            if path.suffix == ".py"
+        }
 
 
-@cache
-def _imported(source: str) -> frozenset[str]:
-    with _parsing:
-        tree = ast.parse(source)
+def read(text: str) -> Source:
+    """Parse a source file."""
+    tree = ast.parse(text)
+    words: list[str] = []
+    _tell(tree, words)
+    return Source(_imports(tree), hashlib.sha256("\0".join(words).encode()).hexdigest())
+
+
+def _imports(tree: ast.Module) -> frozenset[str]:
+    """Every module that is imported, at the top or inside a function but not for annotations alone."""
     found: set[str] = set()
     for node in _statements(tree.body):
         if isinstance(node, ast.Import):
@@ -54,20 +104,20 @@ def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
             yield from _statements(getattr(node, block, ()))
 
 
-def closure(modules: Iterable[str], without: Collection[str] = ()) -> list[Path]:
-    """The project files reachable from `modules` through imports, packages' `__init__` included, sorted; to a package
-    belongs what lies beside its `__init__` and is no Python, such as a template. The modules `without` are no way.
-    """
-    waiting, seen = list(modules), set()
-    while waiting:
-        name = waiting.pop()
-        path = module_file(name)
-        if path is None or path in seen or name in without:
-            continue
-        seen.add(path)
-        if path.name == "__init__.py":
-            seen.update(other for other in path.parent.iterdir() if other.is_file() and other.suffix not in PYTHON)
-        parts = name.split(".")
-        waiting.extend(".".join(parts[:n]) for n in range(1, len(parts)))
-        waiting.extend(found for found in imports(path) if found.split(".")[0] in PACKAGES)
-    return sorted(seen)
+def _tell(node: object, words: list[str]) -> None:
+    """Add what a piece of syntax does."""
+    if isinstance(node, list):
+        words.append("[")
+        for item in node:
+            _tell(item, words)
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return  # a docstring
+    elif isinstance(node, ast.keyword) and node.arg == "description":
+        return
+    elif isinstance(node, ast.AST):
+        words.append(type(node).__name__)
+        error = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Error")
+        for field in ("func",) if error else node._fields:
+            _tell(getattr(node, field), words)
+    else:
+        words.append(repr(node))

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 NEEDS: dict[str, tuple[str, ...]] = {"local": (), "kubernetes": ("kubernetes", "docker"), "databricks": ()}
 PATIENCE = 8.0  # seconds that a cancelled job has to end
 
-_submitting = threading.Lock()
-
 
 def check(backend: str, config: str) -> None:
     """Raises InputError for a backend that is unknown or lacks a package or its config, a JSON file."""
@@ -66,7 +64,7 @@ def run(attempt: "Attempt") -> tuple[str, str]:
 
     how, parent = attempt.launcher.how, attempt.launcher.parent.info
     os.environ.pop(processes.DRIVER, None)  # means nothing on another machine
-    with _submitting:
+    with attempt.launcher.session.submitting:
         try:
             with runs.within(parent.run_id):
                 submitted = mlflow.projects.run(

@@ -10,11 +10,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
-from segpipe.orchestration import claims, explain, keys, launch
-from segpipe.orchestration.keys import STEPS, Key
+from segpipe.orchestration import claims, explain, launch
+from segpipe.orchestration.keys import Key
+from segpipe.orchestration.session import Session
+from segpipe.orchestration.step_table import STEPS
 from segpipe.recording import logged_models
 from segpipe.tracking import artifacts, run_tags, runs
-from steps import command
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -57,7 +58,7 @@ def upstream_keys(built: "Mapping[str, Run]") -> dict[str, str]:
     return {name: run.data.tags.get(run_tags.KEY, run.info.run_id) for name, run in built.items()}
 
 
-def inputs(name: str, config: Config, given: dict[str, str]) -> dict[str, "Run"]:
+def inputs(session: Session, name: str, config: Config, given: dict[str, str]) -> dict[str, "Run"]:
     """The finished runs a step builds on: the given ones, checked; those they were built on; the others found by key or
     run first on top of these, as children of the active run. Raises InputError where given runs do not fit together.
     """
@@ -68,8 +69,8 @@ def inputs(name: str, config: Config, given: dict[str, str]) -> dict[str, "Run"]
         if run_id:
             built[upstream] = runs.upstream(run_id, upstream)
         else:
-            built_on = inputs(upstream, config, chosen)
-            built[upstream] = obtain(upstream, config, built_on, launch.Launcher(runs.active())).run
+            below = inputs(session, upstream, config, chosen)
+            built[upstream] = obtain(upstream, config, below, launch.Launcher(session, runs.active())).run
     for later, run in built.items():
         for earlier in set(STEPS[later].inputs) & set(built):
             _check_built_on(later, run, earlier, built[earlier])
@@ -101,13 +102,13 @@ def always(_run: "Run") -> str:
 
 
 def choose(
-    name: str, config: Config, upstream: Mapping[str, str], valid: Valid = always, fresh: bool = False
+    session: Session, name: str, config: Config, upstream: Mapping[str, str], valid: Valid = always, fresh: bool = False
 ) -> Choice:
     """Which finished run with the right key, whole and still valid, stands for a step, or why it has to run.
 
     `upstream` holds the keys of its inputs; `valid` says what speaks against a run, or nothing.
     """
-    wanted = keys.key(name, config, upstream)
+    wanted = session.keys.key(name, config, upstream)
     if fresh:
         return Choice(wanted, None, explain.ASKED)
     faults = []
@@ -120,7 +121,7 @@ def choose(
     if faults:
         return Choice(wanted, None, faults[0])
     known = runs.finished(name, most=explain.COMPARED)
-    return Choice(wanted, None, explain.reason(known, name, config, wanted))
+    return Choice(wanted, None, explain.reason(session.keys, known, name, config, wanted))
 
 
 def _unfinished(run: "Run") -> str:
@@ -150,15 +151,16 @@ def obtain(
 ) -> Result:
     """Reuse a run that stands for a step, or run it, unless somebody else is about to: then wait, and look again."""
     began, label, upstream = time.perf_counter(), label or name, upstream_keys(built)
-    choice = choose(name, config, upstream, valid, fresh)
+    session = launcher.session
+    choice = choose(session, name, config, upstream, valid, fresh)
     if choice.run:
         return reuse(choice.run, choice.told(), launcher, label)
 
     def say(line: str) -> None:
-        command.say(f"{label}: {line}")
+        session.say(f"{label}: {line}")
 
-    with claims.claimed(choice.wanted.digest, launcher.parent.info.run_id, say, launch.pause):
-        choice = choose(name, config, upstream, valid, fresh)
+    with claims.claimed(choice.wanted.digest, launcher.parent.info.run_id, say, session.guard.pause):
+        choice = choose(session, name, config, upstream, valid, fresh)
         if choice.run is None:
             say(choice.told())
             given = {f"{i}_run": run.info.run_id for i, run in built.items()}
@@ -171,7 +173,7 @@ def obtain(
 
 def reuse(run: "Run", told: str, launcher: launch.Launcher, label: str) -> Result:
     """Let a run stand for a step, as told: under the parent appears a nested run that links to it."""
-    command.say(f"{label}: {told}")
+    launcher.session.say(f"{label}: {told}")
     source, parent, client = run.info, launcher.parent, mlflow.MlflowClient()
     tags = {
         MLFLOW_PARENT_RUN_ID: parent.info.run_id,

@@ -1,18 +1,20 @@
 """Train every combination of architectures, encoders, initial weights and seeds on one dataset, and rank them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
-from segpipe.orchestration import chain, driver, launch, plan
+from segpipe.orchestration import chain, driver, plan
+from segpipe.orchestration.launch import Launcher
 from segpipe.orchestration.plan import Asked
-from steps import command
+from segpipe.orchestration.screen import Column, Screen, Table
+from segpipe.orchestration.session import Session
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,16 +58,17 @@ def members(config: Config) -> list[Member]:
     return found
 
 
-def planned(config: Config, asked: Asked) -> Iterator[tuple[str, chain.Choice]]:
+def planned(session: Session, config: Config, asked: Asked) -> Iterator[tuple[str, chain.Choice]]:
     """What would become of the dataset and of each member; nothing is run."""
-    step, dataset = next(plan.plan(config, asked))
+    step, dataset = next(plan.plan(session, config, asked))
     yield step, dataset
     for member in members(config):
-        yield member.name, chain.choose("train", member.config, {step: dataset.key}, fresh=asked.anew("train"))
+        choice = chain.choose(session, "train", member.config, {step: dataset.key}, fresh=asked.anew("train"))
+        yield member.name, choice
 
 
-def run(config: Config, how: launch.How, then: str, asked: Asked) -> None:
-    """Train all members under the active run, show the leaderboard, and go on with the best by validation.
+def run(launcher: Launcher, config: Config, then: str, asked: Asked) -> None:
+    """Train all members below the launcher's run, show the leaderboard, and go on with the best by validation.
 
     Raises InputError where none of them can be trained.
     """
@@ -73,38 +76,37 @@ def run(config: Config, how: launch.How, then: str, asked: Asked) -> None:
 
     began, all_members = time.perf_counter(), members(config)
     results: dict[str, chain.Result] = {}
-    driver.advance(("preprocess",), config, results, how, asked)
+    driver.advance(("preprocess",), config, results, launcher, asked)
     for member in all_members:
         runs.log_text(settings.dump(member.config), member.recipe)
-    trained = dict(zip(all_members, _train(all_members, results, how, config.compare.parallel, asked), strict=True))
+    outcomes = _train(all_members, results, launcher, config.compare.parallel, asked)
+    trained = dict(zip(all_members, outcomes, strict=True))
     board = leaderboard(trained, config)
     _save(board, trained)
-    _show(board)
+    _show(launcher.session.screen, board)
     best, outcome = next((m, o) for m, o in trained.items() if m.name == board["model"].iloc[0])
     if isinstance(outcome, InputError):
         raise InputError(f"none of {len(trained)} models could be trained; {best.name}: {outcome}")
     results["train"] = outcome
     runs.tag(best=best.name, figure=f"best of {len(trained)}: {best.name}, val Dice {board['val_dice'].iloc[0]:.3f}")
-    driver.advance(AFTERWARDS[then], best.config, results, how, asked, best.recipe)
-    driver.table(results, time.perf_counter() - began)
+    driver.advance(AFTERWARDS[then], best.config, results, replace(launcher, recipe=best.recipe), asked)
+    driver.show(launcher.session.screen, results, time.perf_counter() - began)
     if then == "promote":
-        driver.champion(config.registry.model_name)
+        driver.show_champion(launcher.session.screen, config.registry.model_name)
 
 
 def _train(
-    all_members: list[Member], results: dict[str, chain.Result], how: launch.How, parallel: int, asked: Asked
+    all_members: list[Member], results: dict[str, chain.Result], launcher: Launcher, parallel: int, asked: Asked
 ) -> Iterator[chain.Result | InputError]:
     """What became of each member, in order, `parallel` at a time; a failure is a result like any other."""
-    from segpipe.tracking import runs
-
-    inputs, parent = {"preprocess": results["preprocess"].run}, runs.active()
+    inputs = {"preprocess": results["preprocess"].run}
 
     def obtain(member: Member) -> chain.Result | InputError:
-        launcher, fresh = launch.Launcher(parent, how, member.recipe), asked.anew("train")
+        mine, fresh = replace(launcher, recipe=member.recipe), asked.anew("train")
         try:
-            return chain.obtain("train", member.config, inputs, launcher, fresh=fresh, label=member.name)
+            return chain.obtain("train", member.config, inputs, mine, fresh=fresh, label=member.name)
         except InputError as error:
-            command.say(f"{member.name}: {error}")
+            launcher.session.say(f"{member.name}: {error}")
             return error
 
     if parallel == 1:
@@ -194,34 +196,32 @@ def _save(board: "pd.DataFrame", trained: dict[Member, chain.Result | InputError
         training.overlaid(curves, "validation Dice", folder / "curves.png")
 
 
-def _show(board: "pd.DataFrame") -> None:
-    from rich.table import Table
-
-    table = Table(
-        caption="best validation Dice with its 95 % interval over patients, on the same dataset; "
+def _show(screen: Screen, board: "pd.DataFrame") -> None:
+    top = board["val_dice"].max()
+    titles = ("val Dice", "", "epoch", "s/epoch", "parameters", "inference ms")
+    columns = (
+        *(Column("model"), Column("group")),
+        *(Column(title, right=bool(title)) for title in titles),
+        Column("status", wrap=True),
+    )
+    caption = (
+        "best validation Dice with its 95 % interval over patients, on the same dataset; "
         "models that share a letter do not differ significantly"
     )
-    for column in ("model", "group", "val Dice", "", "epoch", "s/epoch", "parameters", "inference ms", "status"):
-        table.add_column(
-            column,
-            no_wrap=column != "status",
-            justify="left" if column in ("model", "group", "", "status") else "right",
-        )
-    top = board["val_dice"].max()
-    for row in board.to_dict("records"):
-        if row["val_dice"] != row["val_dice"]:
-            table.add_row(row["model"], *[""] * 7, row["status"])
-            continue
-        bar = "\u2588" * round(BAR * row["val_dice"] / top) if top else ""
-        table.add_row(
-            row["model"],
-            row["group"],
-            f"{row['val_dice']:.4f} [{row['val_dice_ci_low']:.3f}, {row['val_dice_ci_high']:.3f}]",
-            bar,
-            f"{row['best_epoch'] + 1:.0f}",
-            f"{row['seconds_per_epoch']:.1f}",
-            f"{row['parameters'] / 1e6:.2f} M",
-            f"{row['inference_ms']:.1f}",
-            row["status"],
-        )
-    command.console().print(table)
+    screen.show(Table(columns, [_row(row, top) for row in board.to_dict("records")], caption=caption))
+
+
+def _row(row: Mapping[Any, Any], top: float) -> tuple[str, ...]:
+    if row["val_dice"] != row["val_dice"]:
+        return (row["model"], *[""] * 7, row["status"])
+    return (
+        row["model"],
+        row["group"],
+        f"{row['val_dice']:.4f} [{row['val_dice_ci_low']:.3f}, {row['val_dice_ci_high']:.3f}]",
+        "\u2588" * round(BAR * row["val_dice"] / top) if top else "",
+        f"{row['best_epoch'] + 1:.0f}",
+        f"{row['seconds_per_epoch']:.1f}",
+        f"{row['parameters'] / 1e6:.2f} M",
+        f"{row['inference_ms']:.1f}",
+        row["status"],
+    )

@@ -4,23 +4,24 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
-from steps import command
+from segpipe.orchestration.screen import Column, Screen, Table
 
 if TYPE_CHECKING:
     from segpipe.evaluation.gate import Decision
 
+DECISION = ("comparison", "value", "asked", "passed", "95 % interval", "p")
+HISTORY = ("", "when (UTC)", "version", "how", "by", "why", "test Dice [95 %]")
 
-def show(decision: "Decision", figure: str) -> str:
-    """Print every demand of the gate with its numbers, and what came of them, which is returned."""
+
+def show(screen: Screen, decision: "Decision", figure: str) -> str:
+    """Show every demand of the gate with its numbers, and what came of them, which is returned."""
     rows = [
         (c.name, number(c.value), number(c.required), "yes" if c.passed else "NO", span(c.low, c.high), share(c.p))
         for c in decision.comparisons
     ]
     if rows:
-        table(("comparison", "value", "asked", "passed", "95 % interval", "p"), rows)
-    command.say(figure)
+        screen.show(_table(DECISION, rows))
+    screen.say(figure)
     return figure
 
 
@@ -39,8 +40,20 @@ def share(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else ""
 
 
-def show_history(name: str) -> None:
-    """Print who was champion when, how it came, through whom and why; the current one has a star."""
+def carry_out(screen: Screen, action: str, name: str, number: str, by: str) -> None:
+    """Do what a person asks of a registered model, approve, rollback or history, and tell what came of it."""
+    from segpipe.registry import champions
+
+    if action == "history":
+        show_history(screen, name)
+    elif action == "approve":
+        screen.say(champions.approve(name, number, by, screen.say))
+    else:
+        screen.say(champions.rollback(name, by, screen.say))
+
+
+def show_history(screen: Screen, name: str) -> None:
+    """Show who was champion when, how it came, through whom and why; the current one has a star."""
     from segpipe.registry import champions, record
 
     moves, champion = record.history(name), champions.number(champions.holder(name))
@@ -51,19 +64,10 @@ def show_history(name: str) -> None:
         star = "*" if place == len(moves) and move.version == champion else ""
         measured = f"{share(dice)} {span(low, high)}".strip() if tags else "deleted"
         rows.append((star, f"{move.at[:19]}Z", move.version, move.how, move.by, move.why, measured))
-    table(("", "when (UTC)", "version", "how", "by", "why", "test Dice [95 %]"), rows)
+    screen.show(_table(HISTORY, rows))
     if champion and (not moves or moves[-1].version != champion):
-        click.echo(f"The champion is version {champion}; the record gets it with the next register.")
+        screen.answer(f"The champion is version {champion}; the record gets it with the next register.")
 
 
-def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    drawn = Table()
-    for column in columns:
-        drawn.add_column(column, overflow="fold")
-    for row in rows:
-        drawn.add_row(*map(escape, row))
-    command.console().print(drawn)
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    return Table([Column(title, wrap=True) for title in titles], rows)

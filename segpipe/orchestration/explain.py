@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.orchestration import keys
-from segpipe.orchestration.keys import Key
+from segpipe.orchestration.keys import Key, Keys
 from segpipe.tracking import artifacts, run_tags, runs
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ NEVER, ASKED = "it has not run before", "it was asked for"
 Files = Mapping[str, str]
 
 
-def reason(runs: "list[Run]", name: str, config: Config, wanted: Key) -> str:
+def reason(made: Keys, runs: "list[Run]", name: str, config: Config, wanted: Key) -> str:
     """Why a step runs although it has finished `runs`: what differs from the one that comes nearest."""
     if not runs:
         return NEVER
     nearest = min(runs, key=lambda run: distance(run, config, wanted))
-    return ", ".join(differences(nearest, config, wanted, json.loads(keys.made_of(name, config)))) or ASKED
+    return ", ".join(differences(nearest, config, wanted, json.loads(made.made_of(name, config)))) or ASKED
 
 
 def recorded(run: "Run") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The chain as a table, and the key that decides whether a step has to run."""
+"""The key that decides whether a step has to run."""
 
 import json
 import platform
@@ -9,8 +9,10 @@ from pathlib import Path
 from segpipe.config.sections import Config
 from segpipe.data import raw
 from segpipe.errors import InputError
-from segpipe.files import code_closure, hashes, project
-from steps import command
+from segpipe.files import hashes, project
+from segpipe.files.code_closure import Code
+from segpipe.orchestration.screen import Screen
+from segpipe.orchestration.step_table import STEPS
 
 MADE_OF = "config/made_of.json"
 SECTION, RESULT = "config ", "result of "
@@ -18,37 +20,14 @@ CODE, REQUIREMENTS, PYTHON, RAW = "code", "requirements", "python", "raw data"
 
 # Where things are and how many work on them: the result is the same.
 WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_restarts")
-# What finds, reuses, starts, watches and logs steps: the result is the same.
-AROUND = (
-    "segpipe.orchestration.chain",
-    "segpipe.orchestration.keys",
-    "segpipe.runtime.signals",
-    "segpipe.orchestration.step_log",
-    "segpipe.orchestration.orphans",
+# Knobs that came after keys had been made, with the value at which all is as before: a key leaves them out then.
+AS_BEFORE: Mapping[str, object] = {}
+# What only words, shows, finds, starts and records: the result is the same. What a config says is in the key itself.
+WITHOUT_EFFECT_ON_RESULTS = (
+    *("segpipe.errors", "segpipe.config", "segpipe.files", "segpipe.plots", "segpipe.tracking", "segpipe.recording"),
+    *("segpipe.serving", "segpipe.registry", "segpipe.server", "segpipe.prediction", "segpipe.orchestration"),
+    *("segpipe.runtime.processes", "segpipe.runtime.signals", "segpipe.evaluation.report", "segpipe.evaluation.card"),
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One row: its name is its entry point and its module; `sections` are the config it reads, `output` the folder of
-    artifacts that must be whole for its run to be reused.
-    """
-
-    name: str
-    sections: tuple[str, ...]
-    inputs: tuple[str, ...]
-    output: str
-
-
-STEPS = {
-    step.name: step
-    for step in (
-        Step("preprocess", ("data", "preprocess", "split", "seed"), (), "dataset"),
-        Step("train", ("model", "loss", "augment", "train", "seed"), ("preprocess",), "final_model"),
-        Step("evaluate", ("evaluate", "registry", "card", "seed"), ("preprocess", "train"), "evaluation"),
-        Step("register", ("gate", "registry"), ("preprocess", "evaluate"), "register"),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -65,56 +44,75 @@ class Key:
         return json.dumps(self.parts)
 
 
-def key(name: str, config: Config, inputs: Mapping[str, str]) -> Key:
-    """The key of a step for a config and the keys of its inputs.
+class Keys:
+    """Makes the keys of a command's steps: the code is parsed once, and `screen` shows the reading of raw data."""
 
-    Raises InputError where raw data, or a file of weights, is missing, for the step that reads it.
+    def __init__(self, screen: Screen, code: Code | None = None) -> None:
+        self.screen, self.code = screen, code or Code()
+
+    def key(self, name: str, config: Config, inputs: Mapping[str, str]) -> Key:
+        """The key of a step for a config and the keys of its inputs.
+
+        Raises InputError where raw data, or a file of weights, is missing, for the step that reads it.
+        """
+        step = STEPS[name]
+        parts = {SECTION + section: digest for section, digest in section_digests(step.sections, config).items()}
+        parts |= self.made_with(name)
+        parts |= {RESULT + upstream: digest[:16] for upstream, digest in inputs.items()}
+        if "data" in step.sections:
+            parts[RAW] = raw.digest(self._raw_files(config))
+        if "model" in step.sections and config.model.initialisation == "file":
+            parts["initial weights"] = _hash_weights(Path(config.model.encoder_weights))
+        return Key(parts)
+
+    def made_with(self, name: str) -> dict[str, str]:
+        """The parts of a step's key that are this checkout's and this interpreter's, whatever the config."""
+        return {
+            CODE: hashes.of_json(self.deciding(name))[:16],
+            REQUIREMENTS: hashes.digest([project.REQUIREMENTS])[:16],
+            PYTHON: ".".join(platform.python_version_tuple()[:2]),
+        }
+
+    def deciding(self, name: str) -> dict[str, str]:
+        """The project's files that decide a step's result, each with a digest of what it does."""
+        return self.code.meanings(self.code.closure(STEPS[name].code, WITHOUT_EFFECT_ON_RESULTS))
+
+    def made_of(self, name: str, config: Config) -> str:
+        """What stands behind the digests in a step's key, as JSON: each source file with a digest of what it does, each
+        raw file with its SHA-256, each requirement with its version.
+        """
+        raw_files = self._raw_files(config) if "data" in STEPS[name].sections else {}
+        parts = {CODE: self.deciding(name), REQUIREMENTS: project.requirements(), RAW: raw_files}
+        return json.dumps(parts, indent=1)
+
+    def _raw_files(self, config: Config) -> dict[str, str]:
+        return raw.files(config.data, self.screen.progress("raw data"))
+
+
+def section_digests(
+    sections: tuple[str, ...], config: Config, as_before: Mapping[str, object] = AS_BEFORE
+) -> dict[str, str]:
+    """A digest (16 hex digits) for each section of a config, of the knobs that have an effect. A section whose knobs
+    all are `as_before` has none.
     """
-    step = STEPS[name]
-    values = config.model_dump(mode="json", include=set(step.sections))
-    for knob in WITHOUT_EFFECT:
-        section, _, field = knob.partition(".")
-        values.get(section, {}).pop(field, None)
+    values = config.model_dump(mode="json", include=set(sections))
     if "model" in values:
         values["model"]["encoder_weights"] = config.model.initialisation
-    parts = {SECTION + section: hashes.of_json(values[section])[:16] for section in step.sections}
-    parts |= made_with(name)
-    parts |= {RESULT + upstream: digest[:16] for upstream, digest in inputs.items()}
-    if "data" in step.sections:
-        parts[RAW] = raw.digest(_raw_files(config))
-    if "model" in step.sections and config.model.initialisation == "file":
-        parts["initial weights"] = _file(Path(config.model.encoder_weights))
-    return Key(parts)
+    digests = {}
+    for section in sections:
+        found = values[section]
+        if isinstance(found, dict):
+            found = {knob: value for knob, value in found.items() if _counts(f"{section}.{knob}", value, as_before)}
+        if found != {}:
+            digests[section] = hashes.of_json(found)[:16]
+    return digests
 
 
-def made_with(name: str) -> dict[str, str]:
-    """The parts of a step's key that are this checkout's and this interpreter's, whatever the config."""
-    return {
-        CODE: hashes.digest(code(name))[:16],
-        REQUIREMENTS: hashes.digest([project.REQUIREMENTS])[:16],
-        PYTHON: ".".join(platform.python_version_tuple()[:2]),
-    }
+def _counts(knob: str, value: object, as_before: Mapping[str, object]) -> bool:
+    return knob not in WITHOUT_EFFECT and not (knob in as_before and as_before[knob] == value)
 
 
-def code(name: str) -> list[Path]:
-    """The project's files that a step can import to do its work."""
-    return code_closure.closure([f"steps.{name}"], AROUND)
-
-
-def made_of(name: str, config: Config) -> str:
-    """What stands behind the digests in a step's key, as JSON: each source file and raw file with its SHA-256, each
-    requirement with its version.
-    """
-    files = {path.relative_to(project.PROJECT).as_posix(): hashes.sha256(path) for path in code(name)}
-    raw_files = _raw_files(config) if "data" in STEPS[name].sections else {}
-    return json.dumps({CODE: files, REQUIREMENTS: project.requirements(), RAW: raw_files}, indent=1)
-
-
-def _raw_files(config: Config) -> dict[str, str]:
-    return raw.files(config.data, command.progress("raw data"))
-
-
-def _file(path: Path) -> str:
+def _hash_weights(path: Path) -> str:
     try:
         return hashes.sha256(path)[:16]
     except OSError as error:

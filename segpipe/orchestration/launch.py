@@ -3,7 +3,6 @@ and what becomes of it when the driver is asked to stop.
 """
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -12,19 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import click
+from typing import TYPE_CHECKING, cast
 
 from segpipe.errors import InputError, one_line
 from segpipe.files import project
 from segpipe.orchestration import backends, step_log
-from segpipe.runtime import processes, signals
+from segpipe.orchestration.session import Session
+from segpipe.runtime import processes
 from segpipe.runtime.signals import Guard, Interrupted
 from segpipe.tracking import artifacts, connection, run_tags, runs
-from steps import command
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -32,22 +28,21 @@ if TYPE_CHECKING:
 GRACE = 8.0  # seconds that a step has to end when it is asked to
 PAUSE = 5.0  # seconds before a step is tried again
 ATTEMPT = "segpipe.attempt"
-SIGNALLED = re.compile(r"interrupted \((SIG\w+)\)")  # what Interrupted says
 SILENT = "its process ended without a word (killed, or out of memory)"
 
-_guards: list[Guard] = []
+Perform = Callable[[str, list[str], Session], None]
 
 
 @dataclass(frozen=True)
 class How:
-    """How steps are run: the environment and backend of MLflow Projects, or in this process; by step, how many seconds
-    it may take and how often it is tried again.
+    """How steps are run: the environment and backend of MLflow Projects, or in this process, by a function that takes a
+    step's name and arguments; by step, how many seconds it may take and how often it is tried again.
     """
 
     env_manager: str = "local"
     backend: str = "local"
     backend_config: str = ""
-    in_process: bool = False
+    in_process: Perform | None = None
     timeout: Mapping[str, float] = field(default_factory=dict)
     retries: Mapping[str, int] = field(default_factory=dict)
 
@@ -67,44 +62,14 @@ class How:
 
 @dataclass(frozen=True)
 class Launcher:
-    """How a step that has to run is started: below which run, how, and with which of that run's artifacts as its
-    config.
+    """How a step that has to run is started: for whom, below which run, how, and with which of that run's artifacts as
+    its config.
     """
 
+    session: Session
     parent: "Run"
     how: How = How()
     recipe: str = runs.CONFIG
-
-
-@contextmanager
-def guarded() -> Iterator[Guard]:
-    """Around all that a driver does, in the main thread: a signal ends the steps under way, then each `launch` raises
-    Interrupted, and no further one starts; with no step under way it raises at once.
-    """
-    if _guards or not _in_main_thread():
-        yield _guards[0] if _guards else Guard()
-        return
-    _guards.append(guard := Guard())
-    try:
-        with signals.forwarding(guard.ask):
-            yield guard
-    finally:
-        _guards.remove(guard)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def pause(seconds: float) -> None:
-    """Sleep, in any thread. Raises Interrupted as soon as the driver is asked to stop."""
-    until = time.monotonic() + seconds
-    while True:
-        for guard in _guards:
-            guard.check()
-        if (left := until - time.monotonic()) <= 0:
-            return
-        time.sleep(min(left, processes.TICK))
 
 
 @dataclass
@@ -114,10 +79,14 @@ class Attempt:
     name: str
     parameters: dict[str, str]
     launcher: Launcher
-    guard: Guard
     tags: dict[str, str]
     overdue: bool = False
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def guard(self) -> Guard:
+        """What knows whether the driver is asked to stop."""
+        return self.launcher.session.guard
 
     @property
     def seconds(self) -> float:
@@ -126,7 +95,7 @@ class Attempt:
 
     def over(self) -> bool:
         """Whether it has to end: the driver is asked to stop, or its time is over."""
-        if self.guard.number is not None:
+        if self.guard.number:
             return True
         self.overdue = self.overdue or time.monotonic() - self.began > self.seconds
         return self.overdue
@@ -159,26 +128,27 @@ def launch(name: str, parameters: dict[str, str], launcher: Launcher, because: s
     """
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
 
-    if launcher.how.in_process and not _in_main_thread():
+    if launcher.how.in_process and threading.current_thread() is not threading.main_thread():
         raise InputError("--in-process runs one step after the other; set compare.parallel 1")
     parent, attempts = launcher.parent.info, 1 + launcher.how.retries.get(name, 1)
     given = {"config": f"runs:/{parent.run_id}/{launcher.recipe}", **parameters}
     tags = {MLFLOW_PARENT_RUN_ID: parent.run_id, MLFLOW_PROJECT_ENTRY_POINT: name}
     tags |= {run_tags.STEP: name, run_tags.BECAUSE: because}
-    with guarded() as guard:
+    guard, say = launcher.session.guard, launcher.session.say
+    with guard.watching():
         for number in range(1, attempts + 1):
             counted = {ATTEMPT: str(number)} if number > 1 else {}
             with guard.launching():
-                run, reason = _run(Attempt(name, given, launcher, guard, tags | counted))
+                run, reason = _run(Attempt(name, given, launcher, tags | counted))
             if run.info.status == "FINISHED":
                 return run
             told = f"{name} failed ({connection.link(run)}): {reason}"
             if run_tags.PASSING not in run.data.tags or number == attempts:
                 break
-            command.say(f"{told}; that can pass: attempt {number + 1} in {PAUSE:.0f} s")
-            pause(PAUSE)
+            say(f"{told}; that can pass: attempt {number + 1} in {PAUSE:.0f} s")
+            guard.pause(PAUSE)
     for line in step_log.tail(run):
-        command.say(f"  | {line}")
+        say(f"  | {line}")
     raise InputError(told)
 
 
@@ -247,35 +217,27 @@ def _end(attempt: Attempt, run_id: str, done: threading.Event) -> None:
     while not done.wait(processes.TICK):
         left = max(0.0, until - time.monotonic())
         processes.end(processes.of_run(run_id), left)
-        if not left and attempt.guard.number is not None:
+        if not left and attempt.guard.number:
             processes.end(processes.below(), 0.0)
 
 
 def _in_process(attempt: Attempt, run_id: str) -> str:
-    """Run a step's own command in this process; why it failed, as far as the step itself has not said it."""
-    command: click.Command = import_module(f"steps.{attempt.name}").main
+    """Run a step in this process; why it failed, as far as the step itself has not said it."""
+    session, how = attempt.launcher.session, attempt.launcher.how
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in attempt.parameters.items()]
     os.environ[processes.RUN] = run_id
-    guard, why = attempt.guard, SILENT
+    guard, why = session.guard, SILENT
     try:
-        with (
-            attempt.watched(_raise_sigterm),
-            guard.working(),
-            chdir(project.PROJECT),
-            command.make_context(attempt.name, arguments) as context,
-        ):
-            command.invoke(context)
+        with attempt.watched(_raise_sigterm), guard.working(), chdir(project.PROJECT):
+            cast(Perform, how.in_process)(attempt.name, arguments, session)
     except Interrupted as error:
         guard.number = error.number
-    except click.ClickException as error:
-        why = error.format_message()
     except Exception as error:  # a step of its own process would tell it in a line as well
         why = one_line(error)
     finally:
         os.environ.pop(processes.RUN, None)
     if attempt.overdue:
-        guard.number = None
-        signals.again()
+        guard.forget()
     return why
 
 
@@ -297,16 +259,16 @@ def _conclude(attempt: Attempt, run_id: str, why: str) -> "tuple[Run, str]":
     if reason == SILENT:
         artifacts.sweep(run.info.artifact_uri)
     if run.info.status != "FINISHED":
-        signalled = SIGNALLED.fullmatch(reason)  # MLflow makes the run of a process that ends with an error FAILED
-        if signalled and guard.number is None and not attempt.overdue:
-            guard.number = signal.Signals[signalled[1]]
+        signalled = run.data.tags.get(run_tags.SIGNAL, "")  # MLflow makes the run of a process with an error FAILED
+        if signalled and not guard.number and not attempt.overdue:
+            guard.number = signal.Signals[signalled]
         if attempt.overdue:
             told = f"{attempt.name} took longer than driver.timeout {attempt.name}={attempt.seconds:g} (seconds)"
             reason = f"{told}; allow it more, or start again: it goes on from where it was"
-        elif guard.number is not None and not signalled:
+        elif guard.number and not signalled:
             reason = str(Interrupted(guard.number))
         client.set_tag(run.info.run_id, run_tags.REASON, reason)
-        client.set_terminated(run.info.run_id, "FAILED" if guard.number is None else "KILLED")
+        client.set_terminated(run.info.run_id, "KILLED" if guard.number else "FAILED")
         run = client.get_run(run.info.run_id)
     guard.check()
     return run, reason

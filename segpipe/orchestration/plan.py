@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
-from segpipe.orchestration import chain, explain, keys
-from segpipe.orchestration.keys import STEPS, Key
+from segpipe.orchestration import chain, explain
+from segpipe.orchestration.keys import Key
+from segpipe.orchestration.session import Session
+from segpipe.orchestration.step_table import STEPS
 from segpipe.registry import champions
 from segpipe.tracking import run_tags, runs
 
@@ -48,16 +50,16 @@ def before(step: str) -> tuple[str, ...]:
     return tuple(STEPS)[: list(STEPS).index(step)]
 
 
-def plan(config: Config, asked: Asked) -> Iterator[tuple[str, chain.Choice]]:
+def plan(session: Session, config: Config, asked: Asked) -> Iterator[tuple[str, chain.Choice]]:
     """What would become of each step; nothing is run. Raises InputError as `taken` does."""
     known: dict[str, str] = {}
-    kept = taken(config, asked.start)
+    kept = taken(session, config, asked.start)
     for step in asked.names:
         upstream = {i: known[i] for i in STEPS[step].inputs}
         if step in kept:
             choice = kept[step]
         else:
-            choice = chain.choose(step, config, upstream, validity(step, config), asked.anew(step))
+            choice = chain.choose(session, step, config, upstream, validity(step, config), asked.anew(step))
         known[step] = choice.key
         yield step, choice
 
@@ -73,16 +75,17 @@ def validity(step: str, config: Config) -> chain.Valid:
     return still_champion if step == "register" else chain.always
 
 
-def taken(config: Config, start: str) -> dict[str, chain.Choice]:
+def taken(session: Session, config: Config, start: str) -> dict[str, chain.Choice]:
     """The runs that the steps before `start` are taken from as they are: the newest that fit together, are whole and
     were made with this config from this raw data, whatever became of the code since. Raises InputError where there are
     none.
     """
     earlier = before(start) if start else ()
-    wanted = [_Wanted(step, keys.key(step, config, {}), json.loads(keys.made_of(step, config))) for step in earlier]
+    made = session.keys
+    wanted = [_Wanted(step, made.key(step, config, {}), json.loads(made.made_of(step, config))) for step in earlier]
     faults = []
     for last in runs.finished(earlier[-1], most=explain.COMPARED) if earlier else ():
-        kept, fault = _together(last, config, wanted)
+        kept, fault = _together(session, last, config, wanted)
         if not fault:
             return kept
         faults.append(f" ({fault})")
@@ -100,7 +103,9 @@ class _Wanted(NamedTuple):
     now: "Mapping[str, explain.Files]"
 
 
-def _together(last: "Run", config: Config, wanted: list[_Wanted]) -> tuple[dict[str, chain.Choice], str]:
+def _together(
+    session: Session, last: "Run", config: Config, wanted: list[_Wanted]
+) -> tuple[dict[str, chain.Choice], str]:
     """A run of the last of some steps, with those of the others that it was built on; and what speaks against one, in
     words.
     """
@@ -110,7 +115,9 @@ def _together(last: "Run", config: Config, wanted: list[_Wanted]) -> tuple[dict[
             run = runs.upstream(last.data.tags.get(run_tags.INPUT + step, ""), step) if kept else last
         except InputError as error:
             return {}, str(error)
-        essential = {part: key.parts[part] for part in explain.changed(run, key) if part not in keys.made_with(step)}
+        essential = {
+            part: key.parts[part] for part in explain.changed(run, key) if part not in session.keys.made_with(step)
+        }
         fault = ", ".join(explain.differences(run, config, Key(essential), now)) or chain.damage(step, run)
         if fault:
             return {}, f"{step} run {run.info.run_id}: {fault}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
-from steps import command
+from segpipe.orchestration.screen import Screen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from segpipe.tracking.one_at_a_time import Contender
 
 EVALUATION = "evaluation"
+DRY_RUN = "register --dry-run"  # the step that its run is tagged with: no later register is replaced by it
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,37 @@ class Challenger:
         return cls(preprocess, evaluate, model_id, cases, footprint, tags, card)
 
 
-def compare(challenger: Challenger, champion: "ModelVersion | None", config: Config) -> "Decision":
+def register(screen: Screen, config: Config, challenger: Challenger, dry_run: bool, by: str) -> str:
+    """Compare a challenger with the champion until the registry has stood still meanwhile, move what the decision says,
+    and show it; the key figure. With `dry_run` nothing moves.
+    """
+    from segpipe.orchestration import decisions
+    from segpipe.registry import champions, lock
+    from segpipe.tracking import runs
+
+    name = config.registry.model_name
+    if dry_run:
+        runs.tag(step=DRY_RUN)
+    else:
+        champions.exist(name)
+    while True:
+        champion = champions.holder(name)
+        decision = compare(screen, challenger, champion, config)
+        if dry_run:
+            decision = champions.withheld(decision, champions.find(name, challenger.model_id))
+            would_be = told(decision, config, "")
+            return decisions.show(screen, decision, f"dry run, nothing moved; it would be {would_be}")
+        with lock.turn(name, screen.say) as turn:
+            if champions.number(champions.holder(name)) == champions.number(champion):
+                decision, version = carry_out(turn, challenger, champion, decision, config, by)
+                break
+        screen.say("another version became champion meanwhile: comparing with that one")
+    report(challenger, version)
+    runs.tag(champion=champions.number(champions.holder(name)))
+    return decisions.show(screen, decision, told(decision, config, champions.number(version)))
+
+
+def compare(screen: Screen, challenger: Challenger, champion: "ModelVersion | None", config: Config) -> "Decision":
     """The gate's decision about a challenger and today's champion, which is measured first where that is needed."""
     from segpipe.evaluation import gate
     from segpipe.orchestration import champion_cases
@@ -61,7 +92,7 @@ def compare(challenger: Challenger, champion: "ModelVersion | None", config: Con
         known = champions.find(champion.name, challenger.model_id)
         if known is not None and known.version == champion.version:
             return gate.Decision(False, champions.CHAMPION, (f"version {champion.version} is the champion already",))
-        rival = champion_cases.cases_of(champion, challenger.preprocess, config, command.progress("champion"))
+        rival = champion_cases.cases_of(champion, challenger.preprocess, config, screen.progress("champion"))
     knobs = config.evaluate
     return gate.decide(
         challenger.cases,

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,8 +13,10 @@ from segpipe.config.sections import Config
 from segpipe.errors import InputError
 from segpipe.files import hashes, project
 from segpipe.orchestration import chain, explain, keys, launch
+from segpipe.orchestration.screen import Column, Screen, Table
+from segpipe.orchestration.session import Session
+from segpipe.orchestration.step_table import STEPS
 from segpipe.tracking import artifacts, lineage, run_tags, runs
-from steps import command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,22 +76,26 @@ def _within(pair: Pair, tolerance: float) -> bool:
     return abs(pair.difference) <= tolerance * max(1.0, abs(float(pair.recorded)))
 
 
-def run(uri: str, how: launch.How, tolerance: float, root: str | None, experiment: str | None) -> None:
+def run(
+    session: Session, uri: str, how: launch.How, tolerance: float, root: str | None, experiment: str | None
+) -> None:
     """Reproduce a model below one run of a scratch experiment and show what came of it.
 
     Raises InputError where this checkout, environment or data is not what the model was made from (then nothing has
     run), where a step fails, and where the model is not reproduced.
     """
     made_by = recorded(lineage.of(uri))
-    configs = checked(uri, made_by, {"data.root": root} if root else {})
+    configs = checked(session, uri, made_by, {"data.root": root} if root else {})
     before = {path: artifacts.local(f"runs:/{made_by['evaluate'].info.run_id}/{path}") for path in (SUMMARY, CASES)}
     scratch = runs.scratch(experiment or f"{runs.experiment_of(made_by['train'])}-reproduce")
-    with runs.run("reproduce", configs["train"], scratch), launch.guarded():
+    with runs.run("reproduce", configs["train"], scratch), session.guard.watching():
         runs.tag(reproduces=uri)
-        report = compare(uri, tolerance, made_by, again(made_by, configs, how), before)
+        report = compare(
+            uri, tolerance, made_by, again(launch.Launcher(session, runs.active(), how), made_by, configs), before
+        )
         runs.log_text(report.to_json(), REPORT)
         runs.tag(verdict=report.verdict, figure=report.verdict)
-    table(report)
+    show(session.screen, report)
     if report.verdict == REFUTED:
         raise InputError(f"{uri}: {REFUTED}: a test metric differs by more than --tolerance {tolerance:g}")
 
@@ -107,7 +113,7 @@ def recorded(found: "Lineage") -> "dict[str, Run]":
     return made_by
 
 
-def checked(uri: str, made_by: "dict[str, Run]", moved: dict[str, str]) -> dict[str, Config]:
+def checked(session: Session, uri: str, made_by: "dict[str, Run]", moved: dict[str, str]) -> dict[str, Config]:
     """The config each step is to run with. Raises InputError, after a line for each step that can't be the same here,
     where code, requirements, Python, raw data or config differ.
     """
@@ -115,58 +121,59 @@ def checked(uri: str, made_by: "dict[str, Run]", moved: dict[str, str]) -> dict[
     configs: dict[str, Config] = {}
     refused = []
     for step, made in made_by.items():
-        said = _environment(step, made)
+        said = _environment(session.keys, step, made)
         try:
             recipe = artifacts.local(f"runs:/{made.info.run_id}/{runs.CONFIG}")
             configs[step] = settings.load(recipe, here)
-            inputs = chain.upstream_keys({i: made_by[i] for i in keys.STEPS[step].inputs})
-            wanted = keys.key(step, configs[step], inputs).parts
-            others = {part: value for part, value in wanted.items() if part not in keys.made_with(step)}
-            now = json.loads(keys.made_of(step, configs[step]))
+            inputs = chain.upstream_keys({i: made_by[i] for i in STEPS[step].inputs})
+            wanted = session.keys.key(step, configs[step], inputs).parts
+            others = {part: value for part, value in wanted.items() if part not in session.keys.made_with(step)}
+            now = json.loads(session.keys.made_of(step, configs[step]))
             said += explain.differences(made, configs[step], keys.Key(others), now)
         except InputError as error:
             said.append(str(error))
         if said:
-            command.say(f"{step}: {', '.join(said)}")
+            session.say(f"{step}: {', '.join(said)}")
             refused.append(step)
     if refused:
-        _say_where(made_by["train"])
+        _say_where(session.screen, made_by["train"])
         raise InputError(f"{uri}: {', '.join(refused)} can't be run as recorded in this checkout; nothing was run")
     return configs
 
 
-def _environment(step: str, made: "Run") -> list[str]:
+def _environment(made_here: keys.Keys, step: str, made: "Run") -> list[str]:
     """Which of code, requirements and Python are not those a run was made with."""
     known = json.loads(made.data.tags.get(run_tags.PARTS, "{}"))
-    now = keys.made_with(step)
+    now = made_here.made_with(step)
     return [f"{part} {known.get(part, 'unknown')} -> {now[part]}" for part in now if known.get(part) != now[part]]
 
 
-def _say_where(train: "Run") -> None:
+def _say_where(screen: Screen, train: "Run") -> None:
     """Tell how to get the code a training was made from."""
     commit = train.data.tags.get(lineage.COMMIT)
     if commit is None:
-        command.say("The git commit it was made from is not recorded.")
+        screen.say("The git commit it was made from is not recorded.")
         return
     folder = shlex.quote(f"../{project.PROJECT.name}-{commit[:8]}")
-    command.say(f"It was made from git commit {commit}:\n  git worktree add {folder} {commit}")
+    screen.say(f"It was made from git commit {commit}:\n  git worktree add {folder} {commit}")
     if lineage.tree(train).startswith(lineage.CHANGED):
-        command.say(
+        screen.say(
             f"with changes that were not committed:\n  mlflow artifacts download -r {train.info.run_id} "
             f"-a {lineage.DIFF} -d {folder}\n  git -C {folder} apply {lineage.DIFF}"
         )
 
 
-def again(made_by: "dict[str, Run]", configs: dict[str, Config], how: launch.How) -> "dict[str, Run]":
-    """Run the steps once more below the active run, each on the one before it; nothing is reused."""
+def again(launcher: launch.Launcher, made_by: "dict[str, Run]", configs: dict[str, Config]) -> "dict[str, Run]":
+    """Run the steps once more below the launcher's run, each on the one before it; nothing is reused."""
     done: dict[str, Run] = {}
     for step, config in configs.items():
         recipe = f"reproduction/configs/{step}.yaml"
         runs.log_text(settings.dump(config), recipe)
-        launcher = launch.Launcher(runs.active(), how, recipe)
-        inputs = {f"{i}_run": done[i].info.run_id for i in keys.STEPS[step].inputs}
-        done[step] = launch.launch(step, inputs, launcher, f"it reproduces {made_by[step].info.run_id}")
-        command.say(f"{step}: ran {done[step].info.run_id}")
+        inputs = {f"{i}_run": done[i].info.run_id for i in STEPS[step].inputs}
+        done[step] = launch.launch(
+            step, inputs, replace(launcher, recipe=recipe), f"it reproduces {made_by[step].info.run_id}"
+        )
+        launcher.session.say(f"{step}: ran {done[step].info.run_id}")
     return done
 
 
@@ -259,15 +266,15 @@ def _circumstances(ours: "Run", theirs: "Run") -> dict[str, Pair]:
     return {name: pair for name, pair in pairs.items() if not pair.equal}
 
 
-def table(report: Report) -> None:
-    """Print what was recorded beside what came out, and the verdict."""
-    from rich.table import Table
-
-    shown = Table("", "recorded", "reproduced", "difference", title=report.model, caption=report.verdict)
+def show(screen: Screen, report: Report) -> None:
+    """Show what was recorded beside what came out, and the verdict."""
     rows = {"dataset": report.dataset, "weights": report.weights, **report.metrics, "cases.csv": report.cases}
-    for name, pair in (rows | report.circumstances).items():
-        shown.add_row(name, _text(pair.recorded), _text(pair.reproduced), _difference(pair))
-    command.console().print(shown)
+    columns = [Column(title, wrap=True) for title in ("", "recorded", "reproduced", "difference")]
+    cells = [
+        (name, _text(pair.recorded), _text(pair.reproduced), _difference(pair))
+        for name, pair in (rows | report.circumstances).items()
+    ]
+    screen.show(Table(columns, cells, title=report.model, caption=report.verdict))
 
 
 def _text(value: str | float) -> str:

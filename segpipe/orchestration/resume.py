@@ -9,34 +9,31 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import IO
 
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
+from segpipe.orchestration.session import Session
 from segpipe.recording import artifact_tree, offline
-from steps import command
-
-_held: dict[Path, IO[bytes]] = {}
 
 
-def claim_run(config: Config, key: str, folder: Path) -> Path:
+def claim_run(session: Session, config: Config, key: str, folder: Path) -> Path:
     """The folder of checkpoints, below `folder`, of the run to work on, which is then the active one: an interrupted
     one, as train.resume says, or the one that is active now, which gets its name. Raises InputError where train.resume
     can't be followed.
     """
-    from segpipe.orchestration import step_log
     from segpipe.tracking import runs
 
     active = str(runs.active().info.run_id)
     for run_id in _candidates(config, key, folder):
-        if run_id != active and _claim(folder / run_id):
+        if run_id != active and _claim(session, folder / run_id):
             runs.continue_run(run_id, config.tracking.system_metrics)
-            step_log.follow(run_id)
-            command.say(f"continues run {run_id}")
+            if session.log:
+                session.log.follow(run_id)
+            session.say(f"continues run {run_id}")
             return folder / run_id
     if _mode(config) not in ("auto", "never"):
         raise InputError(f"train.resume={config.train.resume}: that run is at work right now")
-    _claim(folder / active)
+    _claim(session, folder / active)
     runs.name_run(artifact_tree.run_name(config, time.time()))
     return folder / active
 
@@ -63,7 +60,7 @@ def _candidates(config: Config, key: str, folder: Path) -> list[str]:
     return [mode]
 
 
-def claim_folder(config: Config, key: str, outputs: Path) -> Path:
+def claim_folder(session: Session, config: Config, key: str, outputs: Path) -> Path:
     """The folder of a training without MLflow: an interrupted one's, as train.resume says, or a new one."""
     mode = _mode(config)
     known = [] if mode == "never" else offline.unfinished(outputs, key)
@@ -72,28 +69,28 @@ def claim_folder(config: Config, key: str, outputs: Path) -> Path:
         if not known:
             raise InputError(f"train.resume={mode}: no unfinished run of that name and this config in {outputs}")
     for run in known:
-        if _claim(run / offline.RESUME):
-            command.say(f"continues {run}")
+        if _claim(session, run / offline.RESUME):
+            session.say(f"continues {run}")
             return run
     name = artifact_tree.run_name(config, time.time())
     taken = len(list(outputs.glob(f"{name}*")))
     root = outputs / (f"{name}_{taken + 1}" if taken else name)
-    _claim(root / offline.RESUME)
+    _claim(session, root / offline.RESUME)
     return root
 
 
-def _claim(folder: Path) -> bool:
+def _claim(session: Session, folder: Path) -> bool:
     """Take a folder for as long as this process lives; false where another has it."""
-    if folder in _held:
+    if folder in session.claimed:
         return True  # of an attempt in this process, which has failed
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "lock").open("wb")
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_WRONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.close()
+        os.close(lock)
         return False
-    _held[folder] = lock
+    session.claimed[folder] = lock
     return True
 
 

@@ -4,16 +4,14 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
-from segpipe.config.sections import Config
 from segpipe.errors import one_line, redact
 from segpipe.recording import offline
 from segpipe.tracking import artifacts, connection, runs
-from steps import command
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -23,6 +21,8 @@ LARGEST = 1_000_000  # bytes of a log that are kept: its last ones
 TAIL = 10  # lines that are shown where a step fails
 REDRAW = re.compile(r"\r|\x1b\[2K")
 CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.|[\x00-\x08\x0b-\x1f\x7f]")
+
+Say = Callable[[str], None]
 
 
 class Log:
@@ -62,6 +62,10 @@ class Log:
                 self.write("\n")
             return _last(self.path).decode() if self.path.is_file() else ""
 
+    def follow(self, run_id: str) -> None:
+        """Go on in the log of a run that is continued."""
+        self.move(self.path.with_name(f"{run_id}.log"), _stored(run_id))
+
     def move(self, path: Path, before: str) -> None:
         """Go on in another file: after what that has, or where it is not there after the text `before`."""
         with self.lock:
@@ -79,11 +83,8 @@ class Log:
             self.file = None
 
 
-_logs: list[Log] = []
-
-
 class Tee:
-    """stderr, which a log gets as well as long as it is the innermost one."""
+    """stderr, which a log gets as well; inside of another one it takes its place."""
 
     def __init__(self, shown: TextIO, log: Log) -> None:
         self.shown, self.log = shown, log
@@ -93,8 +94,7 @@ class Tee:
 
     def write(self, text: str) -> int:
         """Write to both."""
-        if _logs and _logs[-1] is self.log:
-            self.log.write(text)
+        self.log.write(text)
         return self.shown.write(text)
 
 
@@ -117,53 +117,45 @@ def path(named: str, run_id: str) -> Path:
 
 
 @contextmanager
-def keeping(name: str, config: Config) -> Iterator[None]:
+def keeping(name: str, outputs: str, say: Say) -> Iterator[Log]:
     """Keep what the block writes to stderr, and why it was left, as an artifact of the active run, whatever comes of
-    it. A process that is killed leaves the file.
+    it. A process that is killed leaves the file. `outputs` is tracking.outputs.
     """
-    with joining(config, runs.active().info.run_id) as log:
+    with joining(outputs, runs.active().info.run_id) as log:
         try:
-            yield
+            yield log
         except BaseException as error:
-            log.write(f"segpipe {name}: {command.reason(error)}\n")
+            log.write(f"segpipe {name}: {connection.reason(error)}\n")
             connection.hurry_after(error)
             raise
         finally:
-            _store(log)
+            _store(log, say)
 
 
 @contextmanager
-def joining(config: Config, run_id: str) -> Iterator[Log]:
+def joining(outputs: str, run_id: str) -> Iterator[Log]:
     """Add what the block writes to stderr to the log of a run, which may be another process's."""
-    log = Log(path(config.tracking.outputs, run_id))
-    shown, tee = sys.stderr, cast(TextIO, Tee(sys.stderr, log))
+    log, before = Log(path(outputs, run_id)), sys.stderr
+    tee = cast(TextIO, Tee(getattr(before, "shown", before), log))
     sys.stderr = tee
-    _logs.append(log)
     try:
         yield log
     finally:
-        _logs.remove(log)
         if sys.stderr is tee:
-            sys.stderr = shown
+            sys.stderr = before
         log.close()
 
 
-def _store(log: Log) -> None:
+def _store(log: Log, say: Say) -> None:
     """Hand a log over to the active run. A step's result does not depend on it."""
     try:
         if text := log.text():
             runs.log_text(text, ARTIFACT)
         log.path.unlink(missing_ok=True)
     except Exception as error:
-        command.say(f"(log not stored with the run, it stays in {log.path}: {connection.told(error)})")
+        say(f"(log not stored with the run, it stays in {log.path}: {connection.told(error)})")
     if log.refused:
-        command.say(f"(log not kept from here on: {log.refused})")
-
-
-def follow(run_id: str) -> None:
-    """Go on in the log of a run that is continued."""
-    for log in _logs[-1:]:
-        log.move(log.path.with_name(f"{run_id}.log"), _stored(run_id))
+        say(f"(log not kept from here on: {log.refused})")
 
 
 def tail(run: "Run") -> list[str]:

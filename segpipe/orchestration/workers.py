@@ -8,12 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
+from segpipe.orchestration.screen import Screen
+from segpipe.orchestration.session import Session
 from segpipe.runtime import processes, signals
-from steps import command
 
 if TYPE_CHECKING:
     from segpipe.recording.artifact_tree import Recorder
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 LOST = "another process of this training died"
 FIGURE = "figure.txt"
+FAILED = 1  # exit code of a process that has said why in a line
 GRACE_SECONDS = 6
 
 
@@ -60,7 +60,7 @@ def launch(job: "Job") -> str:
     except ChildFailedError as error:
         causes = {rank: failure for rank, failure in error.failures.items() if failure.message != LOST}
         rank, failure = next(iter(causes.items()), error.get_first_failure())
-        own = failure.exitcode == command.FAILED
+        own = failure.exitcode == FAILED
         told = failure.message if own else f"process {rank} ended with exit code {failure.exitcode}: {failure.message}"
         raise InputError(told) from None
     finally:
@@ -69,7 +69,7 @@ def launch(job: "Job") -> str:
     return (job.checkpoints / FIGURE).read_text(encoding="utf-8")
 
 
-def follow(config: Config) -> None:
+def follow(screen: Screen, config: Config) -> None:
     """Take part in a training whose process 0, started by the same torchrun, records it."""
     from segpipe.runtime import process_group
 
@@ -83,7 +83,7 @@ def follow(config: Config) -> None:
         connection.connect()
         job = job.model_copy(update={"dataset": artifacts.local(job.dataset_uri)})
     try:
-        take_part(job, accelerator, None)
+        take_part(screen, job, accelerator, None)
     except InputError:
         if job.run_id and process_group.lost_one():
             from segpipe.tracking import connection, runs
@@ -93,7 +93,7 @@ def follow(config: Config) -> None:
         raise
 
 
-def take_part(job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
+def take_part(screen: Screen, job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
     """The share that this process has in a training; process 0 has a recorder. Returns the key figure.
 
     Several processes can't stop between two steps of their own accord: an interrupt ends them at once.
@@ -104,9 +104,9 @@ def take_part(job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
     from segpipe.runtime import process_group
     from segpipe.training import engine, trainer
 
-    show: Callable[[EpochReport], None] = reporter(job.config.train.epochs)
+    show: Callable[[EpochReport], None] = reporter(screen, job.config.train.epochs)
     try:
-        return trainer.run(job, Dataset.open(job.dataset), accelerator, recorder, command.say, show, engine.never)
+        return trainer.run(job, Dataset.open(job.dataset), accelerator, recorder, screen.say, show, engine.never)
     except (KeyboardInterrupt, RuntimeError):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the others' death makes torchrun send, amid the clean-up
         if process_group.lost_one():
@@ -114,26 +114,24 @@ def take_part(job: "Job", accelerator: Any, recorder: "Recorder | None") -> str:
         raise
 
 
-def reporter(epochs: int) -> "Callable[[EpochReport], None]":
+def reporter(screen: Screen, epochs: int) -> "Callable[[EpochReport], None]":
     """A callback that shows each epoch, under a bar on a terminal."""
     from segpipe.recording import artifact_tree
 
-    advance = command.progress("train") if sys.stderr.isatty() else None
+    advance = screen.progress("train") if screen.live else None
 
     def report(epoch: "EpochReport") -> None:
         text = artifact_tree.line(epoch, epochs)
         if advance:
             advance(epoch.epoch + 1, epochs, text)
         else:
-            command.say(text)
+            screen.say(text)
 
     return report
 
 
-@click.command(cls=command.Command)
-@click.argument("path", type=click.Path(path_type=Path))
-def main(path: Path) -> None:
-    """One of several processes that `launch` has started, with the job in a file."""
+def work(session: Session, path: Path) -> None:
+    """Be one of several processes that `launch` has started, with the job in a file."""
     from segpipe.recording import offline
     from segpipe.runtime import process_group
     from segpipe.training.trainer import Job
@@ -141,7 +139,7 @@ def main(path: Path) -> None:
     job = Job.model_validate_json(path.read_bytes())
     accelerator = process_group.start(job.config.train)
     if process_group.rank():
-        take_part(job, accelerator, None)
+        take_part(session.screen, job, accelerator, None)
         return
     with ExitStack() as stack:
         recorder: Recorder = offline.FolderRecorder(job.record)
@@ -151,7 +149,7 @@ def main(path: Path) -> None:
             from segpipe.tracking import connection
 
             connection.connect()
-            stack.enter_context(step_log.joining(job.config, job.run_id))
-            recorder = Spool(job.run_id, job.record, command.say)
-        figure = take_part(job, accelerator, recorder)
+            stack.enter_context(step_log.joining(job.config.tracking.outputs, job.run_id))
+            recorder = Spool(job.run_id, job.record, session.say)
+        figure = take_part(session.screen, job, accelerator, recorder)
     (job.checkpoints / FIGURE).write_text(figure, encoding="utf-8")

@@ -66,7 +66,7 @@ def log(weights: Path) -> str:
     inventory.write(weights)
     with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
         code = Path(temporary) / "code"
-        for path in code_closure.closure(["segpipe.serving.model_file"]):
+        for path in code_closure.Code().closure(["segpipe.serving.model_file"]):
             target = code / path.relative_to(project.PROJECT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

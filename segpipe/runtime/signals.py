@@ -1,5 +1,6 @@
 """What a process does when it is asked to stop: SIGINT, SIGTERM, SIGHUP."""
 
+import os
 import signal
 import sys
 import threading
@@ -8,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from segpipe.runtime import processes
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 1.0  # seconds within which a second signal is the same wish: a terminal asks a whole group, the driver once more
-LATER = 0.01  # seconds until an interrupt that was dropped is tried again
+LATER = 0.01  # seconds until a signal that came at a bad moment is sent again
 
-Handler = Callable[[int, FrameType | None], None]
-
-_asked: list[int] = []
+Act = Callable[[int], None]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,192 +26,212 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def install() -> None:
-    """From now on the first signal raises Interrupted in the main thread; later ones are ignored, as what follows is
-    the clean-up. A signal that is ignored (nohup, a shell's background job) stays so.
+class Signals:
+    """How a process answers signals; a command makes one and passes it on. Signals that are ignored when it comes into
+    play (nohup, a shell's background job) stay so.
     """
-    again()
-    _insist()
-    for number in _heeded():
-        signal.signal(number, _when_safe(_raise))
 
+    def __init__(self) -> None:
+        self.asked, self.late = False, 0  # `late` came at a bad moment and is about to be sent again
 
-def ignore() -> None:
-    """The work is done: a signal would only disturb the end of this process. Its children would ignore signals too, so
-    it is for the very end.
-    """
-    for number in NUMBERS:
-        signal.signal(number, signal.SIG_IGN)
+    def install(self) -> None:
+        """From now on the first signal raises Interrupted in the main thread; later ones are ignored, as what follows
+        is the clean-up.
+        """
+        self.asked = False
+        self._answer_with(self._raise)
 
+    def ignore(self) -> None:
+        """The work is done: a signal would only disturb the end of this process. Its children would ignore signals too,
+        so it is for the very end.
+        """
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
 
-def again() -> None:
-    """What was interrupted has been dealt with: the next signal is a first one."""
-    _asked.clear()
+    def forget(self) -> None:
+        """What was interrupted has been dealt with: the next signal is a first one."""
+        self.asked = False
 
+    @contextmanager
+    def stoppable(self) -> Iterator[Callable[[], bool]]:
+        """Inside, the first signal is noted, so that work can stop where it leaves nothing torn; one that comes more
+        than a second later interrupts at once. Yields the question whether to stop.
 
-def _heeded() -> list[signal.Signals]:
-    return [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+        Raises Interrupted after the block where a signal was noted.
+        """
+        noted: list[int] = []
+        since = 0.0
 
+        def note(number: int) -> None:
+            nonlocal since
+            if not noted:
+                noted.append(number)
+                since = time.monotonic()
+            elif time.monotonic() - since > ECHO:
+                self._raise(number)
 
-def _insist() -> None:
-    """Raise an Interrupted once more that Python has dropped, because it came amid the end of an object."""
-    before = sys.unraisablehook
-    if before.__module__ == __name__:
-        return
+        with self._answering_with(note):
+            try:
+                yield lambda: bool(noted)
+            except KeyboardInterrupt as error:
+                if isinstance(error, Interrupted) or not noted:
+                    raise
+        if noted:
+            self.asked = True
+            raise Interrupted(noted[0])
 
-    def hook(dropped: "sys.UnraisableHookArgs") -> None:
-        error = dropped.exc_value
-        if not isinstance(error, Interrupted):
-            before(dropped)
+    @contextmanager
+    def forwarding(self, end: Act) -> Iterator[None]:
+        """Inside, the first signal calls `end` with its number, in the main thread, instead of raising; later ones are
+        ignored, also after the block.
+        """
+
+        def forward(number: int) -> None:
+            if not self.asked:
+                self.asked = True
+                end(number)
+
+        with self._answering_with(forward):
+            yield
+
+    def _raise(self, number: int) -> None:
+        if not self.asked:
+            self.asked = True
+            raise Interrupted(number)
+
+    @contextmanager
+    def _answering_with(self, act: Act) -> Iterator[None]:
+        before = self._answer_with(act)
+        try:
+            yield
+        finally:
+            late, self.late = self.late, 0
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if late:
+                act(late)
+
+    def _answer_with(self, act: Act) -> dict[int, "signal._HANDLER"]:
+        self._insist()
+        heeded = [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+        return {number: signal.signal(number, self._at_a_good_moment(act)) for number in heeded}
+
+    def _insist(self) -> None:
+        """Send a signal once more whose Interrupted Python has dropped, because it came amid the end of an object."""
+        before = sys.unraisablehook
+        if getattr(before, "__self__", None) is self:
             return
-        handler = signal.getsignal(error.number)
-        if callable(handler):
-            again()
-            signal.signal(signal.SIGALRM, lambda _, frame: handler(error.number, frame))
-            signal.setitimer(signal.ITIMER_REAL, LATER)
 
-    sys.unraisablehook = hook
+        def hook(dropped: "sys.UnraisableHookArgs") -> None:
+            if isinstance(dropped.exc_value, Interrupted):
+                self.forget()
+                self._send_later(dropped.exc_value.number)
+            else:
+                before(dropped)
 
+        sys.unraisablehook = hook
 
-def _raise(number: int) -> None:
-    if not _asked:
-        _asked.append(number)
-        raise Interrupted(number)
+    def _at_a_good_moment(self, act: Act) -> Callable[[int, FrameType | None], None]:
+        """A handler that does not act amid what the clean-up needs whole: an exception amid a commit would leave the
+        store locked for as long as this process lives, one amid an import half a package.
+        """
 
-
-def _when_safe(act: Callable[[int], None]) -> Handler:
-    """A handler that waits for the end of what the clean-up needs whole: an exception amid a commit would leave the
-    store locked for as long as this process lives, one amid the import of MLflow half a package.
-    """
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        outermost = _delicate(frame)
-        if outermost is None:
-            act(number)
-            return
-        before = sys.getprofile()
-
-        def left(inner: FrameType, event: str, _: object) -> None:
-            if event == "return" and inner is outermost:
-                sys.setprofile(before)
+        def handle(number: int, frame: FrameType | None) -> None:
+            if _is_delicate(frame):
+                self._send_later(number)
+            else:
                 act(number)
 
-        sys.setprofile(left)
+        return handle
 
-    return handle
+    def _send_later(self, number: int) -> None:
+        self.late = number
+        signal.signal(signal.SIGALRM, self._send)
+        signal.setitimer(signal.ITIMER_REAL, LATER)
+
+    def _send(self, *_: object) -> None:
+        late, self.late = self.late, 0
+        if late:
+            os.kill(os.getpid(), late)
 
 
-def _delicate(frame: FrameType | None) -> FrameType | None:
-    """The outermost of the running functions that must not be torn, with what imports it; None where there is none."""
-    found: FrameType | None = None
-    inner: FrameType | None = None
+def _is_delicate(frame: FrameType | None) -> bool:
+    """Whether a database transaction or an import is under way: sqlalchemy's modules, and those of MLflow that use it,
+    have its name in theirs.
+    """
     while frame is not None:
-        importing = found is not None and found is inner and frame.f_code.co_filename.startswith("<frozen importlib")
-        if importing or _is_delicate(str(frame.f_globals.get("__name__")), frame.f_code.co_name):
-            found = frame
-        inner, frame = frame, frame.f_back
-    return found
-
-
-def _is_delicate(module: str, function: str) -> bool:
-    package = module.partition(".")[0]
-    transaction = (
-        package == "sqlalchemy" or module.startswith("mlflow.store.db.") or module.endswith(".sqlalchemy_store")
-    )
-    return transaction or (function == "<module>" and package == "mlflow")
-
-
-@contextmanager
-def _handling(act: Callable[[int], None]) -> Iterator[None]:
-    _insist()
-    before = {number: signal.signal(number, _when_safe(act)) for number in _heeded()}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
-
-
-@contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Inside, the first signal is noted, so that work can stop where it leaves nothing torn; one that comes more than
-    a second later interrupts at once. Yields the question whether to stop.
-
-    Raises Interrupted after the block where a signal was noted.
-    """
-    noted: list[int] = []
-    since = 0.0
-
-    def note(number: int) -> None:
-        nonlocal since
-        if not noted:
-            noted.append(number)
-            since = time.monotonic()
-        elif time.monotonic() - since > ECHO:
-            _raise(number)
-
-    with _handling(note):
-        try:
-            yield lambda: bool(noted)
-        except KeyboardInterrupt as error:
-            if isinstance(error, Interrupted) or not noted:
-                raise
-    if noted:
-        _asked[:] = noted
-        raise Interrupted(noted[0])
-
-
-@contextmanager
-def forwarding(end: Callable[[int], None]) -> Iterator[None]:
-    """Inside, the first signal calls `end` with its number, in the main thread, instead of raising; later ones are
-    ignored, also after the block.
-    """
-
-    def forward(number: int) -> None:
-        if not _asked:
-            _asked.append(number)
-            end(number)
-
-    with _handling(forward):
-        yield
+        if "sqlalchemy" in str(frame.f_globals.get("__name__")) or "<frozen importlib" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Guard:
     """What a driver knows of the wish to stop: the signal's number, and whether a step is under way."""
 
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.launches, self.inside, self._lock = 0, False, threading.Lock()
+    def __init__(self, signals: Signals) -> None:
+        self.signals, self.number = signals, 0
+        self._watching, self._launches, self._inside, self._lock = False, 0, False, threading.Lock()
 
-    def ask(self, number: int) -> None:
-        """Ask what is under way to end. Raises Interrupted where nothing is."""
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Around all that a driver does, in the main thread: a signal ends the steps under way, then each launch raises
+        Interrupted, and no further one starts; with no step under way it raises at once. Inside of another one, or in
+        another thread, it does nothing.
+        """
+        if self._watching or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._watching = True
+        try:
+            with self.signals.forwarding(self._ask):
+                yield
+        finally:
+            self._watching = False
+
+    def _ask(self, number: int) -> None:
         self.number = number
-        if self.inside or not self.launches:
+        if self._inside or not self._launches:
             raise Interrupted(number)
 
     def check(self) -> None:
         """Raises Interrupted where the driver has been asked to stop."""
-        if self.number is not None:
+        if self.number:
             raise Interrupted(self.number)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, in any thread. Raises Interrupted as soon as the driver is asked to stop."""
+        until = time.monotonic() + seconds
+        while True:
+            self.check()
+            if (left := until - time.monotonic()) <= 0:
+                return
+            time.sleep(min(left, processes.TICK))
 
     @contextmanager
     def launching(self) -> Iterator[None]:
         """Inside, a signal does not raise: whoever is inside watches `number`."""
         with self._lock:
-            self.launches += 1
+            self._launches += 1
         try:
             self.check()
             yield
         finally:
             with self._lock:
-                self.launches -= 1
+                self._launches -= 1
 
     @contextmanager
     def working(self) -> Iterator[None]:
         """Inside, a signal does raise: a step is at work in this thread."""
         try:
-            self.inside = True
+            self._inside = True
             self.check()
             yield
         finally:
-            self.inside = False
+            self._inside = False
+
+    def forget(self) -> None:
+        """What ended was one step, not the driver."""
+        self.number = 0
+        self.signals.forget()

@@ -1,5 +1,6 @@
 """The tracking store: where it is, how long it is waited for, and what its errors mean. MLflow is imported late."""
 
+import getpass
 import logging
 import os
 import sqlite3
@@ -85,6 +86,14 @@ def connect() -> None:
         mlflow.MlflowClient().search_experiments(max_results=1)
     except Exception as error:
         raise InputError(f"tracking store {redact(uri)} does not answer: {told(error)}") from None
+
+
+def user() -> str:
+    """The name of who runs this, on the server or else on this machine, or its number where it has none."""
+    try:
+        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _make(path: Path) -> None:
@@ -197,3 +206,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
+
+
+def reason(error: BaseException) -> str:
+    """Why a command ends, as a line."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {told(error)}"

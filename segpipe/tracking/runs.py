@@ -1,6 +1,7 @@
 """Everything segpipe does with MLflow Tracking: runs, their artifacts and logged models."""
 
 import os
+import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +25,7 @@ from segpipe.config.sections import Config
 from segpipe.errors import InputError, one_line, redact
 from segpipe.files import hashes
 from segpipe.runtime import processes
+from segpipe.runtime.signals import Interrupted
 
 CONFIG = "config/resolved.yaml"
 PARAMS_PER_CALL, LONGEST_PARAM = 100, 6000
@@ -141,6 +143,8 @@ def _break_off(error: BaseException) -> None:
     """
     killed = isinstance(error, KeyboardInterrupt)
     tags = {run_tags.REASON: (str(error) or "interrupted") if killed else connection.told(error)}
+    if isinstance(error, Interrupted):
+        tags[run_tags.SIGNAL] = signal.Signals(error.number).name
     if not killed and connection.passing(error):
         tags[run_tags.PASSING] = "true"
     connection.hurry_after(error)
@@ -196,7 +200,7 @@ def continue_run(run_id: str, system_metrics: bool) -> None:
     tags = {run_tags.RESUMED: str(int(earlier.get(run_tags.RESUMED, "0")) + 1), **processes.here()}
     _claim(run_id, tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {}))
     mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None, log_system_metrics=system_metrics)
-    for outdated in {run_tags.REASON, run_tags.PASSING} & earlier.keys():
+    for outdated in {run_tags.REASON, run_tags.PASSING, run_tags.SIGNAL} & earlier.keys():
         client.delete_tag(run_id, outdated)
     client.delete_run(opened.info.run_id)
 
@@ -241,6 +245,8 @@ def end_given_run(error: BaseException, reason: str) -> None:
     connection.connect()
     if connection.passing(error):
         MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], run_tags.PASSING, "true")
+    if isinstance(error, Interrupted):
+        MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], run_tags.SIGNAL, signal.Signals(error.number).name)
     end(os.environ["MLFLOW_RUN_ID"], "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason)
 
 

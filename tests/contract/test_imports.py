@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segpipe.files import code_closure
+from segpipe.files.code_closure import Code
 from segpipe.files.project import PROJECT
 
 ORDER = (
@@ -17,11 +17,11 @@ ORDER = (
     *("tracking", "serving", "recording", "training", "registry", "server", "prediction", "orchestration"),
 )
 CONFINED = {
-    "click": ("steps", "pipeline", "segpipe.orchestration"),
-    "rich": ("steps", "pipeline", "segpipe.orchestration"),
+    "click": ("steps", "pipeline"),
+    "rich": ("steps.lineage_tree", "steps.terminal"),
     "mlflow": (
         *(f"segpipe.{name}" for name in ("tracking", "serving", "registry", "server", "orchestration")),
-        *("segpipe.recording.logged_models", "segpipe.recording.spool", "steps.predict"),
+        *("segpipe.recording.logged_models", "segpipe.recording.spool"),
     ),
     "segmentation_models_pytorch": ("segpipe.models",),
     "timm": ("segpipe.models",),
@@ -43,7 +43,7 @@ CONFINED = {
     "prometheus_client": ("segpipe.server",),
     "markdown_it": ("segpipe.server.page",),
 }
-TERMINAL = {"steps.command"}  # what orchestration still asks for lines, progress and tables, instead of being given it
+CODE = Code()
 FILES = sorted([PROJECT / "pipeline.py", *(PROJECT / "segpipe").rglob("*.py"), *(PROJECT / "steps").rglob("*.py")])
 
 
@@ -61,8 +61,8 @@ def place(module: str) -> int:
 
 def imported(path: Path) -> set[str]:
     """The project's modules that a file imports, at the top or inside a function."""
-    found = {name for name in code_closure.imports(path) if name.split(".")[0] in ("segpipe", "steps")}
-    modules = {name for name in found if code_closure.module_file(name) is not None}
+    found = {name for name in CODE.source(path).imports if name.split(".")[0] in ("segpipe", "steps")}
+    modules = {name for name in found if CODE.file(name) is not None}
     named = {module: {name for name in found if name.rpartition(".")[0] == module} for module in modules}
     only_parents = {module for module, names in named.items() if names and names <= modules}
     return modules - only_parents - {"segpipe", "steps"}  # `from package import module` is no import of the package
@@ -74,7 +74,7 @@ def test_a_folder_imports_only_folders_before_it(path):
     if module in ("segpipe", "steps"):
         assert not imported(path)
         return
-    for found in imported(path) - (TERMINAL if module.startswith("segpipe.orchestration.") else set()):
+    for found in imported(path):
         assert place(found) <= place(module), found
 
 
@@ -94,7 +94,7 @@ def test_the_readme_shows_the_folders_in_their_order():
 
 
 def test_no_file_is_imported_by_what_it_imports():
-    graph = {name_of(path): imported(path) - TERMINAL for path in FILES}
+    graph = {name_of(path): imported(path) for path in FILES}
     done: set[str] = set()
 
     def walk(module: str, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -111,7 +111,7 @@ def test_no_file_is_imported_by_what_it_imports():
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_third_parties_stay_where_they_belong(path):
     module = name_of(path)
-    for found in code_closure.imports(path):
+    for found in CODE.source(path).imports:
         allowed = CONFINED.get(found.split(".")[0])
         assert allowed is None or any(module == a or module.startswith(a + ".") for a in allowed), found
 
@@ -127,7 +127,7 @@ def test_the_driver_starts_without_torch(command):
 
 
 def test_what_ships_inside_a_model_is_small():
-    shipped = {name_of(path) for path in code_closure.closure(["segpipe.serving.model_file"])}
+    shipped = {name_of(path) for path in CODE.closure(["segpipe.serving.model_file"])}
     assert shipped == {
         *("segpipe", "segpipe.errors", "segpipe.config", "segpipe.config.sections"),
         *("segpipe.data", "segpipe.data.codecs", "segpipe.data.codecs.decoded", "segpipe.data.codecs.dicom"),
@@ -142,10 +142,10 @@ def test_what_ships_inside_a_model_is_small():
 
 
 def test_a_closure_follows_imports_and_nothing_else():
-    train = {name_of(path) for path in code_closure.closure(["steps.train"])}
+    train = {name_of(path) for path in CODE.closure(["segpipe.training.trainer"])}
     assert {"segpipe.training.engine", "segpipe.models.losses", "segpipe.data.augment"} <= train
     assert not {"segpipe.registry.champions", "segpipe.evaluation.measuring", "steps.register", "pipeline"} & train
-    preprocess = {name_of(path) for path in code_closure.closure(["steps.preprocess"])}
+    preprocess = {name_of(path) for path in CODE.closure(["segpipe.orchestration.preprocessing"])}
     assert "segpipe.data.readers.folder" in preprocess
-    page = code_closure.closure(["segpipe.evaluation.report.page"])
+    page = CODE.closure(["segpipe.evaluation.report.page"])
     assert PROJECT / "segpipe" / "evaluation" / "report" / "template.html" in page

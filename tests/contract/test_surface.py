@@ -8,7 +8,7 @@ import yaml
 
 from segpipe.config import settings
 from segpipe.files.project import PROJECT
-from segpipe.orchestration.keys import STEPS
+from segpipe.orchestration.step_table import STEPS
 
 FIXED = {
     *("seed", "data.format", "data.root", "model.arch", "model.encoder", "model.encoder_weights"),
@@ -40,7 +40,7 @@ def test_entry_points_are_the_chains_steps():
 
 def test_every_section_belongs_to_a_step():
     read = {section for step in STEPS.values() for section in step.sections}
-    assert read | {"tracking", "driver", "compare", "predict", "serving"} == set(settings.Config.model_fields)
+    assert read | {"card", "tracking", "driver", "compare", "predict", "serving"} == set(settings.Config.model_fields)
 
 
 def test_conda_has_one_list_of_requirements():

@@ -208,7 +208,7 @@ def results(chain: Chain) -> Results:
 def check_whole(chain: Chain, expected: Results, cache_folder: Path) -> None:
     """A chain that was disturbed and has ended is as one that never was, and nothing half done lies about."""
     from segpipe.files import inventory
-    from segpipe.orchestration import keys
+    from segpipe.orchestration.step_table import STEPS
 
     found = results(chain)
     assert found == expected
@@ -218,7 +218,7 @@ def check_whole(chain: Chain, expected: Results, cache_folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MARKER, str(cache_folder))
         for step in STEPS:
-            assert inventory.damage(chain.artifacts(step) / keys.STEPS[step].output) == ""
+            assert inventory.damage(chain.artifacts(step) / STEPS[step].output) == ""
 
 
 def new_chain(folder: Path, uri: str = "", **how: Any) -> Chain:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sqlite3
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import new_session
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -21,9 +21,10 @@ from segpipe.errors import InputError
 from segpipe.files import hashes
 from segpipe.orchestration import launch
 from segpipe.recording import logged_models
-from segpipe.runtime import processes, signals
+from segpipe.runtime import processes
 from segpipe.runtime.signals import Interrupted
 from segpipe.tracking import artifacts, run_tags, runs
+from steps import command as command_line
 
 PROJECT = """
 name: small
@@ -53,7 +54,7 @@ class Project:
     """A project whose step tells that it has begun, and ends when it is told to."""
 
     def __init__(self, root, client):
-        self.root, self.client = root, client
+        self.root, self.client, self.session = root, client, new_session()
         (root / "MLproject").write_text(PROJECT)
         (root / "step.py").write_text(STEP)
         self.parent = client.create_run(runs.experiment("segpipe"), tags={"mlflow.source.name": "here"})
@@ -64,7 +65,7 @@ class Project:
         return self.client.search_runs([self.parent.info.experiment_id], query, order_by=["start_time ASC"])
 
     def launch(self, **how):
-        launcher = launch.Launcher(self.parent, launch.How(**how))
+        launcher = launch.Launcher(self.session, self.parent, launch.How(**how))
         return launch.launch("train", {"preprocess_run": "some-run"}, launcher, "a test asks")
 
     def begun(self, number=1):
@@ -94,7 +95,6 @@ def project(store, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "PAUSE", 0.2)
     found = Project(tmp_path, runs.MlflowClient())
     yield found
-    signals.again()
     assert [run.info.run_id for run in found.runs() if run.info.status == "RUNNING"] == []
     assert psutil.Process().children() == []
 
@@ -195,7 +195,7 @@ def asked_to_stop(number):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_step_under_way_and_none_starts_after_it(project, number):
     def twice():
-        with launch.guarded():
+        with project.session.guard.watching():
             with pytest.raises(Interrupted) as stop:
                 project.launch()
             assert stop.value.number == number
@@ -222,10 +222,10 @@ def test_a_signal_ends_steps_in_all_threads_and_those_that_wait_do_not_start(pro
             outcomes.append(stop.number)
 
     def several():
-        with launch.guarded(), ThreadPoolExecutor(2) as pool:
+        with project.session.guard.watching(), ThreadPoolExecutor(2) as pool:
             for future in [pool.submit(one) for _ in range(3)]:
                 future.result()
-            launch.pause(0)
+            project.session.guard.pause(0)
 
     project.meanwhile(lambda: project.begun(2), lambda: asked_to_stop(signal.SIGTERM))
     with pytest.raises(Interrupted):
@@ -237,9 +237,8 @@ def test_a_signal_ends_steps_in_all_threads_and_those_that_wait_do_not_start(pro
 def test_without_a_step_under_way_a_signal_interrupts_at_once():
     threading.Timer(0.2, asked_to_stop, (signal.SIGTERM,)).start()
     began = time.monotonic()
-    with pytest.raises(Interrupted), launch.guarded():
+    with pytest.raises(Interrupted), new_session().guard.watching():
         time.sleep(20)
-    signals.again()
     assert time.monotonic() - began < 5
 
 
@@ -253,7 +252,7 @@ def test_a_signal_amid_a_transaction_is_heeded_when_it_has_ended(project, store,
             asked_to_stop(signal.SIGTERM)
 
     def work():
-        with launch.guarded():
+        with project.session.guard.watching():
             project.client.set_tag(run_id, moment, "written")
             raise AssertionError
 
@@ -263,8 +262,6 @@ def test_a_signal_amid_a_transaction_is_heeded_when_it_has_ended(project, store,
             work()
     finally:
         event.remove(Engine, moment, amid)
-    signals.again()
-    assert sys.getprofile() is None
     assert project.client.get_run(run_id).data.tags[moment] == "written"
     with closing(sqlite3.connect(store / "mlflow.db", timeout=0)) as database:
         database.execute("BEGIN IMMEDIATE")
@@ -279,19 +276,18 @@ class Ending:
 
 def test_a_signal_amid_the_end_of_an_object_is_not_lost():
     def work():
-        with launch.guarded():
+        with new_session().guard.watching():
             Ending()
             time.sleep(3)
 
     with pytest.raises(Interrupted):
         work()
-    signals.again()
 
 
 IMPORTING = """
-import os, signal, sys
+import os, signal, sys, time
 from segpipe.runtime import signals
-signals.install()
+signals.Signals().install()
 
 class Watch:
     def find_spec(self, name, path=None, target=None):
@@ -301,6 +297,7 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 try:
     import mlflow
+    time.sleep(1)
     sys.exit("not interrupted")
 except signals.Interrupted:
     import mlflow
@@ -317,7 +314,7 @@ def test_a_step_that_was_signalled_itself_interrupts_the_driver(project):
     def killed():
         run_id = project.begun()[0].stem
         project.client.set_terminated(run_id, "KILLED")
-        project.end(143, reason="interrupted (SIGTERM)")
+        project.end(143, reason="interrupted (SIGTERM)", signal="SIGTERM")
 
     project.meanwhile(killed)
     with pytest.raises(Interrupted) as stop:
@@ -402,7 +399,7 @@ def test_a_job_that_cannot_be_handed_on_leaves_no_run_at_work(project, plugin):
         ({"backend_config": "nowhere.json"}, r"--backend-config nowhere\.json: No such file"),
         ({"backend_config": "broken"}, "--backend-config .*broken: not valid JSON"),
         ({"backend_config": "list"}, "--backend-config .*list: not a JSON object"),
-        ({"in_process": True, "env_manager": "uv"}, "--in-process uses this environment"),
+        ({"in_process": command_line.perform, "env_manager": "uv"}, "--in-process uses this environment"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(how, told, tmp_path, monkeypatch):
@@ -420,8 +417,11 @@ def test_an_installed_plugin_is_a_known_backend(plugin):
 def chain(config, *names, made=None, **how):
     """Launch steps one on the other, or on those made before, below a new run; theirs, by name."""
     made = dict(made or {})
-    with runs.run("pipeline", config), launch.guarded():
-        launcher = launch.Launcher(runs.active(), launch.How(**how))
+    session = new_session()
+    if how.pop("in_process", False):
+        how["in_process"] = command_line.perform
+    with runs.run("pipeline", config), session.guard.watching():
+        launcher = launch.Launcher(session, runs.active(), launch.How(**how))
         for name in names:
             inputs = {f"{known}_run": run.info.run_id for known, run in made.items()}
             made[name] = launch.launch(name, inputs, launcher, "a test asks")
@@ -469,8 +469,6 @@ def test_in_this_process_a_step_can_be_interrupted_and_timed(store, tmp_path, ti
     ended = "FAILED" if timeout else "KILLED"
     assert (run.info.status, parent.info.status) == (ended, ended)
     assert ("took longer" if timeout else "interrupted (SIGTERM)") in str(stop.value)
-    assert not timeout or not signals._asked
-    signals.again()
 
 
 @pytest.mark.filterwarnings("ignore")  # of the packages that a training in this process uses
@@ -492,7 +490,7 @@ def test_in_this_process_a_training_that_failed_goes_on_with_the_next_attempt(st
 
 def test_in_this_process_there_is_one_step_at_a_time(project):
     with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match=r"set compare\.parallel 1"):
-        pool.submit(project.launch, in_process=True).result()
+        pool.submit(project.launch, in_process=command_line.perform).result()
 
 
 TRAININGS = """

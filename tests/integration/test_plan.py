@@ -68,6 +68,11 @@ def touched(path):
         file.write("\n")
 
 
+def changed(path):
+    with path.open("a") as file:
+        file.write("\nNEW = 1\n")
+
+
 def finished(step):
     from segpipe.tracking import runs
 
@@ -117,7 +122,7 @@ def test_changed_raw_files_are_counted_and_named(planned, raw):
 def test_changed_code_and_requirements_are_named_and_only_what_imports_them_runs(chain, tmp_path):
     copy = copied(tmp_path)
     touched(copy / "README.md")
-    touched(copy / "segpipe" / "models" / "losses.py")
+    changed(copy / "segpipe" / "models" / "losses.py")
     lines = dict(line.split(": ", 1) for line in pipeline(*chain, "--plan", project=copy).stdout.splitlines())
     assert lines["preprocess"].startswith("reuse ")
     assert lines["train"] == "run: because segpipe/models/losses.py changed"
@@ -204,7 +209,7 @@ def test_earlier_steps_are_taken_as_they_are_where_only_their_code_changed(chain
     from segpipe.tracking import artifacts
 
     copy = copied(tmp_path)
-    touched(copy / "segpipe" / "data" / "splits.py")
+    changed(copy / "segpipe" / "data" / "splits.py")
     said = pipeline(*chain, "--plan", "--from=train", project=copy).stdout.splitlines()
     run = finished("preprocess")[0].info.run_id
     assert said[0] == f"preprocess: reuse {run} as it is, although segpipe/data/splits.py changed"

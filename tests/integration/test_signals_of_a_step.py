@@ -26,10 +26,11 @@ from steps import command as cli
 
 @click.command("train", cls=cli.Command)
 @click.argument("outputs")
-def main(outputs):
+@click.pass_obj
+def main(session, outputs):
     config = cli.resolve("", {"tracking.outputs": outputs})
-    with cli.recorded("train", config):
-        cli.say("begun")
+    with cli.recorded(session, "train", config):
+        session.say("begun")
         time.sleep(100)
 
 main.main()
@@ -41,8 +42,9 @@ import click
 from steps import command as cli
 
 @click.command("train", cls=cli.Command)
-def main():
-    cli.say("begun")
+@click.pass_obj
+def main(session):
+    session.say("begun")
     time.sleep(100)
 
 main.main()
@@ -137,7 +139,7 @@ def test_a_step_that_could_not_get_its_config_says_so_on_its_run_and_that_it_can
 def test_an_interrupt_while_a_command_only_starts_shows_no_traceback(command, store, tmp_path):
     process = started("-X", "importtime", *command, "--plan", f"--tracking.outputs={tmp_path}")
     for line in process.stderr:
-        if line.split()[-1] == "steps":  # as long as its own imports take, nobody else deals with signals
+        if line.split()[-1] == "segpipe":  # as long as its own imports take, nobody else deals with signals
             break
     process.send_signal(signal.SIGINT)
     _, shown = process.communicate(timeout=60)

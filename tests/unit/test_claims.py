@@ -9,11 +9,12 @@ import threading
 import time
 
 import pytest
+from conftest import new_session
 from mlflow.exceptions import MlflowException
 
 from segpipe.errors import InputError
 from segpipe.files.project import PROJECT
-from segpipe.orchestration import claims, launch
+from segpipe.orchestration import claims
 from segpipe.runtime import processes, signals
 from segpipe.tracking import connection as stores
 from segpipe.tracking import one_at_a_time
@@ -230,16 +231,15 @@ def test_a_sign_of_life_is_given_while_the_work_goes_on(client, monkeypatch):
 
 
 def test_a_signal_ends_the_wait_at_once_and_leaves_no_claim(client):
-    first, second = driver(client), driver(client)
+    first, second, guard = driver(client), driver(client), new_session().guard
 
     def wait():
-        with launch.guarded(), claims.claimed(KEY, second, silent, launch.pause):
+        with guard.watching(), claims.claimed(KEY, second, silent, guard.pause):
             raise AssertionError
 
     with claims.claimed(KEY, first, silent):
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
         with pytest.raises(signals.Interrupted) as stop:
             wait()
-    signals.again()
     assert stop.value.number == signal.SIGTERM
     assert TAG not in tags(client, second)

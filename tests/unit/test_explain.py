@@ -2,6 +2,7 @@
 
 import json
 
+from conftest import new_session
 from mlflow.entities import Param, Run, RunData, RunInfo, RunTag
 
 from segpipe.config import settings
@@ -9,6 +10,7 @@ from segpipe.files import hashes
 from segpipe.orchestration import explain, keys
 from segpipe.tracking import run_tags
 
+MADE = new_session().keys
 SECTIONS = ("model", "loss", "augment", "train", "seed")
 
 
@@ -54,11 +56,11 @@ def test_the_run_that_comes_nearest_is_compared():
     far = run(config(train__lr="0.1", train__epochs="7", model__arch="fpn"), "far")
     near = run(config(train__lr="0.5"), "near")
     assert explain.distance(near, wanted, key) < explain.distance(far, wanted, key)
-    assert explain.reason([far, near], "train", wanted, key) == "train.lr 0.5 -> 0.01"
+    assert explain.reason(MADE, [far, near], "train", wanted, key) == "train.lr 0.5 -> 0.01"
 
 
 def test_a_step_that_never_ran_says_so():
-    assert explain.reason([], "train", config(), keys.Key(parts(config()))) == "it has not run before"
+    assert explain.reason(MADE, [], "train", config(), keys.Key(parts(config()))) == "it has not run before"
 
 
 def test_files_are_told_by_what_became_of_them():

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import network, training_set
+from conftest import network, new_session, training_set
 from rich.console import Console
 
 from segpipe.config import settings
 from segpipe.errors import InputError
 from segpipe.files import hashes
-from segpipe.orchestration import keys, reproduce
+from segpipe.orchestration import reproduce, verification
 from segpipe.orchestration.reproduce import IDENTICAL, REFUTED, TOLERATED, Pair, Report
+from segpipe.orchestration.step_table import STEPS
 from segpipe.tracking import lineage, run_tags, runs
-from steps import lineage as command
+from steps import lineage_tree
 
 MODEL = "by hand"
+SESSION = new_session()
 DECISION = {
     "decision": "promoted",
     "decision_rule": "superiority",
@@ -39,8 +41,8 @@ def made(store, tmp_path_factory):
     more = {"preprocess": digests, "train": {}, "evaluate": {}, "register": {}}
     ids = {}
     for step, tags in more.items():
-        inputs = {f"input.{i}": ids[i] for i in keys.STEPS[step].inputs}
-        parts = {**keys.made_with(step), "config seed": "5eed"}
+        inputs = {f"input.{i}": ids[i] for i in STEPS[step].inputs}
+        parts = {**SESSION.keys.made_with(step), "config seed": "5eed"}
         every = {"step": step, "parts": json.dumps(parts), "key": f"key of {step}", "figure": "fine", **tags, **inputs}
         run = client.create_run(experiment, tags={f"segpipe.{name}": value for name, value in every.items()})
         ids[step] = run.info.run_id
@@ -66,12 +68,12 @@ def made(store, tmp_path_factory):
 
 def drawn(found, files=False):
     console = Console(file=StringIO(), width=200, highlight=False)
-    console.print(command.drawn(found, files))
+    console.print(lineage_tree.draw(found, files))
     return console.file.getvalue()
 
 
 def states(found):
-    return {check.item: check.state for check in command.verified(found)}
+    return {check.item: check.state for check in verification.verify(SESSION, found)}
 
 
 def test_the_weights_lie_where_logged_models_have_them():
@@ -94,7 +96,7 @@ def test_a_champion_leads_over_decision_and_runs_to_the_raw_files(made):
     assert version.facts["aliases"] == "champion"
     assert decision.facts["rule"] == "superiority"
     assert (train.facts["git commit"], train.facts["tree"]) == ("c0ffee", "as committed")
-    assert train.parts["requirements"] == keys.made_with("train")["requirements"]
+    assert train.parts["requirements"] == SESSION.keys.made_with("train")["requirements"]
     assert preprocess.facts["dataset digest"] == manifest.digest
     assert preprocess.facts["patients"] == "7 train, 2 val, 3 test"
     assert (raw.facts["cases"], raw.facts["reader"], raw.facts["data root"]) == ("12", "folder", manifest.root)
@@ -124,7 +126,7 @@ def test_json_lists_raw_files_only_where_asked(made):
     plain, full = json.loads(found.to_json()), json.loads(found.to_json(files=True))
     assert "files" not in plain
     assert full["files"] == found.cases
-    assert plain["nodes"][3]["parts"]["code"] == keys.made_with("train")["code"]
+    assert plain["nodes"][3]["parts"]["code"] == SESSION.keys.made_with("train")["code"]
 
 
 def test_rows_and_picture_tell_the_same_graph(made):
@@ -193,7 +195,7 @@ def test_a_changed_a_lost_and_a_new_raw_file_are_told(made, tmp_path):
         (root / name / "case2.png").rename(root / name / "other.png")
     recipe = tmp_path / "resolved.yaml"
     recipe.write_text(settings.dump(config))
-    checks = list(command.raw_cases(manifest.model_copy(update={"root": str(root)}), recipe))
+    checks = list(verification.raw_cases(SESSION.screen, manifest.model_copy(update={"root": str(root)}), recipe))
     assert {check.item: check.state for check in checks} == {
         "raw case case0": "differs",
         "raw case case2": "gone",
@@ -201,11 +203,11 @@ def test_a_changed_a_lost_and_a_new_raw_file_are_told(made, tmp_path):
         "raw files: not in the dataset": "differs",
     }
     (root / "images/other.png").unlink()
-    (broken,) = command.raw_cases(manifest.model_copy(update={"root": str(root)}), recipe)
+    (broken,) = verification.raw_cases(SESSION.screen, manifest.model_copy(update={"root": str(root)}), recipe)
     assert broken.state == "differs"
     assert "no image of the same name" in broken.found
     shutil.rmtree(root)
-    (lost,) = command.raw_cases(manifest.model_copy(update={"root": str(root)}), recipe)
+    (lost,) = verification.raw_cases(SESSION.screen, manifest.model_copy(update={"root": str(root)}), recipe)
     assert lost.state == "gone"
 
 
@@ -236,10 +238,10 @@ def test_a_changed_array_other_code_and_other_weights_differ(made, store):
 def test_a_table_of_cases_is_held_against_its_digest(made):
     client, *_, ids, _ = made
     client.log_text(ids["evaluate"], "case,dice\na,0.5\n", "evaluation/cases.csv")
-    client.set_tag(ids["evaluate"], command.TABLE_TAG, "another")
+    client.set_tag(ids["evaluate"], verification.TABLE_TAG, "another")
     found = lineage.of(ids["evaluate"])
     assert states(found)["evaluation/cases.csv"] == "differs"
-    client.delete_tag(ids["evaluate"], command.TABLE_TAG)
+    client.delete_tag(ids["evaluate"], verification.TABLE_TAG)
     assert "evaluation/cases.csv" not in states(found)
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from segpipe.config import settings
 from segpipe.orchestration import step_log
-from steps import command
+from steps.terminal import Terminal as Screen
+
+say = Screen().say
 
 
 @pytest.fixture
@@ -98,17 +100,17 @@ class Terminal(io.StringIO):
 def test_stderr_stays_what_it_is_and_inner_steps_have_logs_of_their_own(config, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with step_log.joining(config, "outer") as outer:
+    with step_log.joining(config.tracking.outputs, "outer") as outer:
         assert sys.stderr.isatty()
         assert sys.stderr.encoding == "utf-8"
-        command.say("before")
-        with step_log.joining(config, "inner") as inner:
-            command.say("inside")
+        say("before")
+        with step_log.joining(config.tracking.outputs, "inner") as inner:
+            say("inside")
             assert inner.text() == "inside\n"
-        command.say("after")
+        say("after")
         assert outer.text() == "before\nafter\n"
     assert sys.stderr is terminal
-    command.say("later")
+    say("later")
     assert terminal.getvalue() == "before\ninside\nafter\nlater\n"
     assert step_log.path(config.tracking.outputs, "outer").read_text() == "before\nafter\n"
 
@@ -119,9 +121,9 @@ def test_a_steps_log_is_an_artifact_with_its_reason_and_its_tail_is_found(store,
     from segpipe.tracking import artifacts, runs
 
     def fails(told):
-        with runs.run("evaluate", config) as run, step_log.keeping("evaluate", config):
+        with runs.run("evaluate", config) as run, step_log.keeping("evaluate", config.tracking.outputs, say):
             for n in range(20):
-                command.say(f"line {n}")
+                say(f"line {n}")
             told.append(client.get_run(run.info.run_id))
             assert step_log.tail(told[0])[-1] == "line 19"
             raise ZeroDivisionError("division by zero")
@@ -142,6 +144,6 @@ def test_a_step_that_says_nothing_has_no_log(store, config):
 
     from segpipe.tracking import runs
 
-    with runs.run("evaluate", config) as run, step_log.keeping("evaluate", config):
+    with runs.run("evaluate", config) as run, step_log.keeping("evaluate", config.tracking.outputs, say):
         pass
     assert step_log.tail(mlflow.MlflowClient().get_run(run.info.run_id)) == []

@@ -1,0 +1,77 @@
+"""A batch of predictions under a run: which model, which cases, where the results go, what is recorded of them."""
+
+import re
+from pathlib import Path
+
+import mlflow
+from mlflow.models import Model
+
+from segpipe.config.sections import Config
+from segpipe.errors import InputError
+from segpipe.files import hashes
+from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import WEIGHTS
+from segpipe.orchestration.screen import Screen
+from segpipe.prediction import batch, inputs, results, summary
+from segpipe.recording import logged_models, offline
+from segpipe.registry import champions
+from segpipe.runtime import devices
+from segpipe.tracking import artifacts, run_tags, runs
+
+
+def predict(screen: Screen, config: Config) -> int:
+    """Segment everything under the active run; the number of cases that failed. Raises InputError where all did."""
+    knobs, device = config.predict, devices.device(config.train)
+    uri = champions.pinned(champions.named(config))
+    weights = logged_models.folder(uri)
+    predictor = Predictor.load(weights, device)
+    model = {"model": uri, "model_id": str(Model.load(str(weights.parent.parent)).model_id)}
+    model |= {"weights_sha256": hashes.sha256(weights / WEIGHTS)}
+    runs.tag(**model)
+    mlflow.set_tags({"mode": "prediction", "device": str(device)} | _dataset(knobs.input))
+    found = _source(config)
+    items = inputs.find(found, predictor.spec, config)
+    request = results.Request(
+        input=knobs.input if knobs.input.startswith("runs:/") else str(found),
+        weights_sha256=model["weights_sha256"],
+        spec_sha256=hashes.of_json(predictor.spec.model_dump(mode="json")),
+        threshold=predictor.spec.threshold if knobs.threshold == "model" else knobs.threshold,
+        ignore_label=config.data.ignore_label,
+        **knobs.model_dump(include={"tta", "largest_component", "min_area", "comparisons"}),
+    )
+    folder = _output(config, found, offline.outputs(config.tracking.outputs) / "predictions" / request.key)
+    screen.say(f"{len(items)} cases, {uri} on {device}, results in {folder}")
+    outcome = batch.run(predictor, items, request, folder, model, screen.progress("predict"))
+    summary.summarise(outcome, folder, request, model, str(device), config.evaluate, config.seed)
+    with artifacts.folder("predictions") as kept:
+        results.mirror(folder, kept)
+    mlflow.log_metrics(outcome.metrics())
+    runs.tag(figure=summary.headline(outcome))
+    if len(outcome.failures) == outcome.files:
+        case, reason = outcome.failures[0]
+        raise InputError(f"all {outcome.files} files failed; {case}: {reason}")
+    if outcome.failures:
+        mlflow.set_tag("files_failed", str(len(outcome.failures)))
+    screen.say(f"{summary.headline(outcome)}: {folder / results.TABLE}")
+    return len(outcome.failures)
+
+
+def _dataset(asked: str) -> dict[str, str]:
+    """The tag for the run whose dataset is the input."""
+    match = re.fullmatch(r"runs:/(?P<run>[^/]+)/dataset/?", asked)
+    return {f"{run_tags.INPUT}preprocess": match["run"]} if match else {}
+
+
+def _output(config: Config, found: Path, default: Path) -> Path:
+    """The folder for the results. Raises InputError where it would be read as input the next time."""
+    asked = config.predict.output
+    folder = Path(asked).expanduser().resolve() if asked else default
+    if found.is_dir() and folder.is_relative_to(found):
+        raise InputError(f"predict.output={folder}: lies inside predict.input; give a folder outside of {found}")
+    return folder
+
+
+def _source(config: Config) -> Path:
+    """What to segment, on this machine. Raises InputError where a dataset can't be fetched."""
+    asked = config.predict.input
+    return artifacts.local(asked) if asked.startswith("runs:/") else Path(asked).expanduser().resolve()

@@ -1,0 +1,35 @@
+"""A dataset from raw data, and where it lies without MLflow."""
+
+import shutil
+from pathlib import Path
+
+from segpipe.config.sections import Config
+from segpipe.data.manifest import FILE, Manifest
+from segpipe.orchestration.screen import Screen
+from segpipe.orchestration.session import Session
+
+
+def build(screen: Screen, config: Config, folder: Path) -> Manifest:
+    """Write a dataset with pictures of a few training cases into an empty folder."""
+    from segpipe.data import dataset_writer
+    from segpipe.data.dataset import Dataset
+    from segpipe.data.readers import open_reader
+    from segpipe.plots import cases
+
+    manifest = dataset_writer.build(config, open_reader(config), folder, screen.progress("preprocess"))
+    cases.dataset(Dataset(folder, manifest), folder / "samples.png")
+    return manifest
+
+
+def build_without_mlflow(session: Session, config: Config) -> tuple[Path, str]:
+    """The dataset's folder under tracking.outputs, made if it is not there, and the step's key."""
+    from segpipe.recording import offline
+
+    key = session.keys.key("preprocess", config, {}).digest
+    folder = offline.outputs(config.tracking.outputs) / "datasets" / key[:16]
+    if not (folder / FILE).is_file():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        build(session.screen, config, partial)
+        partial.rename(folder)
+    return folder, key

@@ -1,0 +1,65 @@
+"""The chain as a table: a step is declared here, in `MLproject` and by its file in `steps/`."""
+
+from dataclasses import dataclass
+
+from segpipe.config.sections import Config
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row: its name is its entry point and its module in `steps/`.
+
+    `sections` are the config that decides its result, `reads` what it reads beside, without effect on the result (where
+    things are, on which device); `code` the modules that decide its result, with all they import but for
+    `keys.WITHOUT_EFFECT_ON_RESULTS`; `output` the folder of artifacts that must be whole for its run to be reused.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    reads: tuple[str, ...]
+    inputs: tuple[str, ...]
+    code: tuple[str, ...]
+    output: str
+
+    def narrowed(self, config: Config) -> Config:
+        """The config with nothing in it but what the step declares."""
+        return config.narrowed((*self.sections, *self.reads))
+
+
+STEPS = {
+    step.name: step
+    for step in (
+        Step(
+            "preprocess",
+            sections=("data", "preprocess", "split", "seed"),
+            reads=("tracking",),
+            inputs=(),
+            code=("segpipe.data.dataset_writer", "segpipe.data.readers"),
+            output="dataset",
+        ),
+        Step(
+            "train",
+            sections=("model", "loss", "augment", "train", "seed"),
+            reads=tuple(Config.model_fields),  # all of it is recorded; `trainer.run` narrows what decides
+            inputs=("preprocess",),
+            code=("segpipe.training.trainer",),
+            output="final_model",
+        ),
+        Step(
+            "evaluate",
+            sections=("evaluate", "seed"),
+            reads=("registry", "card", "train", "tracking"),
+            inputs=("preprocess", "train"),
+            code=("segpipe.evaluation.measuring",),
+            output="evaluation",
+        ),
+        Step(
+            "register",
+            sections=("gate", "registry", "evaluate", "seed"),
+            reads=("train", "tracking"),
+            inputs=("preprocess", "evaluate"),
+            code=("segpipe.evaluation.gate", "segpipe.evaluation.measuring"),
+            output="register",
+        ),
+    )
+}
