@@ -460,12 +460,23 @@ def test_in_this_process_a_step_can_be_interrupted_and_timed(store, tmp_path, ti
     from conftest import write_folder
 
     config = knobs(write_folder(tmp_path / "raw", cases=400), **{"tracking.outputs": str(tmp_path)})
+    client = runs.MlflowClient()
+
+    def newest():
+        return client.search_runs([os.environ["MLFLOW_EXPERIMENT_ID"]], order_by=["start_time DESC"], max_results=2)
+
+    began = time.time() * 1000
+
+    def stop_once_the_step_runs():
+        while not any(r.info.start_time >= began and r.data.tags.get(run_tags.STEP) == "preprocess" for r in newest()):
+            time.sleep(0.05)
+        asked_to_stop(signal.SIGTERM)
+
     if not timeout:
-        threading.Timer(0.3, asked_to_stop, (signal.SIGTERM,)).start()
+        threading.Thread(target=stop_once_the_step_runs, daemon=True).start()
     with pytest.raises(InputError if timeout else Interrupted) as stop:
         chain(config, "preprocess", in_process=True, timeout=timeout)
-    client = runs.MlflowClient()
-    run, parent = client.search_runs([os.environ["MLFLOW_EXPERIMENT_ID"]], order_by=["start_time DESC"], max_results=2)
+    run, parent = newest()
     ended = "FAILED" if timeout else "KILLED"
     assert (run.info.status, parent.info.status) == (ended, ended)
     assert ("took longer" if timeout else "interrupted (SIGTERM)") in str(stop.value)
