@@ -3,7 +3,7 @@
 from rich.text import Text
 from rich.tree import Tree
 
-from segpipe.tracking.lineage import Lineage, Node
+from segpipe.tracking.lineage_graph import Lineage, Node
 from steps import terminal
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import Run
 
-    from segpipe.tracking.lineage import Lineage
+    from segpipe.tracking.lineage_graph import Lineage
 
 AGAIN = ("preprocess", "train", "evaluate")
 IDENTICAL, TOLERATED, REFUTED = "bit-identical", "within tolerance", "NOT reproduced"

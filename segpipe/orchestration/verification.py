@@ -17,7 +17,7 @@ from segpipe.orchestration.keys import Keys
 from segpipe.orchestration.screen import Screen
 from segpipe.orchestration.session import Session
 from segpipe.tracking import artifacts, lineage, runs
-from segpipe.tracking.lineage import Lineage, Node
+from segpipe.tracking.lineage_graph import Lineage, Node
 
 OK, DIFFERS, GONE = "ok", "differs", "gone"
 CHUNK = 1 << 24
