@@ -1,0 +1,61 @@
+"""What the pages name exists: folders, files, functions and links."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from test_imports import FILES, ORDER
+
+from segpipe.config import settings
+from segpipe.files.project import PROJECT
+
+PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
+ARCHITECTURE = (PROJECT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+CODE = re.findall(r"`([^`\n]+)`", ARCHITECTURE)
+FOLDERS = ("segpipe/", "steps/", "tests/", "docs/")
+
+
+def defined(path: Path) -> set[str]:
+    """`module.name` and `Class.method` for what a file defines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    module = path.parent.name if path.stem == "__init__" else path.stem
+    scopes = [(module, tree.body), *((node.name, node.body) for node in tree.body if isinstance(node, ast.ClassDef))]
+    found = set()
+    for scope, body in scopes:
+        for node in body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+            names = (getattr(target, "id", getattr(target, "name", None)) for target in targets)
+            found |= {f"{scope}.{name}" for name in names}
+    return found
+
+
+def test_architecture_has_a_row_for_every_folder_in_the_order_of_imports():
+    rows = re.findall(r"^\| `segpipe/(\w+)(?:/|\.py)` \|", ARCHITECTURE, re.MULTILINE)
+    assert rows == list(ORDER)
+
+
+def test_architecture_names_paths_that_exist():
+    paths = [text for text in CODE if text.startswith(FOLDERS) or text.endswith(".py")]
+    assert len(paths) > 40
+    assert [path for path in paths if not (PROJECT / path).exists()] == []
+
+
+def test_architecture_names_functions_that_exist():
+    dotted = [text for text in CODE if re.fullmatch(r"\w+\.[A-Za-z]\w+", text) and not text.endswith(".py")]
+    assert len(dotted) > 40
+    known = set().union(*map(defined, FILES), settings.knobs())
+    assert [name for name in dotted if name not in known] == []
+
+
+def test_architecture_marks_as_later_only_what_is_not_there_yet():
+    later = re.findall(r"folder `(\w+)` \(later\)", ARCHITECTURE)
+    assert later == ["tasks", "federation"]
+    assert not any((PROJECT / "segpipe" / name).exists() for name in later)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
+def test_links_lead_to_files(page: Path):
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if not re.match(r"[a-z]+:", link)]
+    assert [link for link in local if not (page.parent / link).exists()] == []
