@@ -13,7 +13,7 @@ from typing import NamedTuple
 from segpipe.files.project import PROJECT
 
 PACKAGES = ("segpipe", "steps")
-PYTHON = (".py", ".pyc")
+PYTHON = (".py", ".pyc", ".typed")
 
 
 class Source(NamedTuple):

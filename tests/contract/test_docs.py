@@ -54,6 +54,19 @@ def test_architecture_marks_as_later_only_what_is_not_there_yet():
     assert not any((PROJECT / "segpipe" / name).exists() for name in later)
 
 
+def test_the_index_of_decisions_has_a_row_for_each_and_says_what_replaced_it():
+    rows = []
+    for record in sorted((PROJECT / "docs" / "decisions").glob("[0-9]*.md")):
+        text = record.read_text(encoding="utf-8")
+        title = re.match(r"# \d+\. (.+)", text)
+        replaced = re.search(r"^\*\*Replaced( in part)?\*\* by (\[\d{4}\]\([^)]+\))", text, re.MULTILINE)
+        assert title is not None, record
+        status = f"replaced{replaced[1] or ''} by {replaced[2]} " if replaced else ""
+        rows.append(f"| [{record.name[:4]}]({record.name}) | {title[1]} | {status}|")
+    index = (PROJECT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in index if line.startswith("| [")] == rows
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
 def test_links_lead_to_files(page: Path):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
