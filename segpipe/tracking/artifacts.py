@@ -101,7 +101,7 @@ def _model(root: str) -> Path | None:
     weights = artifact_cache.local(root, WEIGHTS)
     if weights is None:
         return None
-    folder = artifact_cache.without(root, WEIGHTS)
+    folder = artifact_cache.copy_without(root, WEIGHTS)
     link = folder / WEIGHTS
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(weights)

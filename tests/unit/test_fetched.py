@@ -1,6 +1,5 @@
 """The cache by content, before a store that is another folder; before a real server: test_fetched_from_a_server.py."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -18,23 +17,15 @@ MB = 1_000_000
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """The cache, and nothing held by this process."""
+    """A cache of the test's own."""
     monkeypatch.setenv("SEGPIPE_CACHE", str(tmp_path / "cache"))
-    yield tmp_path / "cache" / "artifacts"
-    release()
+    return tmp_path / "cache" / "artifacts"
 
 
 @pytest.fixture
 def store(tmp_path):
     """An artifact store of a run."""
     return tmp_path / "server" / "run"
-
-
-def release():
-    """As if this process had ended."""
-    for lock in artifact_cache._held.values():
-        os.close(lock)
-    artifact_cache._held.clear()
 
 
 def write(store, name, size=MB, letter=b"x"):
@@ -67,7 +58,6 @@ def test_a_folder_is_fetched_whole_and_only_what_its_inventory_names(store, cach
 def test_what_is_in_the_cache_is_not_fetched_again(store):
     write(store, "dataset")
     first = artifact_cache.local(str(store), "dataset")
-    release()
     shutil.rmtree(store / "dataset" / "sub dir")
     assert artifact_cache.local(str(store), "dataset") == first
     assert artifact_cache.local(str(store), "dataset", "sub dir/ü b.bin") == first / "sub dir/ü b.bin"
@@ -112,19 +102,27 @@ def test_a_copy_in_the_cache_that_got_damaged_is_fetched_again(store):
     write(store, "dataset")
     folder = artifact_cache.local(str(store), "dataset")
     os.truncate(folder / "sub dir/ü b.bin", 3)
-    release()
     assert artifact_cache.local(str(store), "dataset") == folder
     assert inventory.damage(folder) == ""
 
 
-def test_a_damaged_copy_that_is_in_use_stays_and_this_process_gets_its_own(store, cache):
+def test_a_damaged_copy_is_replaced_while_another_process_reads_it(store, cache):
     key = write(store, "dataset")
     folder = artifact_cache.local(str(store), "dataset")
-    (folder / "a.txt").unlink()
-    own = artifact_cache.local(str(store), "dataset")
-    assert own != folder
-    assert inventory.damage(own) == ""
+    with (folder / "sub dir/ü b.bin").open("rb") as reading:
+        (folder / "a.txt").unlink()
+        assert artifact_cache.local(str(store), "dataset") == folder
+        assert reading.read() == (store / "dataset/sub dir/ü b.bin").read_bytes()
+    assert inventory.damage(folder) == ""
     assert cached(cache) == {key}
+
+
+def test_a_copy_that_somebody_removed_is_fetched_again(store, cache):
+    write(store, "dataset")
+    folder = artifact_cache.local(str(store), "dataset")
+    shutil.rmtree(cache)
+    assert artifact_cache.local(str(store), "dataset") == folder
+    assert inventory.damage(folder) == ""
 
 
 def test_what_a_dead_process_left_half_fetched_is_never_taken_for_whole(store, cache):
@@ -135,24 +133,6 @@ def test_what_a_dead_process_left_half_fetched_is_never_taken_for_whole(store, c
     folder = artifact_cache.local(str(store), "dataset")
     assert inventory.damage(folder) == ""
     assert cached(cache) == {key}
-
-
-def test_what_a_process_killed_while_it_removed_left_counts_and_makes_room(store, cache, monkeypatch):
-    monkeypatch.setenv("SEGPIPE_CACHE_GB", "0.0015")
-    keys = {name: write(store, name, letter=name.encode()) for name in "ab"}
-    use(store, "a", 1, cache, keys["a"])
-    (cache / keys["a"]).rename(cache / f"{keys['a']}.partial")
-    assert artifact_cache.local(str(store), "b") == cache / keys["b"]
-    assert cached(cache) == {keys["b"]}
-
-
-def test_a_copy_that_is_gone_although_somebody_uses_it_is_not_waited_for_without_end(store, cache, monkeypatch):
-    monkeypatch.setattr(artifact_cache, "LOOKS", 3)
-    write(store, "dataset")
-    shutil.rmtree(artifact_cache.local(str(store), "dataset"))
-    own = artifact_cache.local(str(store), "dataset")
-    assert inventory.damage(own) == ""
-    assert cached(cache) == set()
 
 
 FETCHING = (
@@ -174,55 +154,6 @@ def test_who_waits_for_a_process_that_dies_while_it_fetches_takes_over(store, ca
         other.communicate()
         assert inventory.damage(waiting.result(timeout=10)) == ""
     assert cached(cache) == {key}
-
-
-def use(store, name, seconds, cache, key):
-    """Fetch a folder, let go of it, and date its last use."""
-    artifact_cache.local(str(store), name)
-    release()
-    os.utime(cache / f"{key}.lock", (seconds, seconds))
-
-
-def test_the_longest_unused_folders_make_room(store, cache, monkeypatch):
-    monkeypatch.setenv("SEGPIPE_CACHE_GB", "0.0035")
-    keys = {name: write(store, name, letter=name.encode()) for name in "abcd"}
-    for seconds, name in enumerate("bac", start=1):
-        use(store, name, seconds, cache, keys[name])
-    assert cached(cache) == {keys[name] for name in "abc"}
-    artifact_cache.local(str(store), "d")
-    assert cached(cache) == {keys[name] for name in "acd"}
-
-
-def test_a_folder_that_a_process_holds_is_never_removed(store, cache, monkeypatch):
-    monkeypatch.setenv("SEGPIPE_CACHE_GB", "0.0025")
-    keys = {name: write(store, name, letter=name.encode()) for name in "abc"}
-    use(store, "a", 1, cache, keys["a"])
-    use(store, "b", 2, cache, keys["b"])
-    with (cache / f"{keys['a']}.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        artifact_cache.local(str(store), "c")
-        assert cached(cache) == {keys["a"], keys["c"]}
-
-
-def test_what_does_not_fit_goes_to_a_folder_of_this_process(store, cache, monkeypatch):
-    monkeypatch.setenv("SEGPIPE_CACHE_GB", "0.0015")
-    keys = {name: write(store, name, letter=name.encode()) for name in "ab"}
-    artifact_cache.local(str(store), "a")
-    folder = artifact_cache.local(str(store), "b")
-    assert inventory.damage(folder) == ""
-    assert not folder.is_relative_to(cache)
-    assert cached(cache) == {keys["a"]}
-    write(store, "larger than the cache", size=2 * MB)
-    release()
-    assert not artifact_cache.local(str(store), "larger than the cache").is_relative_to(cache)
-    assert cached(cache) == {keys["a"]}
-
-
-def test_a_limit_that_is_no_number_is_named(store, monkeypatch):
-    write(store, "dataset")
-    monkeypatch.setenv("SEGPIPE_CACHE_GB", "much")
-    with pytest.raises(InputError, match="SEGPIPE_CACHE_GB=much: not a number; give GB"):
-        artifact_cache.local(str(store), "dataset")
 
 
 def test_a_cache_that_cannot_be_made_says_which_variable_to_set(store, tmp_path):
@@ -251,6 +182,6 @@ def test_all_but_one_folder_is_copied(store):
     (store / "MLmodel").write_text("m")
     (store / "code" / "segpipe").mkdir(parents=True)
     (store / "code" / "segpipe" / "x.py").write_text("pass")
-    folder = artifact_cache.without(str(store), "artifacts/segpipe")
+    folder = artifact_cache.copy_without(str(store), "artifacts/segpipe")
     copied = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert copied == {"artifacts/other.txt", "MLmodel", "code/segpipe/x.py"}
