@@ -228,6 +228,6 @@ def _leave(session: Session, name: str | None, error: BaseException) -> None:
         session.say(f"({more})")
     session.say(f"segpipe {name}: {reason(error)}")
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # where torchrun looks for what became of a process
-        content = json.dumps({"message": reason(error), "timestamp": int(time.time())})
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(content, encoding="utf-8")
+        told = {"message": reason(error), "timestamp": int(time.time()), "type": type(error).__name__}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")
     sys.exit(exit_code(error))

@@ -29,13 +29,12 @@ def main(session: Session, /, recipe: str, no_open: bool, **values: Any) -> None
     from segpipe.server.page import routes
     from segpipe.tracking import connection
 
-    def say(line: str) -> None:
-        session.say(line)
-        if line.startswith("serving ") and not no_open:
-            webbrowser.open(line.rpartition(" on ")[2])
+    def show(address: str) -> None:
+        if not no_open:
+            webbrowser.open(address)
 
     connection.connect()
-    http_server.run(champions.named(config), config.serving, say, routes.routes(config.serving))
+    http_server.run(champions.named(config), config.serving, session.say, routes.routes(config.serving), show)
 
 
 if __name__ == "__main__":

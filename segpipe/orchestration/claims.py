@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from segpipe.runtime import processes
-from segpipe.tracking import run_tags, runs
+from segpipe.tracking import mlflow_sentences, run_tags, runs
 from segpipe.tracking.one_at_a_time import Contender, Entry, exclusive
 
 CLAIM = "segpipe.claim."
@@ -40,7 +40,7 @@ class DriverTags:
         try:
             self.client.delete_tag(self.run_id, self.tag)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if not mlflow_sentences.is_missing(error):
                 raise
 
     def discard(self, other: str) -> None:

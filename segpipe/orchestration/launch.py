@@ -20,7 +20,7 @@ from segpipe.orchestration import backends, step_log
 from segpipe.orchestration.session import Session
 from segpipe.runtime import processes
 from segpipe.runtime.signals import Guard, Interrupted
-from segpipe.tracking import artifacts, connection, run_tags, runs
+from segpipe.tracking import artifacts, connection, mlflow_sentences, run_tags, runs
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -182,7 +182,7 @@ def _create(attempt: Attempt) -> str:
 
 
 def _as_process(attempt: Attempt, run_id: str) -> str:
-    """Run a step through MLflow's local backend; why it failed, as far as the step itself can't say it."""
+    """Run a step through MLflow's local backend; why it failed where nothing came of it, else nothing."""
     import mlflow
 
     os.environ[processes.DRIVER] = processes.driver()
@@ -198,8 +198,8 @@ def _as_process(attempt: Attempt, run_id: str) -> str:
                 env_manager=attempt.launcher.how.env_manager,
             )
     except Exception as error:  # whatever MLflow can't start a process for: no conda, a failed build, no shell
-        return SILENT if str(error) == f"Run (ID '{run_id}') failed" else one_line(error)
-    return SILENT
+        return "" if mlflow_sentences.is_failed_run(error, run_id) else one_line(error)
+    return ""
 
 
 def _python_on_path() -> None:
@@ -222,11 +222,11 @@ def _end(attempt: Attempt, run_id: str, done: threading.Event) -> None:
 
 
 def _in_process(attempt: Attempt, run_id: str) -> str:
-    """Run a step in this process; why it failed, as far as the step itself has not said it."""
+    """Run a step in this process; why it failed as far as the step itself has not said it, else nothing."""
     session, how = attempt.launcher.session, attempt.launcher.how
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in attempt.parameters.items()]
     os.environ[processes.RUN] = run_id
-    guard, why = session.guard, SILENT
+    guard, why = session.guard, ""
     try:
         with attempt.watched(_raise_sigterm), guard.working(), chdir(project.PROJECT):
             cast(Perform, how.in_process)(attempt.name, arguments, session)
@@ -254,9 +254,10 @@ def _conclude(attempt: Attempt, run_id: str, why: str) -> "tuple[Run, str]":
     client, guard = MlflowClient(), attempt.guard
     run = client.get_run(run_id)
     if run_tags.CONTINUED in run.data.tags:
-        run, why = client.get_run(run.data.tags[run_tags.CONTINUED]), SILENT
+        run, why = client.get_run(run.data.tags[run_tags.CONTINUED]), ""
     reason = why if run.info.status == "RUNNING" else run.data.tags.get(run_tags.REASON, why)
-    if reason == SILENT:
+    if not reason:
+        reason = SILENT
         artifacts.sweep(run.info.artifact_uri)
     if run.info.status != "FINISHED":
         signalled = run.data.tags.get(run_tags.SIGNAL, "")  # MLflow makes the run of a process with an error FAILED

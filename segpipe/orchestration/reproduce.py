@@ -156,7 +156,7 @@ def _say_where(screen: Screen, train: "Run") -> None:
         return
     folder = shlex.quote(f"../{project.PROJECT.name}-{commit[:8]}")
     screen.say(f"It was made from git commit {commit}:\n  git worktree add {folder} {commit}")
-    if lineage.tree(train).startswith(lineage.CHANGED):
+    if lineage.uncommitted(train):
         screen.say(
             f"with changes that were not committed:\n  mlflow artifacts download -r {train.info.run_id} "
             f"-a {lineage.DIFF} -d {folder}\n  git -C {folder} apply {lineage.DIFF}"

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from segpipe.training.engine import EpochReport
     from segpipe.training.trainer import Job
 
-LOST = "another process of this training died"
 FIGURE = "figure.txt"
 FAILED = 1  # exit code of a process that has said why in a line
 GRACE_SECONDS = 6
+
+
+class LostPeerError(InputError):
+    """Another process of this training died, and this one with it."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this training died")
 
 
 def launch(job: "Job") -> str:
@@ -58,8 +64,9 @@ def launch(job: "Job") -> str:
     except SignalException as error:
         raise signals.Interrupted(error.sigval) from None
     except ChildFailedError as error:
-        causes = {rank: failure for rank, failure in error.failures.items() if failure.message != LOST}
-        rank, failure = next(iter(causes.items()), error.get_first_failure())
+        known = error.failures.items()
+        causes = ((rank, found) for rank, found in known if found.error_file_data.get("type") != LostPeerError.__name__)
+        rank, failure = next(causes, error.get_first_failure())
         own = failure.exitcode == FAILED
         told = failure.message if own else f"process {rank} ended with exit code {failure.exitcode}: {failure.message}"
         raise InputError(told) from None
@@ -89,7 +96,7 @@ def follow(screen: Screen, config: Config) -> None:
             from segpipe.tracking import connection, runs
 
             connection.connect()
-            runs.end(job.run_id, "FAILED", LOST)
+            runs.end(job.run_id, "FAILED", str(LostPeerError()))
         raise
 
 
@@ -110,7 +117,7 @@ def take_part(screen: Screen, job: "Job", accelerator: Any, recorder: "Recorder 
     except (KeyboardInterrupt, RuntimeError):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the others' death makes torchrun send, amid the clean-up
         if process_group.lost_one():
-            raise InputError(LOST) from None
+            raise LostPeerError from None
         raise
 
 

@@ -17,7 +17,7 @@ from segpipe.config import settings
 from segpipe.config.sections import Config, ServingConfig
 from segpipe.files import code_closure, hashes, inventory, project
 from segpipe.recording import artifact_tree
-from segpipe.tracking import artifacts, run_tags, runs
+from segpipe.tracking import artifacts, mlflow_sentences, run_tags, runs
 
 if TYPE_CHECKING:
     from segpipe.data.manifest import Manifest
@@ -95,7 +95,7 @@ def damage(model_id: str) -> str:
     try:
         root = MlflowClient().get_logged_model(model_id).artifact_location
     except MlflowException as error:
-        if error.error_code not in artifacts.GONE:
+        if not mlflow_sentences.is_missing(error):
             raise
         return f"model {model_id} is gone"
     return artifacts.damage(root, artifacts.WEIGHTS)

@@ -18,6 +18,7 @@ from segpipe.errors import InputError
 from segpipe.evaluation.gate import Decision
 from segpipe.registry import lock
 from segpipe.registry.record import APPROVED, LONGEST_WHY, PROMOTED, RECORD, ROLLED_BACK, Move, history, line, moment
+from segpipe.tracking import mlflow_sentences
 from segpipe.tracking.one_at_a_time import Contender
 
 ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
@@ -34,7 +35,7 @@ def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
     try:
         return MlflowClient().get_model_version_by_alias(name, alias)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if mlflow_sentences.is_missing(error):
             return None
         raise
 

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from segpipe.errors import InputError
+from segpipe.tracking import mlflow_sentences
 
 PROMOTED, APPROVED, ROLLED_BACK = "promoted", "approved", "rolled back"
 RECORD = "segpipe.champion."  # a tag a move, named after its time
@@ -49,7 +50,7 @@ def history(name: str) -> list[Move]:
     try:
         tags = MlflowClient().get_registered_model(name).tags
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if not mlflow_sentences.is_missing(error):
             raise
         raise InputError(f"no registered model '{name}': run register first, or give --registry.model_name") from None
     return [Move.read(tags[key]) for key in sorted(tags) if key.startswith(RECORD)]

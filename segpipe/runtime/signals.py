@@ -28,11 +28,13 @@ class Interrupted(KeyboardInterrupt):
 
 class Signals:
     """How a process answers signals; a command makes one and passes it on. Signals that are ignored when it comes into
-    play (nohup, a shell's background job) stay so.
+    play (nohup, a shell's background job) stay so. `is_delicate` says of which modules the code is not to be
+    interrupted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_delicate: Callable[[str], bool] = lambda _module: False) -> None:
         self.asked, self.late = False, 0  # `late` came at a bad moment and is about to be sent again
+        self._is_delicate = is_delicate
 
     def install(self) -> None:
         """From now on the first signal raises Interrupted in the main thread; later ones are ignored, as what follows
@@ -138,12 +140,21 @@ class Signals:
         """
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if _is_delicate(frame):
+            if self._is_at_work(frame):
                 self._send_later(number)
             else:
                 act(number)
 
         return handle
+
+    def _is_at_work(self, frame: FrameType | None) -> bool:
+        """Whether delicate code or an import is under way."""
+        while frame is not None:
+            module = str(frame.f_globals.get("__name__"))
+            if self._is_delicate(module) or "<frozen importlib" in frame.f_code.co_filename:
+                return True
+            frame = frame.f_back
+        return False
 
     def _send_later(self, number: int) -> None:
         self.late = number
@@ -154,17 +165,6 @@ class Signals:
         late, self.late = self.late, 0
         if late:
             os.kill(os.getpid(), late)
-
-
-def _is_delicate(frame: FrameType | None) -> bool:
-    """Whether a database transaction or an import is under way: sqlalchemy's modules, and those of MLflow that use it,
-    have its name in theirs.
-    """
-    while frame is not None:
-        if "sqlalchemy" in str(frame.f_globals.get("__name__")) or "<frozen importlib" in frame.f_code.co_filename:
-            return True
-        frame = frame.f_back
-    return False
 
 
 class Guard:

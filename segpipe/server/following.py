@@ -1,6 +1,5 @@
 """Who is champion now: a thread that looks, loads and swaps."""
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ def following(uri: str, application: Application, config: ServingConfig, say: Ca
     if champions.followed(uri) is None:
         yield
         return
-    logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)  # a traceback each time; Watch tells a line
     stop = threading.Event()
     watch = Watch(uri, application, config, say)
     thread = threading.Thread(target=watch.run, args=(stop,), name="champion", daemon=True)

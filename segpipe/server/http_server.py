@@ -43,17 +43,23 @@ def run(
     config: ServingConfig,
     say: Callable[[str], None],
     more: Mapping[tuple[str, str], Handler] | None = None,
+    ready: Callable[[str], None] = lambda _address: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then end what is in flight. Only in the main thread. Raises InputError before
-    anything is served.
+    """Serve until SIGINT or SIGTERM, then end what is in flight; `ready` gets the address once it answers. Only in the
+    main thread. Raises InputError before anything is served.
     """
     networks = MainThread()
     with bound(config.host, config.port) as listener:
         port = listener.getsockname()[1]
         app = application(uri, config, say, more, networks)
         host = f"[{config.host}]" if ":" in config.host else config.host
-        ready = f"serving {uri} version {app.served.version} on http://{host}:{port}"
-        http = _Server(app, lambda: say(ready))
+        address = f"http://{host}:{port}"
+
+        def tell() -> None:
+            say(f"serving {uri} version {app.served.version} on {address}")
+            ready(address)
+
+        http = _Server(app, tell)
         with following(uri, app, config, say), _ended_by_signals(http):
             networks.during(lambda: http.run(sockets=[listener]))
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import weakref
 from typing import Any
 
@@ -11,6 +10,7 @@ from starlette.types import Message
 
 from segpipe.errors import LONGEST
 from segpipe.server.messages import JSON, Answer, RequestError
+from segpipe.tracking import mlflow_sentences
 
 SCOPE = {
     "type": "http",
@@ -26,7 +26,6 @@ SCOPE = {
     "client": None,
     "server": None,
 }
-PLACE = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<name>\S+)$', re.MULTILINE)
 
 
 class Scoring:
@@ -67,13 +66,8 @@ def refusal(status: int, content: bytes) -> RequestError:
     except (ValueError, TypeError, KeyError):
         return RequestError(status, "MLflow refused the request")
     if "stack_trace" in told:
-        return RequestError(500, "the model failed on this request", notes=_place(str(told["stack_trace"])))
-    if message.startswith("Failed to predict data"):
-        message = message.rpartition("Error: ")[2]
-    line = " ".join(message.split())[:LONGEST]
+        frame = mlflow_sentences.last_frame(str(told["stack_trace"]))
+        notes = (f"failed in {frame.name}, {frame.file}:{frame.line}",) if frame else ()
+        return RequestError(500, "the model failed on this request", notes=notes)
+    line = " ".join(mlflow_sentences.scoring_reason(message).split())[:LONGEST]
     return RequestError(status, line, told.get("row"), str(told.get("reason", "")), str(told.get("error_code", "")))
-
-
-def _place(trace: str) -> tuple[str, ...]:
-    """Where a stack trace ends; its last line, the message, may repeat what was sent."""
-    return tuple(f"failed in {name}, {file}:{line}" for file, line, name in PLACE.findall(trace)[-1:])

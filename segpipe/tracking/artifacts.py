@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from segpipe.errors import InputError, one_line
 from segpipe.files import hashes, inventory
 from segpipe.files.staging import staged
-from segpipe.tracking import artifact_cache, runs
+from segpipe.tracking import artifact_cache, mlflow_sentences, runs
 
 if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
@@ -27,7 +27,6 @@ OF_RUN = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+?)/*")
 LOGGED = re.compile(r"models:/(?P<id>m-[0-9a-f]+)/?")
 VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>[0-9]+)/?")
 ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)/?")
-GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def has(run_id: str, path: str) -> bool:
@@ -36,7 +35,7 @@ def has(run_id: str, path: str) -> bool:
     try:
         return any(item.path == path for item in MlflowClient().list_artifacts(run_id, folder))
     except MlflowException as error:
-        if error.error_code not in GONE:
+        if not mlflow_sentences.is_missing(error):
             raise
         return False
 

@@ -1,7 +1,6 @@
 """The tracking store: where it is, how long it is waited for, and what its errors mean. MLflow is imported late."""
 
 import getpass
-import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 from segpipe.errors import InputError, one_line, redact
 from segpipe.files import project
+from segpipe.tracking import mlflow_sentences
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -38,21 +38,6 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 _retries = int(os.environ.setdefault(RETRIES, str(PATIENT.retries)))
 _patience = PATIENT
 
-SPACE, RIGHTS = "free some space, then start again", "make it and its folder writable, then start again"
-LASTING = {
-    "disk is full": SPACE,
-    "No space left": SPACE,
-    "readonly database": RIGHTS,
-    "unable to open database": RIGHTS,
-}
-LOCKED = "database is locked"
-FIXES = {
-    **LASTING,
-    LOCKED: "another process keeps it so; start again when that has ended",
-    "not authenticated": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to what the server knows",
-    "Permission denied": "ask for MANAGE on the experiment and the model",
-}
-
 
 def connect() -> None:
     """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder.
@@ -76,9 +61,7 @@ def connect() -> None:
     os.environ["MLFLOW_TRACKING_URI"] = uri
     import mlflow
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it tells, with a traceback, is raised
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    mlflow_sentences.quieten()
     mlflow.set_tracking_uri(uri)
     try:
         if uri.startswith("sqlite:///") and not path.exists():
@@ -137,8 +120,7 @@ def _begin_patiently(connection: Any, _record: object) -> None:
 
 
 def _stay_patient(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object) -> tuple[str, Any]:
-    """MLflow begins each session with 20 s of its own."""
-    return (_busy_timeout() if statement.startswith("PRAGMA busy_timeout =") else statement), parameters
+    return (_busy_timeout() if mlflow_sentences.sets_busy_timeout(statement) else statement), parameters
 
 
 def _busy_timeout() -> str:
@@ -174,13 +156,14 @@ def told(error: BaseException) -> str:
     if isinstance(error, InputError):
         return one_line(error)
     text = one_line(next((cause for cause in _causes(error) if isinstance(cause, sqlite3.Error)), error))
-    return text + next((f"; {fix}" for sign, fix in FIXES.items() if sign in text), "")
+    fix = mlflow_sentences.fix(text)
+    return f"{text}; {fix}" if fix else text
 
 
 def passing(error: BaseException) -> bool:
     """Whether the same may well succeed later: no connection, a lock, an error on the server's side."""
     causes = list(_causes(error))
-    if any(sign in str(cause) for cause in causes for sign in LASTING):
+    if any(mlflow_sentences.is_lasting(str(cause)) for cause in causes):
         return False
     return any(_passes(cause) for cause in causes)
 
@@ -194,9 +177,9 @@ def _passes(cause: BaseException) -> bool:
     if isinstance(cause, RestException):
         return int(cause.get_http_status_code()) >= HTTPStatus.INTERNAL_SERVER_ERROR
     if isinstance(cause, MlflowException):
-        return str(cause.error_code) == "TEMPORARILY_UNAVAILABLE"
+        return mlflow_sentences.is_overload(cause)
     if isinstance(cause, sqlite3.Error):
-        return LOCKED in str(cause)
+        return mlflow_sentences.is_locked(str(cause))
     return isinstance(cause, ConnectionError | TimeoutError)
 
 

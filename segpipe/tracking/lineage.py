@@ -18,19 +18,18 @@ from mlflow.exceptions import MlflowException
 from segpipe.data.manifest import FILE, SPLITS, Manifest
 from segpipe.errors import InputError, one_line
 from segpipe.files import hashes
-from segpipe.tracking import artifacts, run_tags
+from segpipe.tracking import artifacts, mlflow_sentences, run_tags
 from segpipe.tracking.lineage_graph import STATE, Lineage, Node
 
 CHAIN = ("register", "evaluate", "train", "preprocess")
 WEIGHTS = "artifacts/segpipe/weights.safetensors"
 WEIGHTS_TAG, COMMIT = "segpipe.weights_sha256", "mlflow.source.git.commit"
-DIFF, CHANGED = "config/git.diff", "changed since the commit"
+DIFF = "config/git.diff"
 DELETED, RECORDED = "deleted", "weights sha256"
 DECISION = {
     "decision": "decision", "rule": "decision_rule", "reason": "decision_reason", "against": "decision_against",
     "by": "decided_by", "at": "decided_at", "register run": "register_run",
 }  # fmt: skip
-NO_SUCH = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def of(uri: str) -> Lineage:
@@ -84,7 +83,7 @@ def find(run_id: str) -> Run | None:
     try:
         return MlflowClient().get_run(run_id)
     except MlflowException as error:
-        if error.error_code in NO_SUCH:
+        if mlflow_sentences.is_missing(error):
             return None
         raise
 
@@ -200,14 +199,19 @@ def _parts(run: Run | None) -> dict[str, str]:
 
 
 def tree(run: Run) -> str:
-    """Whether a training's checkout had changes that its commit has not."""
+    """Whether a training's checkout had changes that its commit has not, in words."""
     if COMMIT not in run.data.tags:
         return "unknown: not a git checkout"
-    items = [] if _gone(run) else MlflowClient().list_artifacts(run.info.run_id, "config")
-    sizes = [item.file_size for item in items if item.path == DIFF]
-    if not sizes:
+    size = uncommitted(run)
+    if size is None:
         return f"unknown: {DIFF} is gone"
-    return f"{CHANGED}: {DIFF}, {sizes[0]} bytes" if sizes[0] else "as committed"
+    return f"changed since the commit: {DIFF}, {size} bytes" if size else "as committed"
+
+
+def uncommitted(run: Run) -> int | None:
+    """The bytes of a training's changes that its commit has not; None where they are not known."""
+    items = [] if _gone(run) else MlflowClient().list_artifacts(run.info.run_id, "config")
+    return next((item.file_size for item in items if item.path == DIFF), None)
 
 
 def _dataset(run_id: str) -> tuple[dict[str, str], dict[str, str]]:
