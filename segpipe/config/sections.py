@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _split(value: object) -> object:
@@ -37,6 +37,16 @@ def _pairs(value: object) -> object:
     return {name.strip(): yaml.safe_load(text) for name, _, text in pairs}
 
 
+def _file_name(value: str) -> str:
+    if value and (re.search(NOT_IN_NAMES, value) or not value.strip(" .") or len(value.encode()) > LONGEST_NAME):
+        raise ValueError(
+            f"expected a name, of at most {LONGEST_NAME} bytes, without / and \\ and control characters, not only dots"
+        )
+    return value
+
+
+NOT_IN_NAMES = r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+LONGEST_NAME = 200  # a file system allows 255, and a number may follow
 Architecture = Annotated[
     Literal[
         "attention_unet", "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus",
@@ -44,6 +54,7 @@ Architecture = Annotated[
     ],
     BeforeValidator(_arch),
 ]  # fmt: skip
+FileName = Annotated[str, AfterValidator(_file_name)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Architectures = Annotated[tuple[Architecture, ...], BeforeValidator(_split)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_split)]
@@ -328,7 +339,9 @@ class TrackingConfig(Section):
 
     enabled: bool = Field(True, description="false (or --no-mlflow): files under tracking.outputs, MLflow untouched")
     experiment: str = Field("segpipe", min_length=1, description="MLflow experiment, unless MLflow has set one")
-    run_name: str = Field("", description="name of the training run; empty: architecture, encoder, weights and time")
+    run_name: FileName = Field(
+        "", description="name of the training run; empty: architecture, encoder, weights and time"
+    )
     artifact_every: int = Field(10, ge=1, description="epochs between folders of pictures; each new best has one too")
     system_metrics: bool = Field(False, description="record load of CPU, memory and GPU while training")
     outputs: str = Field(

@@ -27,6 +27,9 @@ class Knob(NamedTuple):
     description: str
 
 
+LONGEST_SHOWN = 60
+
+
 def _text(value: object) -> str:
     if isinstance(value, tuple | list):
         return ",".join(str(v) for v in value)
@@ -79,10 +82,19 @@ def _told(error: ValidationError) -> str:
         return f"unknown knob '{name}'{nearest(name, list(knobs()))}"
     knob = knobs().get(name)
     if knob is None:
-        return str(first["msg"]).removeprefix("Value error, ")
-    several = [one["msg"] for one in error.errors() if one["loc"][:2] == first["loc"][:2]]
-    told = " or ".join(dict.fromkeys(several))
-    return f"{name}={_text(first['input'])}: {told} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
+        return _message(first)
+    told = " or ".join(dict.fromkeys(_message(one) for one in error.errors() if one["loc"][:2] == first["loc"][:2]))
+    return f"{name}={_shown(first['input'])}: {told} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _shown(value: object) -> str:
+    """A value as part of a line: short, and without control characters."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in _text(value))
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def build(values: Mapping[str, Any]) -> Config:
@@ -123,6 +135,11 @@ def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
     return config.model_copy(
         update={name: getattr(config, name).model_copy(update=changed) for name, changed in paths.items()}
     )
+
+
+def recorded(recipe: Path, overrides: Mapping[str, str]) -> Config:
+    """The config of a run, as by `load`, without that run's name: versions up to 0.5.0 took any text for one."""
+    return load(recipe, {"tracking.run_name": "", **overrides})
 
 
 def _absolute(path: str) -> str:

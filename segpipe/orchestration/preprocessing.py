@@ -1,5 +1,6 @@
 """A dataset from raw data, and where it lies without MLflow."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -28,8 +29,14 @@ def build_without_mlflow(session: Session, config: Config) -> tuple[Path, str]:
     key = session.keys.key("preprocess", config, {}).digest
     folder = offline.outputs(config.tracking.outputs) / "datasets" / key[:16]
     if not (folder / FILE).is_file():
-        partial = folder.with_suffix(".partial")
+        partial = folder.with_suffix(f".partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
-        build(session.screen, config, partial)
-        partial.rename(folder)
+        try:
+            build(session.screen, config, partial)
+            partial.rename(folder)
+        except OSError:
+            if not (folder / FILE).is_file():  # no other process has made it meanwhile
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder, key

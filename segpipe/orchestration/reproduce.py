@@ -124,7 +124,7 @@ def checked(session: Session, uri: str, made_by: "dict[str, Run]", moved: dict[s
         said = _environment(session.keys, step, made)
         try:
             recipe = artifacts.local(f"runs:/{made.info.run_id}/{runs.CONFIG}")
-            configs[step] = settings.load(recipe, here)
+            configs[step] = settings.recorded(recipe, here)
             inputs = chain.upstream_keys({i: made_by[i] for i in STEPS[step].inputs})
             wanted = session.keys.key(step, configs[step], inputs).parts
             others = {part: value for part, value in wanted.items() if part not in session.keys.made_with(step)}

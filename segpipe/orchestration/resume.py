@@ -72,9 +72,7 @@ def claim_folder(session: Session, config: Config, key: str, outputs: Path) -> P
         if _claim(session, run / offline.RESUME):
             session.say(f"continues {run}")
             return run
-    name = artifact_tree.run_name(config, time.time())
-    taken = len(list(outputs.glob(f"{name}*")))
-    root = outputs / (f"{name}_{taken + 1}" if taken else name)
+    root = offline.new_folder(outputs, artifact_tree.run_name(config, time.time()))
     _claim(session, root / offline.RESUME)
     return root
 

@@ -123,7 +123,7 @@ def raw_cases(screen: Screen, manifest: Manifest, recipe: Path) -> Iterator[Chec
     if not root.is_dir():
         yield Check("raw files", GONE, manifest.root)
         return
-    data = settings.load(recipe, {}).data
+    data = settings.recorded(recipe, {}).data
     try:
         reader = reader_of(data, raw.check_root(manifest.root))
         listed = {case.name: case for case in reader.cases()}

@@ -44,7 +44,7 @@ class Training(NamedTuple):
 
 def training(run_id: str) -> Training:
     """Read back a finished training run. Raises InputError where its artifacts are gone."""
-    config = settings.load(artifacts.local(f"runs:/{run_id}/{runs.CONFIG}"), {})
+    config = settings.recorded(artifacts.local(f"runs:/{run_id}/{runs.CONFIG}"), {})
     history = json.loads(artifacts.local(f"runs:/{run_id}/{artifact_tree.HISTORY}").read_text(encoding="utf-8"))
     params = {k.removeprefix("cfg."): v for k, v in MlflowClient().get_run(run_id).data.params.items()}
     facts = {name: value for name, value in sorted(params.items()) if name.partition(".")[0] in FACTS}

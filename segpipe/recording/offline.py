@@ -30,6 +30,18 @@ def unsent(named: str, run_id: str) -> Path:
     return outputs(named) / "spool" / run_id
 
 
+def new_folder(outputs: Path, name: str) -> Path:
+    """Make the folder of a new run: the first of `name`, `name_2`, `name_3`... that nobody has."""
+    root, number = outputs / name, 1
+    while True:
+        try:
+            root.mkdir(parents=True)
+            return root
+        except FileExistsError:
+            number += 1
+            root = outputs / f"{name}_{number}"
+
+
 class FolderRecorder:
     """Records a training in a folder: the tree, and params.json, tags.json, metrics.jsonl, run.json."""
 

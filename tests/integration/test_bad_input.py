@@ -87,12 +87,25 @@ def test_bad_data_fails_the_run_with_its_reason_and_leaves_no_dataset(name, fold
         (["--config=nowhere.yaml"], "nowhere.yaml: No such file"),
         (["--config", "--train.lr"], "lr"),
         (["stray"], "stray"),
+        (["--no-mlflow", "--tracking.run_name=../.."], "tracking.run_name=../..: expected a name"),
     ],
 )
 def test_a_wrong_command_line_runs_nothing_and_exits_with_2(arguments, told, step):
     code, shown = step("train", *arguments)
     assert code == 2
     assert told in one_line(shown)
+
+
+def test_a_name_that_is_a_path_is_refused_by_every_command(step):
+    import pipeline
+
+    for name in ("preprocess", "train", "evaluate", "register", "predict", "serve"):
+        code, shown = step(name, "--tracking.run_name=/tmp/x")
+        assert (name, code) == (name, 2)
+        assert "tracking.run_name=/tmp/x: expected a name" in one_line(shown)
+    with pytest.raises(SystemExit) as stopped:
+        pipeline.command().main(["--tracking.run_name=/tmp/x", "--plan"])
+    assert stopped.value.code == 2
 
 
 @pytest.fixture(scope="module")

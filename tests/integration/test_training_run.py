@@ -158,6 +158,18 @@ def test_without_mlflow_the_same_files_and_no_import(tracked, untracked):
     assert (alone / same).read_bytes() == (root / same).read_bytes()
 
 
+def test_two_trainings_without_mlflow_at_once_have_a_folder_each(raw, tmp_path):
+    knobs = [*TINY, "--data.format=folder", f"--data.root={raw}", f"--tracking.outputs={tmp_path}"]
+    program = [sys.executable, "-m", "steps.train", "--no-mlflow", "--tracking.run_name=exp", *knobs]
+    both = [subprocess.Popen(program, cwd=PROJECT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    shown = [process.communicate(timeout=240)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], shown
+    for name in ("exp", "exp_2"):
+        assert json.loads((tmp_path / name / "run.json").read_text())["status"] == "FINISHED"
+        assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len(list((tmp_path / "datasets").iterdir())) == 1
+
+
 @pytest.mark.parametrize("program", [["-m", "steps.evaluate"], ["-m", "steps.register"], ["pipeline.py"]])
 def test_what_needs_mlflow_says_so(program):
     done = call(*program, "--no-mlflow")

@@ -56,6 +56,30 @@ def test_a_wrong_knob_is_named_with_what_is_allowed(knob, value, told):
         assert part in message
 
 
+@pytest.mark.parametrize("name", ["", "exp", "Lauf \"1\"; $HOME für '日本'", ".hidden", "v1.0 (x) [2]", "ü" * 100])
+def test_a_runs_name_may_be_any_that_a_folder_can_have(name):
+    assert settings.load(None, {"tracking.run_name": name}).tracking.run_name == name
+
+
+@pytest.mark.parametrize(
+    "name", ["../..", "a/b", "a\\b", ".", "..", "...", " ", " . ", "a\nb", "a\0", "\x1b[31m", "\udce9", "ü" * 101]
+)
+def test_what_is_no_name_is_refused_in_a_short_line(name):
+    with pytest.raises(InputError) as caught:
+        settings.load(None, {"tracking.run_name": name})
+    message = str(caught.value)
+    assert message.startswith("tracking.run_name=")
+    assert "expected a name, of at most 200 bytes" in message
+    assert message.isprintable()
+    assert len(message) < 300
+
+
+def test_the_config_of_a_run_of_any_name_is_read_back(tmp_path):
+    recipe = tmp_path / "resolved.yaml"
+    recipe.write_text("seed: 3\ntracking: {run_name: study/1}\n", encoding="utf-8")
+    assert settings.recorded(recipe, {"train.lr": "0.5"}) == settings.load(None, {"seed": "3", "train.lr": "0.5"})
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
