@@ -56,6 +56,20 @@ TINY = (
 )
 
 
+SOURCES = ("MLproject", "conda.yaml", "requirements.txt", "pipeline.py", "configs", "segpipe", "steps")
+
+
+def copy_project(folder: Path) -> Path:
+    """The project's own files in another folder, which is made."""
+    folder.mkdir(parents=True)
+    for name in SOURCES:
+        if (PROJECT / name).is_dir():
+            shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(PROJECT / name, folder)
+    return folder
+
+
 def disc(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A noisy picture H,W uint8 with a bright disc, and the disc as 0/255."""
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from segpipe.errors import InputError, one_line, redact
 from segpipe.files import project
@@ -47,7 +47,7 @@ def connect() -> None:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.PROJECT / 'mlflow.db'}"
     if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///")).resolve()
+        path = Path(unquote(uri.removeprefix("sqlite:///"))).resolve()  # `mlflow run` writes %20 for a space
         if not path.parent.is_dir():
             raise InputError(f"tracking store {uri}: no such folder {path.parent}")
         if {"?", "%"} & set(str(path)):

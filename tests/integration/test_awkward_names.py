@@ -1,16 +1,14 @@
 """Folders, stores and texts with the characters that shells, URIs, SQL and YAML care about, and long ones."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, write_folder
+from conftest import TINY, copy_project, write_folder
 
 from segpipe.config import settings
-from segpipe.files.project import PROJECT
 
 AWKWARD = 'it\'s "für" 日本 $HOME; a & b # 100% (x) ?'
 IN_URIS = 'it\'s "für" 日本 $HOME; a & b # (x)'  # sqlite takes what follows a ? for options, alembic a % for its own
@@ -20,24 +18,18 @@ LONG = "folders below folders " * 10
 TEXT = 'Für "Herrn O\'Neil" & Söhne; $(date) `id` %s {x} \\ 日本: - a # b\n' * 150
 MODEL = "Schlaganfall v1.0 - test"
 EXPERIMENT = "Studie \"ü\" 'x' 日本; $HOME"
-SOURCES = ("MLproject", "conda.yaml", "requirements.txt", "pipeline.py", "configs", "segpipe", "steps")
 
 
 class Place:
     """A copy of the project, its store and its data, each in a folder with an awkward name."""
 
     def __init__(self, home):
-        self.project = home / LONG / OF_PROJECT
+        self.project = copy_project(home / LONG / OF_PROJECT)
         self.store = home / LONG / f"store {IN_URIS}"
         self.data = write_folder(home / LONG / f"data {AWKWARD}", cases=12)
         self.outputs = home / LONG / f"outputs {AWKWARD}"
         self.uri = f"sqlite:///{self.store / 'mlflow.db'}"
-        self.project.mkdir(parents=True)
         self.store.mkdir()
-        for name in SOURCES:
-            source = PROJECT / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, self.project / name, **({"ignore": without_caches} if source.is_dir() else {}))
         self.knobs = {
             "data.format": "folder",
             "data.root": str(self.data),
@@ -52,18 +44,7 @@ class Place:
 
     def run(self, *arguments):
         """What came of a command in the project's folder."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        known = {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.project,
-            env=kept | known | {"SEGPIPE_CACHE": str(self.outputs / "cache")},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        return run(self.project, *arguments, MLFLOW_TRACKING_URI=self.uri, SEGPIPE_CACHE=str(self.outputs / "cache"))
 
     def options(self):
         return [f"--{name}={value}" for name, value in self.knobs.items()]
@@ -81,8 +62,19 @@ class Place:
         return client.search_runs([found.experiment_id], query)
 
 
-def without_caches(_folder, names):
-    return [name for name in names if name == "__pycache__"]
+def run(project, *arguments, **environment):
+    """What came of a command in a project's folder, in an environment that says nothing of MLflow by itself."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=project,
+        env=kept | {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +102,22 @@ def test_a_step_takes_any_name_of_project_store_data_and_knob(place):
     assert run.info.run_id in array.parts
     assert settings.load(recipe, {}) == settings.load(None, place.knobs)
     assert list(place.project.rglob("*.db")) == []
+
+
+def test_mlflow_run_and_the_driver_have_one_store_in_a_folder_with_a_space(tmp_path):
+    project, raw = copy_project(tmp_path / "seg pipe"), write_folder(tmp_path / "raw data")
+    knobs = {"data.format": "folder", "data.root": str(raw), "preprocess.size": "32"}
+    given = [part for name, value in knobs.items() for part in ("-P", f"{name}={value}")]
+    for _ in range(2):  # with a store that is made, and with one that is there
+        first = run(project, "-m", "mlflow", "run", ".", "-e", "preprocess", "--env-manager", "local", *given)
+        assert first.returncode == 0, first.stderr
+    words = [f"--{name}={value}" for name, value in knobs.items()]
+    second = run(project, "pipeline.py", "--until=preprocess", *words)
+    assert second.returncode == 0, second.stderr
+    assert "preprocess: reuse " in second.stderr
+    assert list(tmp_path.rglob("*.db")) == [project / "mlflow.db"]
+    assert {path.relative_to(project).parts[0] for path in tmp_path.rglob("manifest.json")} == {"mlruns"}
+    assert [path for path in tmp_path.rglob("*") if "%" in path.name and any(path.iterdir())] == []
 
 
 def test_a_config_of_more_than_6000_characters_is_read_back_as_it_was(tmp_path):

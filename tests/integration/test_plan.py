@@ -1,12 +1,11 @@
 """What `pipeline.py --plan` says of a finished chain after each kind of change, and that it is what then happens."""
 
 import json
-import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import TINY, write_folder
+from conftest import TINY, copy_project, write_folder
 
 from segpipe.files.project import PROJECT
 
@@ -51,16 +50,6 @@ def planned(chain, capsys):
         return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
 
     return ask
-
-
-def copied(folder):
-    """The project's own files in another folder."""
-    copy = folder / "a copy"
-    for name in ("segpipe", "steps", "configs"):
-        shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pipeline.py", "MLproject", "conda.yaml", "requirements.txt", "README.md"):
-        shutil.copy(PROJECT / name, copy)
-    return copy
 
 
 def touched(path):
@@ -120,7 +109,7 @@ def test_changed_raw_files_are_counted_and_named(planned, raw):
 
 
 def test_changed_code_and_requirements_are_named_and_only_what_imports_them_runs(chain, tmp_path):
-    copy = copied(tmp_path)
+    copy = copy_project(tmp_path / "a copy")
     touched(copy / "README.md")
     changed(copy / "segpipe" / "models" / "losses.py")
     lines = dict(line.split(": ", 1) for line in pipeline(*chain, "--plan", project=copy).stdout.splitlines())
@@ -208,7 +197,7 @@ def test_a_reused_step_appears_under_the_parent_and_links_to_its_run(chain):
 def test_earlier_steps_are_taken_as_they_are_where_only_their_code_changed(chain, tmp_path):
     from segpipe.tracking import artifacts
 
-    copy = copied(tmp_path)
+    copy = copy_project(tmp_path / "a copy")
     changed(copy / "segpipe" / "data" / "splits.py")
     said = pipeline(*chain, "--plan", "--from=train", project=copy).stdout.splitlines()
     run = finished("preprocess")[0].info.run_id
