@@ -6,18 +6,19 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from segpipe.config.sections import ServingConfig
 from segpipe.errors import InputError
 from segpipe.server import request_checks
 from segpipe.server.loaded_model import Served
-from segpipe.server.messages import Answer, Asked, Handler, RequestError, as_json
+from segpipe.server.messages import Handler, Request, RequestError, as_json
 from segpipe.server.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -31,22 +32,6 @@ SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 LONGEST_PATH = 100
 
 
-@dataclass
-class Request:
-    """A request on its way, and what the log says of it."""
-
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
-    id: str
-    served: Served
-    began: float
-    size: int = 0
-    rows: int = 0
-    notes: list[str] = field(default_factory=list)
-
-
 class Application:
     """An ASGI application around `served`, the version that answers now."""
 
@@ -58,59 +43,59 @@ class Application:
         more: Mapping[tuple[str, str], Handler] | None = None,
         through: "Through | None" = None,
     ) -> None:
-        self.served, self.metrics, self._through = served, Metrics(), through
-        self._say, self._most, self._held = say, int(config.max_body_mb * 1e6), 0
+        self.metrics, self._through = Metrics(), through
+        self.config, self.say, self._most, self._held = config, say, int(config.max_body_mb * 1e6), 0
         self._turns = asyncio.Semaphore(PREDICTIONS)
         self._handlers: dict[tuple[str, str], Handler] = {
             **(more or {}),
             ("GET", "/ping"): lambda *_: as_json({"status": "ok"}),
             ("GET", "/health"): lambda *_: as_json({"status": "ok"}),
-            ("GET", "/version"): lambda _, version: as_json(version.facts),
-            ("GET", "/metrics"): lambda *_: self.metrics.answer(),
+            ("GET", "/version"): lambda request, _: as_json(request.served.facts),
+            ("GET", "/metrics"): lambda *_: self.metrics.response(),
         }
         self._paths = {path for _, path in self._handlers} | {INVOCATIONS}
-        self._answer_with(served)
+        self.answer_with(served)
 
-    def swap(self, served: Served) -> None:
-        """Let another version answer from the next request on; what is in flight ends on the one it began with."""
-        self._answer_with(served)
-        self.metrics.swapped()
-
-    def _answer_with(self, served: Served) -> None:
+    def answer_with(self, served: Served) -> None:
+        """Let a version answer from the next request on; what is in flight ends on the one it began with."""
         if self._through:
             served.predictor.through = self._through
         self.served = served
-        self.metrics.model(served.facts)
+        self.metrics.name_model(served.facts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request. Raises ValueError for other protocols."""
         if scope["type"] != "http":
             raise ValueError(f"{scope['type']} is not served")
-        request = _request(scope, self.served)
+        began, headers = time.perf_counter(), Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        request = Request(scope["method"], scope["path"], headers, request_id, self.served)
         with self.metrics.in_flight.track_inprogress():
-            answer = await self._answer(request, receive)
-            await _send(send, answer, request)
-        seconds = time.perf_counter() - request.began
+            response = await self._answer(request, receive)
+            response.headers.update({"x-request-id": request.id, "x-model-version": request.served.version})
+            await response(scope, receive, send)
+        seconds = time.perf_counter() - began
         path = request.path if request.path in self._paths else "other"
-        self.metrics.answered(path, answer.status, seconds, request.rows, request.size)
-        self._say(_line(request, answer.status, seconds))
+        self.metrics.count(path, response.status_code, seconds, request.rows, request.size)
+        self.say(_line(request, response.status_code, seconds))
 
-    async def _answer(self, request: Request, receive: Receive) -> Answer:
+    async def _answer(self, request: Request, receive: Receive) -> Response:
         try:
-            return await self._routed(request, receive)
+            return await self._route(request, receive)
         except RequestError as error:
             request.notes += error.notes
-            return error.answer(request.id)
+            return error.response(request.id)
         except InputError as error:
-            return RequestError(400, str(error)).answer(request.id)
+            return RequestError(400, str(error)).response(request.id)
         except asyncio.CancelledError:
-            return RequestError(503, "the server is stopping; ask again").answer(request.id)
-        except Exception as error:  # told without its message, which may repeat what was sent
+            return RequestError(503, "the server is stopping; ask again").response(request.id)
+        except Exception as error:  # without its message, which may repeat what was sent
             last = traceback.extract_tb(error.__traceback__)[-1]
             request.notes.append(f"{type(error).__name__} in {last.name}, {last.filename}:{last.lineno}")
-            return RequestError(500, "the server failed on this request").answer(request.id)
+            return RequestError(500, "the server failed on this request").response(request.id)
 
-    async def _routed(self, request: Request, receive: Receive) -> Answer:
+    async def _route(self, request: Request, receive: Receive) -> Response:
         if request.path not in self._paths:
             raise RequestError(404, "no such path; there are " + ", ".join(sorted(self._paths)))
         handler = self._handlers.get((request.method, request.path))
@@ -118,24 +103,24 @@ class Application:
             request_checks.check_type(request.headers)
         elif handler is None:
             allowed = ", ".join(method for method, path in self._handlers if path == request.path) or "POST"
-            raise RequestError(405, f"{request.path} takes {allowed}", headers=(("allow", allowed),))
+            raise RequestError(405, f"{request.path} takes {allowed}", headers={"allow": allowed})
         elif request.method == "GET":
-            return await asyncio.to_thread(handler, Asked(request.query, "", b""), request.served)
+            return await asyncio.to_thread(handler, request, b"")
         try:
-            body = await self._body(request, receive)
+            body = await self._read_body(request, receive)
             async with self._turns:
-                if handler is None:
-                    return await _predicted(request, body)
-                asked = Asked(request.query, request.headers.get("content-type", ""), body)
-                return await asyncio.to_thread(handler, asked, request.served)
+                if handler is not None:
+                    return await asyncio.to_thread(handler, request, body)
+                request.rows = await asyncio.to_thread(request_checks.check, body, request.served.parameters)
+                return await request.served.answers.ask(body)
         finally:
             self._held -= request.size
 
-    async def _body(self, request: Request, receive: Receive) -> bytes:
+    async def _read_body(self, request: Request, receive: Receive) -> bytes:
         """All of the body. Raises RequestError as soon as it is too large, with what was announced or has come."""
-        announced = request.headers.get("content-length", "0")
-        if int(announced) > self._most:
-            raise self._too_large()
+        too_large = RequestError(413, f"the body is larger than serving.max_body_mb, {self._most / 1e6:g} MB")
+        if int(request.headers.get("content-length", "0")) > self._most:
+            raise too_large
         parts, more = [], True
         while more:
             try:
@@ -148,40 +133,11 @@ class Application:
             request.size += len(part)
             self._held += len(part)
             if request.size > self._most:
-                raise self._too_large()
+                raise too_large
             if self._held > BODIES * self._most:
-                raise RequestError(503, "too many large requests at once; ask again", headers=(("retry-after", "1"),))
+                raise RequestError(503, "too many large requests at once; ask again", headers={"retry-after": "1"})
             parts.append(part)
         return b"".join(parts)
-
-    def _too_large(self) -> RequestError:
-        return RequestError(413, f"the body is larger than serving.max_body_mb, {self._most / 1e6:g} MB")
-
-
-def _request(scope: Scope, served: Served) -> Request:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    given = headers.get("x-request-id", "")
-    sane = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
-    query = scope["query_string"].decode("latin-1")
-    return Request(scope["method"], scope["path"], query, headers, sane, served, time.perf_counter())
-
-
-async def _predicted(request: Request, body: bytes) -> Answer:
-    request.rows = await asyncio.to_thread(request_checks.check, body, request.served.parameters)
-    return await request.served.answers.ask(body)
-
-
-async def _send(send: Send, answer: Answer, request: Request) -> None:
-    pairs = (
-        ("content-type", answer.type),
-        ("content-length", str(len(answer.body))),
-        ("x-request-id", request.id),
-        ("x-model-version", request.served.version),
-        *answer.headers,
-    )
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
 
 
 def _line(request: Request, status: int, seconds: float) -> str:

@@ -49,24 +49,23 @@ def run(
     main thread. Raises InputError before anything is served.
     """
     networks = MainThread()
-    with bound(config.host, config.port) as listener:
-        port = listener.getsockname()[1]
+    with bind(config.host, config.port) as listener:
         app = application(uri, config, say, more, networks)
         host = f"[{config.host}]" if ":" in config.host else config.host
-        address = f"http://{host}:{port}"
+        address = f"http://{host}:{listener.getsockname()[1]}"
 
-        def tell() -> None:
+        def announce() -> None:
             say(f"serving {uri} version {app.served.version} on {address}")
             ready(address)
 
-        http = _Server(app, tell)
-        with following(uri, app, config, say), _ended_by_signals(http):
+        http = _Server(app, announce)
+        with following(uri, app), _ending_on_signals(http):
             networks.during(lambda: http.run(sockets=[listener]))
 
 
 @contextmanager
-def _ended_by_signals(http: uvicorn.Server) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM end the server, which does not see to it itself outside of the main thread."""
+def _ending_on_signals(http: uvicorn.Server) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM end the server; uvicorn itself handles them in the main thread only."""
     before = {number: signal.signal(number, http.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -75,10 +74,10 @@ def _ended_by_signals(http: uvicorn.Server) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that is taken but not yet listened on: nobody connects before there is a model."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound but does not listen yet: nobody connects before there is a model. Raises InputError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Only where the protocol is named does asyncio send answers at once; else each waits some 40 ms for the client.
+    # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer waits some 40 ms
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -90,21 +89,20 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Says when it answers."""
+    """Calls `ready` once it answers."""
 
     def __init__(self, app: Application, ready: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                ws="none",
-                access_log=False,
-                log_level="warning",
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=GRACE,
-            )
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=GRACE,
         )
+        super().__init__(config)
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -3,12 +3,10 @@
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PyFuncModel
 from mlflow.types import ParamSchema
 
 import segpipe
@@ -23,7 +21,7 @@ from segpipe.tracking import artifacts
 if TYPE_CHECKING:
     from segpipe.inference.predictor import Predictor
 
-VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
+VERSION = re.compile(r"models:/([^/@]+)/(\d+)")
 
 
 @dataclass(frozen=True)
@@ -61,15 +59,11 @@ def load(uri: str, config: ServingConfig) -> Served:
         model.predict(served_model.example(predictor.spec))
     except (MlflowException, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{uri}: {one_line(error)}") from None
-    parameters = model.metadata.get_params_schema() or ParamSchema([])
-    return Served(Scoring(model), predictor, parameters, _facts(uri, model, predictor, weights))
-
-
-def _facts(uri: str, model: PyFuncModel, predictor: "Predictor", weights: Path) -> dict[str, Any]:
     match, spec = VERSION.fullmatch(uri), predictor.spec
-    return {
-        "name": match["name"] if match else None,
-        "version": match["version"] if match else None,
+    name, number = match.groups() if match else (None, None)
+    facts = {
+        "name": name,
+        "version": number,
         "run_id": model.metadata.run_id,
         "model_id": model.metadata.model_id,
         "weights_sha256": hashes.sha256(weights),
@@ -79,3 +73,4 @@ def _facts(uri: str, model: PyFuncModel, predictor: "Predictor", weights: Path) 
         "segpipe": segpipe.__version__,
         "mlflow": version("mlflow"),
     }
+    return Served(Scoring(model), predictor, model.metadata.get_params_schema() or ParamSchema([]), facts)

@@ -1,45 +1,42 @@
 """What comes in, what goes out, and the one shape of every error."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
 
 if TYPE_CHECKING:
     from segpipe.server.loaded_model import Served
 
 JSON = "application/json"
-CODES = {
+CODES = {  # others are called as in `http.HTTPStatus`
     400: "INVALID_PARAMETER_VALUE",
     404: "ENDPOINT_NOT_FOUND",
-    405: "METHOD_NOT_ALLOWED",
-    408: "REQUEST_TIMEOUT",
     413: "REQUEST_TOO_LARGE",
-    415: "UNSUPPORTED_MEDIA_TYPE",
     500: "INTERNAL_ERROR",
     503: "TEMPORARILY_UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
 
 
-class Asked(NamedTuple):
-    """A request whose body is there: its query string, Content-Type (empty: none) and bytes."""
+@dataclass
+class Request:
+    """A request, the version that answers it, and what the log says of it; `size` is the bytes of the body so far."""
 
-    query: str
-    type: str
-    body: bytes
-
-
-class Answer(NamedTuple):
-    """Status, bytes and what they are."""
-
-    status: int
-    body: bytes
-    type: str = JSON
-    headers: tuple[tuple[str, str], ...] = ()
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    id: str
+    served: "Served"
+    size: int = 0
+    rows: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
-Handler = Callable[[Asked, "Served"], Answer]
+Handler = Callable[[Request, bytes], Response]  # of a request and its body
 
 
 class RequestError(Exception):
@@ -52,21 +49,21 @@ class RequestError(Exception):
         row: int | None = None,
         reason: str = "",
         code: str = "",
-        headers: tuple[tuple[str, str], ...] = (),
+        headers: Mapping[str, str] | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.status, self.row, self.reason, self.headers, self.notes = status, row, reason, headers, notes
         self.code = code or CODES.get(status, HTTPStatus(status).name)
 
-    def answer(self, request_id: str) -> Answer:
+    def response(self, request_id: str) -> Response:
         """The error as JSON on one line."""
-        told: dict[str, Any] = {"error_code": self.code, "message": str(self), "request_id": request_id}
+        content: dict[str, Any] = {"error_code": self.code, "message": str(self), "request_id": request_id}
         if self.row is not None:
-            told |= {"row": self.row, "reason": self.reason}
-        return Answer(self.status, json.dumps(told).encode() + b"\n", headers=self.headers)
+            content |= {"row": self.row, "reason": self.reason}
+        return Response(json.dumps(content) + "\n", self.status, self.headers, JSON)
 
 
-def as_json(values: object) -> Answer:
+def as_json(values: object) -> Response:
     """200 with these values."""
-    return Answer(200, json.dumps(values, allow_nan=False).encode() + b"\n")
+    return Response(json.dumps(values, allow_nan=False) + "\n", media_type=JSON)

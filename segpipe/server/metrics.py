@@ -4,8 +4,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-
-from segpipe.server.messages import Answer
+from starlette.responses import Response
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 IDENTITY = ("name", "version", "run_id", "model_id", "weights_sha256")
@@ -23,31 +22,23 @@ class Metrics:
         self._bytes = Counter("segpipe_request_bytes", "bytes of request bodies", registry=own)
         self.in_flight = Gauge("segpipe_requests_in_flight", "requests being answered", registry=own)
         self._model = Gauge("segpipe_model_info", "1 for the version that answers", IDENTITY, registry=own)
-        self._swaps = Counter("segpipe_swaps", "versions that took the place of another", registry=own)
-        self._kept = Counter("segpipe_swap_failures", "looks that found no version to load", ["what"], registry=own)
+        self.swaps = Counter("segpipe_swaps", "versions that took the place of another", registry=own)
+        self.failures = Counter("segpipe_swap_failures", "looks that found no version to load", ["what"], registry=own)
         for what in ("registry", "version"):
-            self._kept.labels(what)
+            self.failures.labels(what)
 
-    def answered(self, path: str, status: int, seconds: float, rows: int, size: int) -> None:
-        """One answer was given; `size` bytes were read."""
+    def count(self, path: str, status: int, seconds: float, rows: int, size: int) -> None:
+        """Count one answer; `size` bytes were read."""
         self._requests.labels(path, status).inc()
         self._seconds.labels(path).observe(seconds)
         self._rows.inc(rows)
         self._bytes.inc(size)
 
-    def model(self, facts: dict[str, Any]) -> None:
-        """A version answers from now on."""
+    def name_model(self, facts: dict[str, Any]) -> None:
+        """Show which version answers from now on."""
         self._model.clear()
         self._model.labels(*(facts[name] or "" for name in IDENTITY)).set(1)
 
-    def swapped(self) -> None:
-        """A version took the place of another."""
-        self._swaps.inc()
-
-    def kept(self, what: str) -> None:
-        """The old version stays, because of the registry or of the new version."""
-        self._kept.labels(what).inc()
-
-    def answer(self) -> Answer:
+    def response(self) -> Response:
         """Everything in Prometheus' text format."""
-        return Answer(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""MLflow's scoring application, asked in this process, and its answers told in our shape."""
+"""MLflow's scoring application, asked in this process, with its errors in our shape."""
 
 import asyncio
 import json
@@ -6,10 +6,11 @@ import weakref
 from typing import Any
 
 from mlflow.pyfunc import PyFuncModel, scoring_server
+from starlette.responses import Response
 from starlette.types import Message
 
 from segpipe.errors import LONGEST
-from segpipe.server.messages import JSON, Answer, RequestError
+from segpipe.server.messages import JSON, RequestError
 from segpipe.tracking import mlflow_sentences
 
 SCOPE = {
@@ -17,14 +18,9 @@ SCOPE = {
     "asgi": {"version": "3.0", "spec_version": "2.3"},
     "http_version": "1.1",
     "method": "POST",
-    "scheme": "http",
     "path": "/invocations",
-    "raw_path": b"/invocations",
     "query_string": b"",
-    "root_path": "",
     "headers": [(b"content-type", JSON.encode())],
-    "client": None,
-    "server": None,
 }
 
 
@@ -38,7 +34,7 @@ class Scoring:
     def __init__(self, model: PyFuncModel) -> None:
         self._model, self._application = model, scoring_server.init(weakref.proxy(model))
 
-    async def ask(self, body: bytes) -> Answer:
+    async def ask(self, body: bytes) -> Response:
         """What MLflow answers to a request with this body. Raises RequestError where that is an error."""
         sent: list[Message] = []
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -53,7 +49,7 @@ class Scoring:
         status, content = int(sent[0]["status"]), b"".join(message.get("body", b"") for message in sent[1:])
         if status != 200:
             raise refusal(status, content)
-        return Answer(status, content)
+        return Response(content, media_type=JSON)
 
 
 def refusal(status: int, content: bytes) -> RequestError:
@@ -61,13 +57,13 @@ def refusal(status: int, content: bytes) -> RequestError:
     if status == 504:
         return RequestError(504, "the prediction took longer than MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT allows")
     try:
-        told: dict[str, Any] = json.loads(content)
-        message = str(told["message"])
+        error: dict[str, Any] = json.loads(content)
+        message = str(error["message"])
     except (ValueError, TypeError, KeyError):
         return RequestError(status, "MLflow refused the request")
-    if "stack_trace" in told:
-        frame = mlflow_sentences.last_frame(str(told["stack_trace"]))
+    if "stack_trace" in error:
+        frame = mlflow_sentences.last_frame(str(error["stack_trace"]))
         notes = (f"failed in {frame.name}, {frame.file}:{frame.line}",) if frame else ()
         return RequestError(500, "the model failed on this request", notes=notes)
     line = " ".join(mlflow_sentences.scoring_reason(message).split())[:LONGEST]
-    return RequestError(status, line, told.get("row"), str(told.get("reason", "")), str(told.get("error_code", "")))
+    return RequestError(status, line, error.get("row"), str(error.get("reason", "")), str(error.get("error_code", "")))

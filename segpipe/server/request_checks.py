@@ -33,22 +33,22 @@ def check(body: bytes, parameters: ParamSchema) -> int:
 
     Raises RequestError (400) unless it is an object with exactly one of INPUTS and known `params` of the right types.
     """
-    asked = _parsed(body)
+    asked = _parse(body)
     given = [name for name in asked if name in INPUTS]
     if unknown := [name for name in asked if name not in (*INPUTS, PARAMS)]:
-        raise RequestError(400, f"unknown field {_name(unknown[0], (*INPUTS, PARAMS))}")
+        raise RequestError(400, f"unknown field {_quote(unknown[0], (*INPUTS, PARAMS))}")
     if len(given) != 1:
         raise RequestError(400, f"expected exactly one of {', '.join(INPUTS)}; found {' and '.join(given) or 'none'}")
     _check_parameters(asked.get(PARAMS, {}), parameters)
     kind, rows = given[0], asked[given[0]]
     if kind == RECORDS:
-        return _records(rows)
-    return _split(rows) if kind == SPLIT else _tensors(kind, rows)
+        return _check_records(rows)
+    return _check_split(rows) if kind == SPLIT else _check_tensors(kind, rows)
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
+def _parse(body: bytes) -> dict[str, Any]:
     try:
-        asked = json.loads(body, parse_constant=_no_number)
+        asked = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         raise RequestError(400, f"the body is not JSON{where}") from None
@@ -57,12 +57,12 @@ def _parsed(body: bytes) -> dict[str, Any]:
     return asked
 
 
-def _no_number(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise RequestError(400, f"{name} is not JSON; every number must be finite")
 
 
-def _name(name: str, known: tuple[str, ...]) -> str:
-    """A name as it may stand in an answer, with the nearest of those that would be right."""
+def _quote(name: str, known: tuple[str, ...]) -> str:
+    """A name cut short for an answer, with the nearest known one."""
     return repr(name[:LONGEST_NAME]) + nearest(name, list(known)) + f"; known: {', '.join(known) or 'none'}"
 
 
@@ -72,14 +72,14 @@ def _check_parameters(given: object, parameters: ParamSchema) -> None:
     specs = {spec.name: spec for spec in parameters.params}
     for name, value in given.items():
         if name not in specs:
-            raise RequestError(400, f"unknown parameter {_name(name, tuple(specs))}")
+            raise RequestError(400, f"unknown parameter {_quote(name, tuple(specs))}")
         try:
             ParamSpec.validate_param_spec(value, specs[name])
         except MlflowException:
             raise RequestError(400, f"parameter {name}: not a {specs[name].to_dict()['type']}") from None
 
 
-def _records(rows: object) -> int:
+def _check_records(rows: object) -> int:
     if not isinstance(rows, list) or not rows:
         raise RequestError(400, f"{RECORDS} must be a list of objects, one a row")
     for number, row in enumerate(rows):
@@ -88,7 +88,7 @@ def _records(rows: object) -> int:
     return len(rows)
 
 
-def _split(frame: object) -> int:
+def _check_split(frame: object) -> int:
     if not isinstance(frame, dict) or not {"columns", "data"} <= frame.keys() <= {"columns", "data", "index"}:
         raise RequestError(400, f"{SPLIT} must be an object with 'columns' and 'data'")
     columns, rows = frame["columns"], frame["data"]
@@ -106,7 +106,7 @@ def _split(frame: object) -> int:
     return len(rows)
 
 
-def _tensors(kind: str, values: object) -> int:
+def _check_tensors(kind: str, values: object) -> int:
     first = next(iter(values.values()), None) if isinstance(values, dict) else values
     if not isinstance(first, list) or not first:
         raise RequestError(400, f"{kind} must be a list, or an object of lists")

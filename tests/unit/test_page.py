@@ -20,7 +20,7 @@ from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures
 from segpipe.server.loaded_model import Served
-from segpipe.server.messages import Asked, RequestError
+from segpipe.server.messages import Request, RequestError
 from segpipe.server.page import display, routes
 from segpipe.serving import request
 
@@ -40,6 +40,10 @@ def served(reader, channels, classes=("foreground",), threshold=0.5):
     network = architectures.build(config.model, len(channels), len(classes), seed=0, pretrained=False)
     facts = {"name": None, "version": None, "model_id": "m-1"}
     return Served(None, Predictor(spec, network), ParamSchema([]), facts)
+
+
+def asked(model, kind=JSON):
+    return Request("POST", "/page/segment", {"content-type": kind}, "1", model)
 
 
 def picture(plane):
@@ -70,7 +74,7 @@ def test_a_picture_comes_back_with_probabilities_and_the_numbers_of_a_served_row
     model = served("folder", ("grey",))
     image = plane[None, None].astype(np.float32)
     model = served("folder", ("grey",), threshold=median_threshold(model, image))
-    answer = routes.segmented({"image": picture(plane)}, model, MOST)
+    answer = routes.segment({"image": picture(plane)}, model, MOST)
     found = model.predictor.segment(image, model.predictor.spec.threshold)
     sent = unpacked(answer["probability"], "<u2", *shape(answer))
     assert np.abs(sent / display.FULL - found.foreground).max() <= 0.5 / display.FULL + 1e-7
@@ -96,7 +100,7 @@ def test_a_volume_is_shown_upright_from_inferior_to_superior_with_each_of_its_ch
     values[0:3, 7:10, 3] = 100  # AFFINE runs from right to left and from posterior to anterior: right, in front, on top
     row = {"dwi": volume(values), "adc": volume(100 - values)}
     model = served("nifti", ("dwi", "adc"))
-    answer = routes.segmented(row, model, MOST)
+    answer = routes.segment(row, model, MOST)
     assert shape(answer) == (4, 10, 12)
     dwi, adc = (unpacked(view["pixels"], "u1", *shape(answer)) for view in answer["views"])
     assert [view["name"] for view in answer["views"]] == ["dwi", "adc"]
@@ -114,7 +118,7 @@ def test_a_volume_is_shown_upright_from_inferior_to_superior_with_each_of_its_ch
 def test_several_classes_come_with_each_pixels_most_probable_class():
     plane = disc(40, 36, 1)[0]
     model = served("folder", ("grey",), classes=("left", "right"))
-    answer = routes.segmented({"image": picture(plane)}, model, MOST)
+    answer = routes.segment({"image": picture(plane)}, model, MOST)
     mask = model.predictor.segment(plane[None, None].astype(np.float32), 0.5).mask
     classes = unpacked(answer["classes"], "u1", *shape(answer))
     reaches = unpacked(answer["probability"], "<u2", *shape(answer)) >= 0.5 * display.FULL
@@ -125,7 +129,7 @@ def test_several_classes_come_with_each_pixels_most_probable_class():
 def test_a_large_picture_is_shown_smaller_with_the_numbers_of_the_whole():
     plane = np.random.default_rng([0]).integers(0, 256, (1500, 90), dtype=np.uint8)
     model = served("folder", ("grey",))
-    answer = routes.segmented({"image": picture(plane)}, model, MOST)
+    answer = routes.segment({"image": picture(plane)}, model, MOST)
     assert shape(answer) == (1, 750, 45)
     found = model.predictor.segment(plane[None, None].astype(np.float32), 0.5)
     assert answer["reached"][49] == answer["foreground_voxels"] == np.count_nonzero(found.mask)
@@ -166,23 +170,24 @@ def test_the_routes_refuse_what_is_not_a_row():
         (b'{"dwi": "/etc/passwd", "adc": ""}', "dwi: looks like a path or URL"),
     ):
         with pytest.raises(InputError, match=reason):
-            segment(Asked("", JSON, body), model)
+            segment(asked(model), body)
     with pytest.raises(RequestError, match="Content-Type"):
-        segment(Asked("", "text/plain", b"{}"), model)
+        segment(asked(model, "text/plain"), b"{}")
 
 
 def test_the_page_holds_all_it_needs_and_may_not_be_framed():
-    answer = routes.routes(ServingConfig())["GET", "/"](Asked("", "", b""), served("folder", ("grey",)))
+    answer = routes.routes(ServingConfig())["GET", "/"](asked(served("folder", ("grey",))), b"")
     text = answer.body.decode()
     assert "http://" not in text
     assert "https://" not in text
     assert "not for clinical use" in text
-    assert ("Content-Security-Policy", "frame-ancestors 'none'") in answer.headers
+    assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
 
 
 def test_nothing_in_a_card_is_run():
     text = "# carded\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n<script>alert(1)</script> [x](javascript:alert(1))"
-    card = routes.rendered(text)
+    card = routes.render(text)
     assert "<h1>carded</h1>" in card
     assert "<td>1</td>" in card
     assert "<script" not in card
@@ -191,5 +196,5 @@ def test_nothing_in_a_card_is_run():
 
 def test_a_model_that_is_not_registered_has_no_card():
     handlers = routes.routes(ServingConfig())
-    told = json.loads(handlers["GET", "/page/model"](Asked("", "", b""), served("folder", ("grey",))).body)
+    told = json.loads(handlers["GET", "/page/model"](asked(served("folder", ("grey",))), b"").body)
     assert (told["name"], told["version"], told["card"], told["pictures"]) == ("segpipe", "m-1", "", True)

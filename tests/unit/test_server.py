@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 from conftest import TINY, disc, network
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.responses import Response
 
 from segpipe.config import settings
 from segpipe.config.sections import ServingConfig
@@ -401,15 +402,14 @@ def test_a_model_that_breaks_is_a_fault_of_the_server(uri, row, lines):
 
 def test_more_paths_share_limits_errors_and_the_version(served, lines):
     from segpipe.server.application import Application
-    from segpipe.server.messages import Answer
 
-    def page(asked, version):
-        return Answer(200, f"{asked.query} {version.version}".encode(), "text/html", (("x-own", "1"),))
+    def page(request, _):
+        return Response(f"version {request.served.version}", headers={"x-own": "1"}, media_type="text/html")
 
-    def segment(asked, _):
-        if asked.type != "image/png":
+    def segment(request, body):
+        if request.headers.get("content-type") != "image/png":
             raise InputError("not a picture")
-        return Answer(200, asked.body[::-1])
+        return Response(body[::-1])
 
     def broken(*_):
         raise KeyError(SECRET)
@@ -417,7 +417,8 @@ def test_more_paths_share_limits_errors_and_the_version(served, lines):
     more = {("GET", "/"): page, ("POST", "/segment"): segment, ("GET", "/broken"): broken}
     app = Application(served, ServingConfig(max_body_mb=0.001), lines.append, more)
     reply = ask(app, "GET", "/")
-    assert (reply.content, reply.headers["content-type"], reply.headers["x-own"]) == (b" 1", "text/html", "1")
+    assert (reply.content, reply.headers["x-own"]) == (b"version 1", "1")
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
     assert ask(app, "POST", "/segment", [b"ab", b"c"], {"content-type": "image/png"}).content == b"cba"
     assert ask(app, "POST", "/segment", [b"abc"]).json()["message"] == "not a picture"
     assert ask(app, "POST", "/segment", [b"abc" * 999]).status == 413
@@ -450,7 +451,7 @@ def watched(uri, lines):
     from segpipe.server.following import Watch
 
     app = http_server.application(uri, ServingConfig(), lines.append)
-    yield app, Watch(uri, app, ServingConfig(), lines.append)
+    yield app, Watch(uri, app)
     MlflowClient().set_registered_model_alias("tiny", "champion", "1")
 
 
@@ -520,10 +521,10 @@ def test_a_version_that_was_named_is_not_followed(served, lines):
     def watching():
         return [thread.name for thread in threading.enumerate()].count("champion")
 
-    app, config = Application(served, ServingConfig(), lines.append), ServingConfig()
-    with following("models:/tiny/1", app, config, lines.append):
+    app = Application(served, ServingConfig(), lines.append)
+    with following("models:/tiny/1", app):
         assert watching() == 0
-    with following("models:/tiny@champion", app, config, lines.append):
+    with following("models:/tiny@champion", app):
         assert watching() == 1
 
 
@@ -541,7 +542,7 @@ def test_an_answer_is_sent_at_once_and_not_held_back_for_a_larger_packet():
 
     from segpipe.server import http_server
 
-    with http_server.bound("127.0.0.1", 0) as listener:
+    with http_server.bind("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets TCP_NODELAY
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,22 +17,17 @@ THRESHOLDS = np.arange(1, 100) / 100
 Planes = NDArray[np.float32]
 
 
-class View(NamedTuple):
-    """A name, and the planes it shows: D,H,W grey or D,H,W,3 colour."""
-
-    name: str
-    planes: Planes
-
-
-def views(image: Planes, channels: tuple[str, ...], volume: bool) -> list[View]:
-    """An image C,D,H,W as it is looked at: each channel for itself, and three channels of a picture as its colours."""
+def views(image: Planes, channels: tuple[str, ...], volume: bool) -> dict[str, Planes]:
+    """An image C,D,H,W as it is looked at, by name: each channel by itself (D,H,W), three channels of a picture as its
+    colours (D,H,W,3).
+    """
     if not volume and len(image) == 3:
-        return [View("colour", np.moveaxis(image, 0, -1))]
-    return [View(name, planes) for name, planes in zip(channels, image, strict=True)]
+        return {"colour": np.moveaxis(image, 0, -1)}
+    return dict(zip(channels, image, strict=True))
 
 
 def step(shape: tuple[int, int, int], bytes_each: int) -> int:
-    """How many pixels of D,H,W, along a row and along a column, become one that is shown; `bytes_each` are sent of it.
+    """By how much rows and columns of D,H,W are made coarser, so that `bytes_each` of every pixel shown can be sent.
 
     Raises InputError where no step is large enough.
     """
@@ -81,7 +75,7 @@ def unit(like: Decoded) -> dict[str, str | float] | None:
     return {"name": "ml", "each": depth * row * column / 1000}
 
 
-def shown(
+def encode(
     like: Decoded, image: Planes, channels: tuple[str, ...], labels: NDArray[np.uint8], foreground: Planes
 ) -> dict[str, object]:
     """An image C,D,H,W, each voxel's most probable class and its foreground probability D,H,W for a browser.
@@ -90,10 +84,8 @@ def shown(
     endian), slices from inferior to superior, rows from top to bottom. `aspect` is width by height in mm.
     """
     volume, several = like.nifti is not None, int(labels.max()) > 1
-    seen = views(image, channels, volume)
     by = step(foreground.shape, len(image) + 2 + several)
     rows = slice(None, None, -1 if volume else 1)  # volumes are stored from posterior to anterior, pictures as seen
-    pixels = [grey(coarser(view.planes[:, rows], by)) for view in seen]
     probability = coarser(foreground[:, rows], by)
     depth, height, width = probability.shape
     row, column = (1.0, 1.0) if like.spacing is None else like.spacing[1:]
@@ -104,11 +96,11 @@ def shown(
         "width": width,
         "aspect": foreground.shape[2] * column / (foreground.shape[1] * row),
         "views": [
-            {"name": view.name, "colours": 3 if view.planes.ndim == 4 else 1, "pixels": packed(p)}
-            for view, p in zip(seen, pixels, strict=True)
+            {"name": name, "colours": 3 if planes.ndim == 4 else 1, "pixels": pack(grey(coarser(planes[:, rows], by)))}
+            for name, planes in views(image, channels, volume).items()
         ],
-        "probability": packed((probability * FULL).round().astype("<u2")),
-        "classes": packed(labels[:, rows][:, ::by, ::by]) if several else None,
+        "probability": pack((probability * FULL).round().astype("<u2")),
+        "classes": pack(labels[:, rows][:, ::by, ::by]) if several else None,
         "unit": unit(like),
         "total": foreground.size,
         "reached": reached(foreground),
@@ -116,6 +108,6 @@ def shown(
     }
 
 
-def packed(values: NDArray[np.generic]) -> str:
+def pack(values: NDArray[np.generic]) -> str:
     """Base64 of the gzipped bytes of an array."""
     return base64.b64encode(gzip.compress(values.tobytes(), compresslevel=1, mtime=0)).decode("ascii")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from markdown_it import MarkdownIt
 from mlflow.exceptions import MlflowException
+from starlette.responses import Response
 
 from segpipe.config.sections import ServingConfig
 from segpipe.errors import InputError, one_line
@@ -14,33 +15,30 @@ from segpipe.inference.quantities import findings
 from segpipe.registry import champions
 from segpipe.server import request_checks
 from segpipe.server.loaded_model import Served
-from segpipe.server.messages import Answer, Asked, Handler, as_json
+from segpipe.server.messages import Handler, Request, as_json
 from segpipe.server.page import display
 from segpipe.serving import request
 
 PAGE = Path(__file__).with_name("page.html")
-HTML = "text/html; charset=utf-8"
-NOT_FRAMED = (("Content-Security-Policy", "frame-ancestors 'none'"),)
+NOT_FRAMED = {"Content-Security-Policy": "frame-ancestors 'none'"}
 
 
 def routes(config: ServingConfig) -> dict[tuple[str, str], Handler]:
     """What `server.run` takes as `more`: method and path to a handler."""
     content = PAGE.read_bytes()
 
-    def page(_asked: Asked, _served: Served) -> Answer:
-        return Answer(200, content, HTML, NOT_FRAMED)
+    def answer(asked: Request, body: bytes) -> Response:
+        request_checks.check_type({"content-type": asked.headers.get("content-type", "")})
+        return as_json(segment(_parse(body), asked.served, config.max_pixels))
 
-    def model(_asked: Asked, served: Served) -> Answer:
-        return as_json(described(served))
-
-    def segment(asked: Asked, served: Served) -> Answer:
-        request_checks.check_type({"content-type": asked.type})
-        return as_json(segmented(_row(asked.body), served, config.max_pixels))
-
-    return {("GET", "/"): page, ("GET", "/page/model"): model, ("POST", "/page/segment"): segment}
+    return {
+        ("GET", "/"): lambda *_: Response(content, headers=NOT_FRAMED, media_type="text/html"),
+        ("GET", "/page/model"): lambda asked, _: as_json(describe(asked.served)),
+        ("POST", "/page/segment"): answer,
+    }
 
 
-def _row(body: bytes) -> dict[str, Any]:
+def _parse(body: bytes) -> dict[str, Any]:
     try:
         row = json.loads(body)
     except (ValueError, RecursionError):
@@ -50,8 +48,8 @@ def _row(body: bytes) -> dict[str, Any]:
     return row
 
 
-def described(served: Served) -> dict[str, Any]:
-    """What the page tells of a model: name, version, threshold, columns, channels, classes, and the card as HTML."""
+def describe(served: Served) -> dict[str, Any]:
+    """What the page says of a model: name, version, threshold, columns, channels, classes, and the card as HTML."""
     spec, facts = served.predictor.spec, served.facts
     return {
         "name": facts["name"] or "segpipe",
@@ -70,18 +68,18 @@ def _card(name: str | None, version: str | None) -> str:
     if name is None or version is None:
         return ""
     try:
-        return rendered(champions.version(name, version).description or "")
+        return render(champions.version(name, version).description or "")
     except (InputError, MlflowException) as error:
-        return rendered(f"The card can't be read: {one_line(error)}")
+        return render(f"The card can't be read: {one_line(error)}")
 
 
-def rendered(markdown: str) -> str:
+def render(markdown: str) -> str:
     """Markdown as HTML; what is HTML in it is shown as text."""
     return str(MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown))
 
 
-def segmented(row: dict[str, Any], served: Served, most: int) -> dict[str, Any]:
-    """One row as /invocations takes it to what `display.shown` says and the numbers of a served row.
+def segment(row: dict[str, Any], served: Served, most: int) -> dict[str, Any]:
+    """One row as /invocations takes it to what `display.encode` gives and the numbers of a served row.
 
     Raises InputError as `serving.read` and `Predictor.prepare` do, and for more slices than a browser can show.
     """
@@ -91,7 +89,7 @@ def segmented(row: dict[str, Any], served: Served, most: int) -> dict[str, Any]:
     if not np.isfinite(found.foreground.max()):
         raise InputError("values too large: the network's answer is not a number")
     mask = np.where(found.foreground >= spec.threshold, found.mask, np.uint8(0))
-    seen = display.shown(like, image, spec.channels, found.mask, found.foreground)
+    seen = display.encode(like, image, spec.channels, found.mask, found.foreground)
     if seen["coarser"] != 1:
         warnings = [*warnings, f"shown at 1/{seen['coarser']} of its resolution; numbers and the saved mask are whole"]
     numbers = findings(mask, found, like)
