@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NAMED = 3
 COMPARED = 50  # finished runs of which the nearest is looked for
-NEVER, ASKED = "it has not run before", "it was asked for"
+NEVER, ASKED, EARLIER = "it has not run before", "it was asked for", "an earlier segpipe made its runs"
 Files = Mapping[str, str]
 
 
@@ -47,6 +47,8 @@ def distance(run: "Run", config: Config, wanted: Key) -> tuple[int, int]:
 def differences(run: "Run", config: Config, wanted: Key, now: Mapping[str, Files]) -> list[str]:
     """What differs, each as a phrase; `now` is what stands behind the wanted key (`keys.made_of`)."""
     parts = changed(run, wanted)
+    if keys.FORMAT in parts:
+        return [EARLIER]
     detailed = {keys.CODE, keys.REQUIREMENTS, keys.RAW} & set(parts)
     before = _made_of(run) if detailed else {}
     said = []

@@ -17,6 +17,7 @@ from segpipe.orchestration.step_table import STEPS
 MADE_OF = "config/made_of.json"
 SECTION, RESULT = "config ", "result of "
 CODE, REQUIREMENTS, PYTHON, RAW = "code", "requirements", "python", "raw data"
+FORMAT, CURRENT = "key format", "2"  # keys of segpipe 0.5 name none: they are of the bytes of more files
 
 # Where things are and how many work on them: the result is the same.
 WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_restarts")
@@ -68,6 +69,7 @@ class Keys:
     def made_with(self, name: str) -> dict[str, str]:
         """The parts of a step's key that are this checkout's and this interpreter's, whatever the config."""
         return {
+            FORMAT: CURRENT,
             CODE: hashes.of_json(self.deciding(name))[:16],
             REQUIREMENTS: hashes.digest([project.REQUIREMENTS])[:16],
             PYTHON: ".".join(platform.python_version_tuple()[:2]),

@@ -13,7 +13,7 @@ from segpipe.data.manifest import Manifest
 from segpipe.data.readers import reader_of
 from segpipe.errors import InputError
 from segpipe.files import hashes
-from segpipe.orchestration.keys import Keys
+from segpipe.orchestration.keys import CODE, FORMAT, Keys
 from segpipe.orchestration.screen import Screen
 from segpipe.orchestration.session import Session
 from segpipe.tracking import artifacts, lineage, runs
@@ -52,7 +52,11 @@ def _compared(item: str, recorded: str, now: str) -> Check:
 
 
 def _made_with(keys: Keys, step: str, parts: Mapping[str, str]) -> Iterator[Check]:
-    for part, now in keys.made_with(step).items():
+    made_with = keys.made_with(step)
+    if parts.get(FORMAT) != made_with.pop(FORMAT):
+        del made_with[CODE]
+        yield Check(f"{step}: code", GONE, "its digest is an earlier segpipe's, which can't be compared")
+    for part, now in made_with.items():
         yield _compared(f"{step}: {part}", parts.get(part, "nothing"), now)
 
 

@@ -22,7 +22,14 @@ def parts(made, **others):
     """The parts of a key of train for a config."""
     values = made.model_dump(mode="json")
     known = {f"config {section}": hashes.of_json(values[section])[:16] for section in SECTIONS}
-    return {**known, "code": "c", "requirements": "r", "python": "3.11", "result of preprocess": "p"} | others
+    return {
+        **known,
+        "key format": "2",
+        "code": "c",
+        "requirements": "r",
+        "python": "3.11",
+        "result of preprocess": "p",
+    } | others
 
 
 def run(made, name, **others):
@@ -44,6 +51,11 @@ def test_knobs_are_told_with_both_values_and_an_empty_one_by_name():
 def test_a_result_and_a_python_that_changed_are_named():
     said = differences(run(config(), "a"), config(), **{"result of preprocess": "q", "python": "3.12"})
     assert said == ["Python 3.11 -> 3.12", "preprocess changed"]
+
+
+def test_a_run_of_an_earlier_segpipe_is_told_as_that_whatever_else_differs():
+    earlier = run(config(), "a", **{"key format": "1", "code": "bytes"})
+    assert differences(earlier, config(train__lr="0.01")) == ["an earlier segpipe made its runs"]
 
 
 def test_where_the_resume_knob_alone_differs_nothing_is_told():

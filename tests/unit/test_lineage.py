@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from segpipe.config import settings
 from segpipe.errors import InputError
 from segpipe.files import hashes
 from segpipe.orchestration import reproduce, verification
+from segpipe.orchestration.keys import FORMAT
 from segpipe.orchestration.reproduce import IDENTICAL, REFUTED, TOLERATED, Pair, Report
 from segpipe.orchestration.step_table import STEPS
 from segpipe.tracking import lineage, run_tags, runs
@@ -184,6 +186,16 @@ def test_what_is_as_recorded_verifies(made):
         "dataset train_images.npy",
         "raw files",
     } <= set(found)
+
+
+def test_the_code_digest_of_an_earlier_segpipe_is_not_compared(made):
+    found = lineage.of(f"models:/{MODEL}@champion")
+    older = [
+        replace(node, parts={part: node.parts[part] for part in node.parts.keys() - {FORMAT}}) for node in found.nodes
+    ]
+    told = states(replace(found, nodes=tuple(older)))
+    assert {told[f"{step}: code"] for step in STEPS} == {"gone"}
+    assert "differs" not in told.values()
 
 
 def test_a_changed_a_lost_and_a_new_raw_file_are_told(made, tmp_path):
