@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from traceback import walk_stack
 from types import FrameType
 
 from segpipe.runtime import processes
@@ -28,20 +29,21 @@ class Interrupted(KeyboardInterrupt):
 
 class Signals:
     """How a process answers signals; a command makes one and passes it on. Signals that are ignored when it comes into
-    play (nohup, a shell's background job) stay so. `is_delicate` says of which modules the code is not to be
-    interrupted.
+    play (nohup, a shell's background job) stay so.
+
+    `is_delicate` says of which modules the code is not to be interrupted; `asked` that a first signal has come: later
+    ones are ignored, as what follows is the clean-up.
     """
 
     def __init__(self, is_delicate: Callable[[str], bool] = lambda _module: False) -> None:
-        self.asked, self.late = False, 0  # `late` came at a bad moment and is about to be sent again
-        self._is_delicate = is_delicate
+        self.asked, self._late = False, 0  # `_late` came at a bad moment and is about to be sent again
+        self.act: Act = self.interrupt
+        self._is_delicate, self._report_unraisable = is_delicate, sys.unraisablehook
 
     def install(self) -> None:
-        """From now on the first signal raises Interrupted in the main thread; later ones are ignored, as what follows
-        is the clean-up.
-        """
+        """From now on the first signal raises Interrupted in the main thread."""
         self.asked = False
-        self._answer_with(self._raise)
+        self._handle_all()
 
     def ignore(self) -> None:
         """The work is done: a signal would only disturb the end of this process. Its children would ignore signals too,
@@ -51,9 +53,11 @@ class Signals:
         for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN)
 
-    def forget(self) -> None:
-        """What was interrupted has been dealt with: the next signal is a first one."""
-        self.asked = False
+    def interrupt(self, number: int) -> None:
+        """Raises Interrupted for the first signal."""
+        if not self.asked:
+            self.asked = True
+            raise Interrupted(number)
 
     @contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
@@ -62,18 +66,15 @@ class Signals:
 
         Raises Interrupted after the block where a signal was noted.
         """
-        noted: list[int] = []
-        since = 0.0
+        noted: list[tuple[int, float]] = []
 
         def note(number: int) -> None:
-            nonlocal since
             if not noted:
-                noted.append(number)
-                since = time.monotonic()
-            elif time.monotonic() - since > ECHO:
-                self._raise(number)
+                noted.append((number, time.monotonic()))
+            elif time.monotonic() - noted[0][1] > ECHO:
+                self.interrupt(number)
 
-        with self._answering_with(note):
+        with self.answering_with(note):
             try:
                 yield lambda: bool(noted)
             except KeyboardInterrupt as error:
@@ -81,90 +82,61 @@ class Signals:
                     raise
         if noted:
             self.asked = True
-            raise Interrupted(noted[0])
+            raise Interrupted(noted[0][0])
 
     @contextmanager
-    def forwarding(self, end: Act) -> Iterator[None]:
-        """Inside, the first signal calls `end` with its number, in the main thread, instead of raising; later ones are
-        ignored, also after the block.
-        """
-
-        def forward(number: int) -> None:
-            if not self.asked:
-                self.asked = True
-                end(number)
-
-        with self._answering_with(forward):
-            yield
-
-    def _raise(self, number: int) -> None:
-        if not self.asked:
-            self.asked = True
-            raise Interrupted(number)
-
-    @contextmanager
-    def _answering_with(self, act: Act) -> Iterator[None]:
-        before = self._answer_with(act)
+    def answering_with(self, act: Act) -> Iterator[None]:
+        """Inside, each signal calls `act` with its number, in the main thread."""
+        outer, handlers = self.act, self._handle_all()
+        self.act = act
         try:
             yield
         finally:
-            late, self.late = self.late, 0
-            for number, handler in before.items():
+            late, self._late, self.act = self._late, 0, outer
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
             if late:
                 act(late)
 
-    def _answer_with(self, act: Act) -> dict[int, "signal._HANDLER"]:
-        self._insist()
+    def _handle_all(self) -> dict[int, "signal._HANDLER"]:
+        """Handle all signals but those that are ignored; the handlers before."""
+        sys.unraisablehook = self._send_dropped
         heeded = [number for number in NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
-        return {number: signal.signal(number, self._at_a_good_moment(act)) for number in heeded}
+        return {number: signal.signal(number, self._handle) for number in heeded}
 
-    def _insist(self) -> None:
-        """Send a signal once more whose Interrupted Python has dropped, because it came amid the end of an object."""
-        before = sys.unraisablehook
-        if getattr(before, "__self__", None) is self:
-            return
-
-        def hook(dropped: "sys.UnraisableHookArgs") -> None:
-            if isinstance(dropped.exc_value, Interrupted):
-                self.forget()
-                self._send_later(dropped.exc_value.number)
-            else:
-                before(dropped)
-
-        sys.unraisablehook = hook
-
-    def _at_a_good_moment(self, act: Act) -> Callable[[int, FrameType | None], None]:
-        """A handler that does not act amid what the clean-up needs whole: an exception amid a commit would leave the
-        store locked for as long as this process lives, one amid an import half a package.
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Act, but not amid what the clean-up needs whole: an exception amid a commit would leave the store locked for
+        as long as this process lives, one amid an import half a package.
         """
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self._is_at_work(frame):
-                self._send_later(number)
-            else:
-                act(number)
-
-        return handle
+        if self._is_at_work(frame):
+            self._send_later(number)
+        else:
+            self.act(number)
 
     def _is_at_work(self, frame: FrameType | None) -> bool:
         """Whether delicate code or an import is under way."""
-        while frame is not None:
-            module = str(frame.f_globals.get("__name__"))
-            if self._is_delicate(module) or "<frozen importlib" in frame.f_code.co_filename:
-                return True
-            frame = frame.f_back
-        return False
+        return any(
+            self._is_delicate(str(outer.f_globals.get("__name__"))) or "<frozen importlib" in outer.f_code.co_filename
+            for outer, _ in walk_stack(frame)
+        )
 
     def _send_later(self, number: int) -> None:
-        self.late = number
+        self._late = number
         signal.signal(signal.SIGALRM, self._send)
         signal.setitimer(signal.ITIMER_REAL, LATER)
 
     def _send(self, *_: object) -> None:
-        late, self.late = self.late, 0
+        late, self._late = self._late, 0
         if late:
             os.kill(os.getpid(), late)
+
+    def _send_dropped(self, dropped: "sys.UnraisableHookArgs") -> None:
+        """Send a signal again whose Interrupted Python has dropped, because it came amid the end of an object."""
+        if isinstance(dropped.exc_value, Interrupted):
+            self.asked = False
+            self._send_later(dropped.exc_value.number)
+        else:
+            self._report_unraisable(dropped)
 
 
 class Guard:
@@ -172,7 +144,8 @@ class Guard:
 
     def __init__(self, signals: Signals) -> None:
         self.signals, self.number = signals, 0
-        self._watching, self._launches, self._inside, self._lock = False, 0, False, threading.Lock()
+        self._launches: list[int] = []  # threads that wait for a step
+        self._working = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -180,20 +153,17 @@ class Guard:
         Interrupted, and no further one starts; with no step under way it raises at once. Inside of another one, or in
         another thread, it does nothing.
         """
-        if self._watching or threading.current_thread() is not threading.main_thread():
+        if self.signals.act == self._ask or threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._watching = True
-        try:
-            with self.signals.forwarding(self._ask):
-                yield
-        finally:
-            self._watching = False
+        with self.signals.answering_with(self._ask):
+            yield
 
     def _ask(self, number: int) -> None:
-        self.number = number
-        if self._inside or not self._launches:
-            raise Interrupted(number)
+        if not self.signals.asked:
+            self.signals.asked, self.number = True, number
+            if self._working or not self._launches:
+                raise Interrupted(number)
 
     def check(self) -> None:
         """Raises Interrupted where the driver has been asked to stop."""
@@ -203,35 +173,31 @@ class Guard:
     def pause(self, seconds: float) -> None:
         """Sleep, in any thread. Raises Interrupted as soon as the driver is asked to stop."""
         until = time.monotonic() + seconds
-        while True:
-            self.check()
-            if (left := until - time.monotonic()) <= 0:
-                return
+        self.check()
+        while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, processes.TICK))
+            self.check()
 
     @contextmanager
     def launching(self) -> Iterator[None]:
         """Inside, a signal does not raise: whoever is inside watches `number`."""
-        with self._lock:
-            self._launches += 1
+        self._launches.append(threading.get_ident())
         try:
             self.check()
             yield
         finally:
-            with self._lock:
-                self._launches -= 1
+            self._launches.pop()
 
     @contextmanager
     def working(self) -> Iterator[None]:
         """Inside, a signal does raise: a step is at work in this thread."""
         try:
-            self._inside = True
+            self._working = True
             self.check()
             yield
         finally:
-            self._inside = False
+            self._working = False
 
     def forget(self) -> None:
         """What ended was one step, not the driver."""
-        self.number = 0
-        self.signals.forget()
+        self.number, self.signals.asked = 0, False
