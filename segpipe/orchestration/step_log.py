@@ -1,13 +1,13 @@
-"""What a step writes to stderr is kept with its run as well, as it would be read on a terminal at the end."""
+"""The log of a run: what its step writes to stderr, as a terminal shows it in the end."""
 
 import os
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from segpipe.errors import one_line, redact
 from segpipe.recording import offline
@@ -26,32 +26,30 @@ Say = Callable[[str], None]
 
 
 class Log:
-    """A file of whole lines without control codes and passwords. What prevents writing it ends it, and is noted."""
+    """A file of whole lines without control codes and passwords. An error in writing ends it; `refused` says which."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.line, self.refused = path, "", ""
-        self.file: IO[bytes] | None = None
         self.lock = threading.RLock()  # a signal's handler may write while its thread does
 
     def write(self, text: str) -> None:
-        """Add text; of a line that is drawn again the last one counts."""
+        """Add text; of a line that is drawn several times, such as a bar, the last version is kept."""
         with self.lock:
             *lines, rest = (self.line + text).split("\n")
             self.line = rest[max(0, rest.rfind("\r", 0, -1)) :]
-            self._add("".join(f"{shown}\n" for line in lines if (shown := readable(line)) or not line))
+            self._add("".join(f"{shown}\n" for line in lines if (shown := _readable(line)) or not line))
 
     def _add(self, lines: str) -> None:
         if self.refused or not lines:
             return
         try:
-            if self.file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = self.path.open("ab", buffering=0)
-            self.file.write(redact(lines).encode(errors="replace"))
-            if self.file.tell() > 2 * LARGEST:
-                kept = _last(self.path)
-                self.file.truncate(0)
-                self.file.write(kept)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                file.write(redact(lines).encode(errors="replace"))
+                if file.tell() > 2 * LARGEST:
+                    kept = _last(self.path)
+                    file.truncate(0)
+                    file.write(kept)
         except OSError as error:
             self.refused = one_line(error)
 
@@ -67,24 +65,16 @@ class Log:
         self.move(self.path.with_name(f"{run_id}.log"), _stored(run_id))
 
     def move(self, path: Path, before: str) -> None:
-        """Go on in another file: after what that has, or where it is not there after the text `before`."""
+        """Go on in another file, after what is in it; one that is not there begins with the text `before`."""
         with self.lock:
             mine = self.text()
-            self.close()
             self.path.unlink(missing_ok=True)
             self.path = path
             self._add(mine if path.is_file() else before + mine)
 
-    def close(self) -> None:
-        """Let go of the file, which stays."""
-        with self.lock:
-            if self.file:
-                self.file.close()
-            self.file = None
-
 
 class Tee:
-    """stderr, which a log gets as well; inside of another one it takes its place."""
+    """Writes to stderr and to a log."""
 
     def __init__(self, shown: TextIO, log: Log) -> None:
         self.shown, self.log = shown, log
@@ -93,12 +83,11 @@ class Tee:
         return getattr(self.shown, name)
 
     def write(self, text: str) -> int:
-        """Write to both."""
         self.log.write(text)
         return self.shown.write(text)
 
 
-def readable(line: str) -> str:
+def _readable(line: str) -> str:
     """A line as it stays on a terminal: what was drawn last, without colours."""
     return CONTROL.sub("", REDRAW.split(line.rstrip("\r"))[-1])
 
@@ -112,14 +101,14 @@ def _last(path: Path) -> bytes:
 
 
 def path(named: str, run_id: str) -> Path:
-    """Where the log of a run is while the run is at work; `named` is its tracking.outputs."""
+    """Where the log of a run is while its step is at work; `named` is its tracking.outputs."""
     return offline.outputs(named) / "logs" / f"{run_id}.log"
 
 
 @contextmanager
 def keeping(name: str, outputs: str, say: Say) -> Iterator[Log]:
-    """Keep what the block writes to stderr, and why it was left, as an artifact of the active run, whatever comes of
-    it. A process that is killed leaves the file. `outputs` is tracking.outputs.
+    """Log what the block writes to stderr, and the error that ends it, as an artifact of the active run. A process that
+    is killed leaves the file. `outputs` is tracking.outputs.
     """
     with joining(outputs, runs.active().info.run_id) as log:
         try:
@@ -134,20 +123,16 @@ def keeping(name: str, outputs: str, say: Say) -> Iterator[Log]:
 
 @contextmanager
 def joining(outputs: str, run_id: str) -> Iterator[Log]:
-    """Add what the block writes to stderr to the log of a run, which may be another process's."""
-    log, before = Log(path(outputs, run_id)), sys.stderr
-    tee = cast(TextIO, Tee(getattr(before, "shown", before), log))
-    sys.stderr = tee
-    try:
+    """Add what the block writes to stderr to the log of a run, which may be another process's; inside another such
+    block the inner log gets it alone.
+    """
+    log = Log(path(outputs, run_id))
+    with redirect_stderr(cast(TextIO, Tee(getattr(sys.stderr, "shown", sys.stderr), log))):
         yield log
-    finally:
-        if sys.stderr is tee:
-            sys.stderr = before
-        log.close()
 
 
 def _store(log: Log, say: Say) -> None:
-    """Hand a log over to the active run. A step's result does not depend on it."""
+    """Store a log with the active run. Where that fails, the step's result stands."""
     try:
         if text := log.text():
             runs.log_text(text, ARTIFACT)

@@ -19,9 +19,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def log(tmp_path):
-    found = step_log.Log(tmp_path / "logs" / "1.log")
-    yield found
-    found.close()
+    return step_log.Log(tmp_path / "logs" / "1.log")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +72,6 @@ def test_two_processes_can_write_one_log(log):
     log.write("one\n")
     other.write("two\n")
     log.write("three\n")
-    other.close()
     assert log.text() == "one\ntwo\nthree\n"
 
 
