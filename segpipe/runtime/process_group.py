@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 def start(config: TrainConfig) -> "Accelerator":
-    """What places, casts and wraps for the rest of the training.
+    """The accelerator of the rest of the training.
 
-    Joins the other processes where torchrun has started several; a lost one is noticed by torchrun, so waiting for the
-    others has no short limit. Raises InputError for a device or a precision that is not there.
+    Joins the other processes where torchrun has started several; as torchrun notices a lost one, waiting for the others
+    has no short limit. Raises InputError for a device or a precision that is not there.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -49,20 +49,20 @@ def start(config: TrainConfig) -> "Accelerator":
 
 
 def _join(backend: str) -> None:
-    """Meet the other processes under a name of this attempt's own.
+    """Meet the other processes under a prefix of this attempt's own.
 
-    torchrun keeps one store over its restarts, and torch 2.15 no longer keeps them apart in it: processes that were
-    started again looked for the addresses of the lost ones, and hung.
+    torchrun keeps one store over its restarts, in which torch 2.15 no longer separates them: restarted processes looked
+    for the addresses of the lost ones, and hung.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, is_master=False, timeout=PATIENCE)
     attempt = PrefixStore(f"segpipe/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    mine, all_of_them = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    group.init_process_group(backend, store=attempt, rank=mine, world_size=all_of_them, timeout=PATIENCE)
+    own, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    group.init_process_group(backend, store=attempt, rank=own, world_size=count, timeout=PATIENCE)
 
 
 def launched() -> bool:
-    """Whether torchrun (or a scheduler in its manner) has started this process as one of several."""
+    """Whether torchrun, or a scheduler that sets the same variables, has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -114,7 +114,7 @@ def synchronise(module: nn.Module) -> None:
 
 
 class _Total(torch.autograd.Function):
-    """Sum over processes. DistributedDataParallel averages gradients, hence the factor on the way back."""
+    """Sum over processes. DistributedDataParallel averages gradients, hence the factor in `backward`."""
 
     @staticmethod
     def forward(_ctx: Any, value: Tensor) -> Tensor:

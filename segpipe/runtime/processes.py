@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ TICK = 0.05  # seconds between two looks
 
 
 def here() -> dict[str, str]:
-    """The three tags that tell this process from all others."""
+    """The three tags that identify this process among all others."""
     pid = os.getpid()
     return {HOST: host(), PID: str(pid), STARTED: started(pid)}
 
@@ -27,7 +27,7 @@ def here() -> dict[str, str]:
 @cache
 def host() -> str:
     """The machine's name; on Linux with a digest of its ID, as two machines may share a name, and the number of the
-    namespace that process IDs are counted in, as two containers may.
+    namespace of its process IDs, as two containers may.
     """
     namespace, machine = Path("/proc/self/ns/pid"), Path("/etc/machine-id")
     parts = [socket.gethostname()]
@@ -41,22 +41,21 @@ def host() -> str:
 def started(pid: int) -> str:
     """When a process of this machine began, as text without a colon; empty where it is gone, or a zombie.
 
-    On Linux in ticks since the machine did, which no change of the clock touches; elsewhere in seconds since 1970.
+    On Linux in ticks since the machine was started, whatever its clock says; elsewhere in seconds since 1970.
     """
     try:
         if not sys.platform.startswith("linux"):
             process = psutil.Process(pid)
             return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
-        state, *rest = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        state, *rest = stat.rpartition(")")[2].split()
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return ""
     return "" if state in "ZX" else rest[18]
 
 
 def alive(tags: Mapping[str, str]) -> bool | None:
-    """Whether the process with these tags is still there; None where that can't be told: it runs, or ran, elsewhere, or
+    """Whether the process with these tags is still there; None where that is unknown: it runs, or ran, elsewhere, or
     is hidden from this user.
     """
     if tags.get(HOST) != host():
@@ -64,47 +63,33 @@ def alive(tags: Mapping[str, str]) -> bool | None:
     pid = int(tags[PID])
     try:
         now = started(pid)
+        if not now:
+            os.kill(pid, 0)  # does nothing, but shows whether it is only hidden
     except (PermissionError, psutil.AccessDenied):
         return None
-    return None if not now and _hidden(pid) else now == tags[STARTED]
-
-
-def _hidden(pid: int) -> bool:
-    """Whether there is a process of that ID which this user may not look at."""
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
     except ProcessLookupError:
         return False
-    return False
+    return now == tags[STARTED]
 
 
 def of_run(run_id: str) -> list[psutil.Process]:
-    """The Python processes below this one that work for a run of MLflow Projects: the topmost ones, without the shell
-    between.
-    """
+    """The topmost Python processes below this one that work for a run of MLflow Projects, without the shell between."""
     found: list[psutil.Process] = []
     inside: set[int] = set()
     for process in psutil.Process().children(recursive=True):
         try:
-            within = process.ppid() in inside
-            if not within and not (_is_python(process) and process.environ().get(RUN) == run_id):
-                continue
+            if process.ppid() not in inside:
+                if not Path(process.exe()).name.startswith("python") or process.environ().get(RUN) != run_id:
+                    continue
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         inside.add(process.pid)
-        if not within:
-            found.append(process)
     return found
 
 
-def _is_python(process: psutil.Process) -> bool:
-    return Path(process.exe()).name.startswith("python")
-
-
 def below() -> list[psutil.Process]:
-    """What this process has started and is still there."""
+    """The child processes of this one."""
     return psutil.Process().children()
 
 
@@ -118,12 +103,14 @@ def end(processes: Iterable[psutil.Process], grace: float) -> None:
     asked = list(processes)
     family = {member for process in asked for member in _family(process)}
     for process in asked:
-        _send(process.terminate)
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
     until = time.monotonic() + grace
-    while any(_there(process) for process in family) and time.monotonic() < until:
+    while any(_at_work(process) for process in family) and time.monotonic() < until:
         time.sleep(TICK)
     for member in family | {member for process in family for member in _family(process)}:
-        _send(member.kill)
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 def _family(process: psutil.Process) -> list[psutil.Process]:
@@ -133,14 +120,9 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
         return [process]
 
 
-def _there(process: psutil.Process) -> bool:
-    """Whether a process is at work. Not by psutil's wait(), which would take a child's exit code from its Popen."""
+def _at_work(process: psutil.Process) -> bool:
+    """Whether a process still runs. psutil's wait() would take a child's exit code from its Popen."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _send(signal: Callable[[], None]) -> None:
-    with suppress(psutil.NoSuchProcess):
-        signal()
