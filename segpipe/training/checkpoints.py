@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: written atomically, checked when read.
+"""The state of a training on disk: written atomically, checked when read.
 
 A file is one line (format and SHA-256 of the rest), then what `torch.save` wrote; it is read with `weights_only`.
 """
@@ -42,7 +42,11 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync(self.folder)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # makes the renaming durable
+        finally:
+            os.close(folder)
         for old in self.paths()[KEPT:]:
             old.unlink()
 
@@ -51,7 +55,7 @@ class Checkpoints:
         return sorted(self.folder.glob("epoch_*.ckpt"), reverse=True)
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint with the right key; of each that is refused, `warn` is told why."""
+        """The newest whole checkpoint with the right key; `warn` gets the reason for each that is refused."""
         for path in self.paths():
             try:
                 return self._read(path)
@@ -72,12 +76,3 @@ class Checkpoints:
         if state["key"] != self.key:
             raise InputError(f"{path}: of another config, code or dataset; not used")
         return state
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -94,7 +94,7 @@ class Tally:
                 self.counts[row, :, k].index_add_(0, batch.cases, mask.sum(dim=(1, 2)))
 
     def result(self) -> Scores:
-        """Of all processes together."""
+        """The scores of all processes together."""
         both, predicted, reference = process_group.total(self.counts).cpu().numpy()
         values = overlaps.overlap("dice", overlaps.Counts(both, predicted, reference))
         cases = [overlaps.class_mean(v) for v in values]
@@ -113,7 +113,7 @@ class Tally:
 
 @dataclass
 class Position:
-    """How far a training has come: `batch` batches into `epoch`, with what this epoch added up to so far."""
+    """How far a training has come: `batch` batches into `epoch`, and the sums over these batches."""
 
     epoch: int = 0
     batch: int = 0
@@ -123,7 +123,7 @@ class Position:
 
 
 class Passed(NamedTuple):
-    """What a pass over the training set showed, while the weights changed, and the last learning rate."""
+    """The scores of a pass over the training set, while the weights changed, and its last learning rate."""
 
     scores: Scores
     learning_rate: float
@@ -142,9 +142,9 @@ def train_one_epoch(
     dice: Sequence[float] = (),
     stop: Callable[[], bool] = never,
 ) -> Passed | None:
-    """One pass over the training set from `at`, which it moves along; `dice` is that of validation in earlier epochs.
+    """One pass over the training set from `at`, which it advances; `dice` is that of validation in earlier epochs.
 
-    None where `stop` said so between two steps. Raises InputError, naming the batch, before a step is taken on a loss
+    None where `stop` ended it between two steps. Raises InputError, naming the batch, before a step is taken on a loss
     that is not finite.
     """
     learner.model.train()
@@ -182,7 +182,7 @@ def train_one_epoch(
 
 
 def _seed_dropout(seed: int, epoch: int, batch: int, device: torch.device) -> None:
-    """Layers such as dropout draw from the device's own generator: make it depend on the batch alone."""
+    """Make the device's generator, from which layers such as dropout draw, depend on the batch alone."""
     state = np.random.SeedSequence([seed, epoch, batch, process_group.rank(), DROPOUT]).generate_state(1, np.uint64)
     generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
     generator.manual_seed(int(state[0]) >> 1)
@@ -200,7 +200,7 @@ def validate(learner: Learner, batches: Batches, config: Config) -> Scores:
 
 
 class Course:
-    """How a training has gone so far: its position, every epoch's report, the best weights; kept in checkpoints."""
+    """A training so far: its position, every epoch's report, the best weights; saved in checkpoints."""
 
     def __init__(self, learner: Learner, checkpoints: Checkpoints | None, state: dict[str, Any] | None) -> None:
         self.learner, self.checkpoints = learner, checkpoints
@@ -229,8 +229,8 @@ class Course:
         course = {"position": vars(self.at), "history": [asdict(r) for r in self.history]}
         self.checkpoints.save(self.at.epoch, self.at.batch, {**self.learner.state(), **best, **course})
 
-    def ended(self, passed: Passed, images: int, val: Scores, seconds: float) -> None:
-        """Take in a finished epoch and move on to the next."""
+    def end_epoch(self, passed: Passed, images: int, val: Scores, seconds: float) -> None:
+        """Record a finished epoch of so many images, validated in so many seconds, and move on to the next."""
         best = not self.history or val.dice > max(self.dice)
         report = EpochReport(
             epoch=self.at.epoch,
@@ -268,8 +268,8 @@ def fit(
     """Train for train.epochs, or until patience is lost, and keep the weights with the best validation Dice.
 
     `on_epoch`, called on process 0 after each epoch, gets all reports so far and the network that the last is about;
-    after a resume the last epoch is told again. With `checkpoints` each epoch is saved before it is reported; `resume`
-    is what was saved last, and is emptied. Raises KeyboardInterrupt, its position saved, where `stop` said so.
+    after a resume it gets the last epoch again. With `checkpoints` each epoch is saved before it is reported; `resume`
+    is what was saved last, and is emptied. Raises KeyboardInterrupt, its position saved, where `stop` says so.
     """
     architectures.check_batches(config.model, {max(1, len(p)) for n in train.sizes() for p in process_group.parts(n)})
     learner = Learner(network, config.train, accelerator)
@@ -287,7 +287,7 @@ def fit(
             raise KeyboardInterrupt
         began = time.perf_counter()
         scores = validate(learner, val, config)
-        course.ended(passed, sum(train.sizes()), scores, time.perf_counter() - began)
+        course.end_epoch(passed, sum(train.sizes()), scores, time.perf_counter() - began)
         course.save()
         if not process_group.rank():
             on_epoch(course.history, learner.evaluated)

@@ -1,4 +1,4 @@
-"""What one optimizer step is: the network, its optimizer, the moving average of its weights, and what runs them."""
+"""One optimizer step, and all that takes part in it."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Finite:
-    """Whether a loss is finite, found out without holding up a GPU for more than the forward pass."""
+    """Whether a loss is finite, without making a GPU wait for more than the forward pass."""
 
     def __init__(self, loss: Tensor) -> None:
         self.flag, self.event = torch.isfinite(loss.detach()), None
@@ -32,7 +32,7 @@ class Finite:
 
 
 class Learner:
-    """A network with its optimizer, the moving average of its weights, and what runs them."""
+    """A network with its optimizer, the moving average of its weights, and the accelerator that runs them."""
 
     def __init__(
         self, network: architectures.SegmentationModel, config: TrainConfig, accelerator: "Accelerator"
@@ -46,8 +46,7 @@ class Learner:
     @property
     def evaluated(self) -> architectures.SegmentationModel:
         """The network that is validated and saved: the moving average where there is one."""
-        averaged = self.average.module if self.average else self.network
-        return cast(architectures.SegmentationModel, averaged)
+        return cast(architectures.SegmentationModel, self.average.module) if self.average else self.network
 
     def forward(self, model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
         """The loss of all processes' parts together, and this part's logits."""
@@ -102,14 +101,7 @@ def averaging(decay: float) -> Callable[..., None]:
 
 
 def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    weights, rate, decay, momentum = network.parameters(), config.lr, config.weight_decay, config.momentum
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    nesterov = config.momentum > 0
-    return torch.optim.SGD(
-        network.parameters(),
-        config.lr,
-        config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=nesterov,
-        fused=True,
-    )
+        return torch.optim.AdamW(weights, rate, weight_decay=decay, fused=True)
+    return torch.optim.SGD(weights, rate, momentum, weight_decay=decay, nesterov=momentum > 0, fused=True)

@@ -1,6 +1,4 @@
-"""Learning rates and stopping, as pure functions of the step and of the validation Dice so far: a resumed training has
-nothing to remember.
-"""
+"""Learning rates and early stopping: pure functions of the step and the validation Dice so far, without any state."""
 
 import math
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
-"""One training, from a dataset on disk to the recorded model: what every way of starting one comes down to."""
+"""One training, from a dataset on disk to the recorded model, however it was started."""
 
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ TIMED = 5
 
 class Job(Section):
     """What a training needs: its config, the dataset's folder and artifact URI, the key of the step, the folder for its
-    checkpoints, and where it is recorded: the MLflow run `run_id` by way of the folder `record`, or that folder alone.
+    checkpoints, and where it is recorded: in the MLflow run `run_id` through the folder `record`, or in that folder.
     """
 
     config: Config
@@ -52,7 +52,7 @@ def run(
     on_epoch: Callable[[engine.EpochReport], None],
     stop: Callable[[], bool],
 ) -> str:
-    """Train on a dataset, that of the job, record through `recorder` (process 0 has one), and return the key figure."""
+    """Train on the job's dataset, record through `recorder` (only process 0 has one), and return the key figure."""
     config, device, manifest = job.config, accelerator.device, dataset.manifest
     losses.check(config.loss, len(manifest.classes))
     train = Batches(dataset.where(split="train"), config.train, device, training=True)
@@ -98,15 +98,8 @@ def facts(config: Config, network: nn.Module, device: torch.device) -> dict[str,
         "hardware.precision": devices.precision(config.train),
         "hardware.processes": str(process_group.world()),
         "version.python": platform.python_version(),
-        **{f"version.{name}": _version(name) for name in packages},
+        **{f"version.{name}": version(name) for name in packages},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
 
 
 @torch.inference_mode()
