@@ -41,10 +41,11 @@ VALIDATION = "final_model/validation/cases.csv"
 BEST = "checkpoints/best_model"
 LARGEST_DIFF = 5_000_000
 SHOWN = 4
+Json = dict[str, Any] | list[Any]
 
 
 class Recorder(Protocol):
-    """Where a training is recorded. Everything may be said twice: the second time changes nothing."""
+    """Where a training is recorded. Recording anything twice changes nothing."""
 
     def params(self, values: dict[str, str]) -> None:
         """Settings and facts that don't change."""
@@ -72,16 +73,16 @@ class Journal:
         self.recorder, self.config, self.val = recorder, config, val
 
     def begin(self, train: "Batches", facts: dict[str, str]) -> None:
-        """What is known before the first epoch: environment, uncommitted changes, an augmented batch, parameters."""
-        names = {f"cfg.{name}": value for name, value in settings.flat(self.config).items()}
-        self.recorder.params(names | {f"cfg.{name}": value for name, value in facts.items()})
+        """Record environment, uncommitted changes, an augmented batch and parameters, before the first epoch."""
+        params = settings.flat(self.config) | facts
+        self.recorder.params({f"cfg.{name}": value for name, value in params.items()})
         self.recorder.tags(tags(self.config, len(self.val.classes)) | {"device": facts["hardware.device"]})
         with self.recorder.files() as folder:
             _write(folder / "config/resolved.yaml", settings.dump(self.config))
             _write(folder / "config/environment.txt", environment())
             _write(folder / "config/git.diff", uncommitted())
             if self.config.augment.enabled:
-                self._augmented(train, _made(folder / "visualizations/augmentation") / "augmented_batch.png")
+                self._augmented(train, _make(folder / "visualizations/augmentation") / "augmented_batch.png")
 
     def _augmented(self, train: "Batches", path: Path) -> None:
         from segpipe.config.sections import AugmentConfig
@@ -89,19 +90,12 @@ class Journal:
 
         seed, off = self.config.seed, AugmentConfig(enabled=False)
         before, after = (next(train.shuffled(seed, 0, how)) for how in (off, self.config.augment))
-        cases = [train.cases[i] for i in before.cases.tolist()]
-        augmented(
-            before.images.cpu().numpy(),
-            before.labels.cpu().numpy(),
-            after.images.cpu().numpy(),
-            after.labels.cpu().numpy(),
-            path,
-            [case.case for case in cases],
-            train.kind,
-        )
+        cases = [train.cases[i].case for i in before.cases.tolist()]
+        plain, moved = ((batch.images.cpu().numpy(), batch.labels.cpu().numpy()) for batch in (before, after))
+        augmented(*plain, *moved, path, cases, train.kind)
 
     def epoch(self, history: "list[EpochReport]", network: "nn.Module", predictor: "Predictor") -> None:
-        """Record the last epoch of `history`; `network` is the one it is about, and `predictor` saves it."""
+        """Record the last epoch of `history`, which is about `network`; `predictor` saves it."""
         report = history[-1]
         self.recorder.metrics(report.metrics(), report.epoch, report.ended_ms)
         last = report.epoch + 1 == self.config.train.epochs
@@ -109,21 +103,19 @@ class Journal:
             return
         name = f"epoch_{report.epoch:03d}"
         with self.recorder.files() as folder:
-            _write(folder / "metrics" / name / "metrics.json", _json(report.metrics()))
+            _write(folder / "metrics" / name / "metrics.json", report.metrics())
             _write(folder / "summaries" / name / "summary.md", summary(history))
             _write(folder / "logs/training/train.log", log(history, self.config.train.epochs))
             self._pictures(history, network, folder, name)
             if report.is_best:
-                self._best(report, predictor, folder / BEST, name)
+                spec = predictor.spec.model_dump(mode="json")
+                context = {"spec": spec, "config": self.config.model_dump(mode="json")}
+                predictor.save(folder / BEST / name)
+                _write(folder / BEST / "metadata/metadata.json", {"epoch": report.epoch, **report.metrics()})
+                _write(folder / BEST / "context/context.json", context)
         bests = [earlier for earlier in history[:-1] if earlier.is_best]
         if report.is_best and bests:
             self.recorder.discard(f"{BEST}/epoch_{bests[-1].epoch:03d}")
-
-    def _best(self, report: "EpochReport", predictor: "Predictor", folder: Path, name: str) -> None:
-        predictor.save(folder / name)
-        _write(folder / "metadata/metadata.json", _json({"epoch": report.epoch, **report.metrics()}))
-        spec = predictor.spec.model_dump(mode="json")
-        _write(folder / "context/context.json", _json({"spec": spec, "config": self.config.model_dump(mode="json")}))
 
     def _pictures(self, history: "list[EpochReport]", network: "nn.Module", folder: Path, name: str) -> None:
         import torch
@@ -132,11 +124,11 @@ class Journal:
         from segpipe.plots.cases import prediction_png
         from segpipe.plots.training import curves
 
-        curves([r.metrics() for r in history], _made(folder / "visualizations/training_curves" / name) / "curves.png")
+        curves([r.metrics() for r in history], _make(folder / "visualizations/training_curves" / name) / "curves.png")
         batch, cases = self.val.examples(SHOWN)
         with torch.no_grad():
             predicted = losses.predictions(network.eval()(batch.images)).cpu().numpy()
-        target = _made(folder / "predictions" / name)
+        target = _make(folder / "predictions" / name)
         for n, case in enumerate(cases):
             image, labels = batch.images[n, 0].cpu().numpy(), batch.labels[n].cpu().numpy()
             prediction_png(image, labels, predicted[n], target / f"{case.case}.png", self.val.kind)
@@ -151,7 +143,7 @@ class Journal:
         return text.getvalue()
 
     def finish(self, result: "FitResult", predictor: "Predictor", inference_ms: float) -> None:
-        """The final model, its history and the closing figures; the inventory, last, shows that all is there."""
+        """Record the final model, its history and the closing figures; the inventory, last, shows that all is there."""
         history, final = result.history, result.history[-1]
         seconds = sum(report.epoch_time_seconds for report in history)
         values = {
@@ -170,17 +162,17 @@ class Journal:
             predictor.save(folder / "final_model/weights")
             _write(folder / "final_model/configuration/resolved.yaml", settings.dump(self.config))
             _write(folder / VALIDATION, self._validation(result.val_cases))
-            _write(folder / HISTORY, _json([{"epoch": r.epoch, **r.metrics()} for r in history]))
+            _write(folder / HISTORY, [{"epoch": r.epoch, **r.metrics()} for r in history])
             _write(folder / "final_model/summary/summary.md", text)
             _write(folder / "summaries/training/summary.md", text)
             _write(folder / "logs/training/train.log", log(history, self.config.train.epochs))
             written = inventory.of(folder / FINAL)
         with self.recorder.files() as folder:
-            inventory.save(written, _made(folder / FINAL))
+            inventory.save(written, _make(folder / FINAL))
 
 
 def tags(config: Config, classes: int) -> dict[str, str]:
-    """What a training run is found by in the UI."""
+    """The tags that training runs are filtered by in the UI."""
     return {
         "architecture": config.model.arch,
         "encoder": config.model.encoder,
@@ -238,15 +230,12 @@ def uncommitted() -> str:
     return done.stdout[:LARGEST_DIFF].decode("utf-8", "replace")
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1)
-
-
-def _made(folder: Path) -> Path:
+def _make(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _write(path: Path, text: str) -> None:
-    _made(path.parent)
-    path.write_text(text, encoding="utf-8")
+def _write(path: Path, content: str | Json) -> None:
+    """Write a text, or any other value as JSON."""
+    text = content if isinstance(content, str) else json.dumps(content, indent=1)
+    (_make(path.parent) / path.name).write_text(text, encoding="utf-8")

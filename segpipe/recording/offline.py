@@ -4,7 +4,7 @@ import json
 import shutil
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,12 @@ RUN, RESUME = "run.json", "resume"
 
 
 def outputs(named: str) -> Path:
-    """The folder for what is kept on this machine: checkpoints, unsent records, runs without MLflow. `named` is
-    tracking.outputs.
-    """
+    """The folder for checkpoints, unsent records and runs without MLflow; `named` is tracking.outputs."""
     return Path(named or project.PROJECT / "outputs")
 
 
 def unsent(named: str, run_id: str) -> Path:
-    """The folder of the records that a training could not send yet; `named` is its tracking.outputs."""
+    """The folder of the records that a training has not sent yet; `named` is its tracking.outputs."""
     return outputs(named) / "spool" / run_id
 
 
@@ -62,10 +60,8 @@ class FolderRecorder:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"epoch": step, "ended_ms": ended_ms, **values}) + "\n")
 
-    @contextmanager
-    def files(self) -> Iterator[Path]:
-        with staged(self.root) as folder:
-            yield folder
+    def files(self) -> AbstractContextManager[Path]:
+        return staged(self.root)
 
     def discard(self, path: str) -> None:
         shutil.rmtree(self.root / path, ignore_errors=True)
@@ -77,7 +73,7 @@ class FolderRecorder:
 
     @contextmanager
     def status(self, key: str) -> Iterator[None]:
-        """Note in run.json what became of the work in the block, and why."""
+        """Write to run.json how the work in the block ended, and why."""
         self._update(RUN, {"key": key, "status": "RUNNING", "reason": ""})
         try:
             yield
@@ -98,7 +94,7 @@ class FolderRecorder:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none."""
+    """The content of a JSON file; empty where there is none."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 

@@ -1,4 +1,4 @@
-"""Send what a training records to its MLflow run, in order; what can't be sent waits on disk until it can.
+"""Send what a training records to its MLflow run, in order; what can't be sent yet waits on disk.
 
 A record is one file `NNNNNNNN.json`, with a folder of the same number where it brings files. Metrics carry their own
 time, so the server takes a repeated one for what it is, and nothing is lost or doubled by a retry.
@@ -34,7 +34,7 @@ AGAIN_SECONDS, LAST_WAIT_SECONDS = 5.0, 20.0
 
 
 class Spool:
-    """A recorder (see `journal.Recorder`) for one MLflow run. In a store on this machine files go where they stay."""
+    """A recorder (see `artifact_tree.Recorder`) for one MLflow run. Files go straight into a store on this machine."""
 
     def __init__(self, run_id: str, folder: Path, warn: Callable[[str], None]) -> None:
         self.run_id, self.folder, self.warn = run_id, folder, warn
@@ -69,7 +69,7 @@ class Spool:
             with staged(self.root) as folder:
                 yield folder
             return
-        with self._bringing() as folder:
+        with self._attaching() as folder:
             yield folder
         self._put({"kind": "files"})
 
@@ -77,12 +77,12 @@ class Spool:
         self._put({"kind": "discard", "path": path})
 
     def model(self, predictor: "Predictor", values: dict[str, float], ended_ms: int) -> None:
-        with self._bringing() as folder:
+        with self._attaching() as folder:
             predictor.save(folder / ARTIFACT)
         self._put({"kind": "model", "values": values, "ended_ms": ended_ms})
 
     def end(self, status: str, tags: dict[str, str]) -> bool:
-        """The run's last record. Waits a while for a server that is away; whether all has been sent.
+        """Send the run's last record, waiting a while for a server that is away; whether all has been sent.
 
         Raises InputError where the server is there and refuses a record of a run that did not fail otherwise.
         """
@@ -103,11 +103,10 @@ class Spool:
         return True
 
     @contextmanager
-    def _bringing(self) -> Iterator[Path]:
+    def _attaching(self) -> Iterator[Path]:
         """The folder of the next record, kept where the block ends well."""
-        target = self.folder / f"{self._next():08d}"
         with staged(self.folder) as staging:
-            yield staging / target.name
+            yield staging / f"{self._next():08d}"
 
     def _put(self, record: dict[str, Any]) -> None:
         self.number = self._next()
@@ -124,7 +123,7 @@ class Spool:
         for path in self.pending():
             try:
                 self._deliver(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(""))
-            except Exception as error:  # whatever the way to a server can raise; the record stays
+            except Exception as error:  # whatever a client of MLflow raises; the record stays
                 self.refused = "" if connection.passing(error) else one_line(error)
                 if not self.away:
                     self.warn(f"tracking server does not take records ({one_line(error)}); training goes on, they wait")
@@ -137,8 +136,8 @@ class Spool:
             self.warn("tracking server is back; all records sent")
 
     def _as_known(self, values: dict[str, float]) -> dict[str, float]:
-        """Values as they were sent before: an interrupted training measures its times once more, and MLflow logs no
-        further model of a run that has two values of a metric at one moment.
+        """Values as they were sent before, if they were: an interrupted training measures its times once more, and
+        MLflow logs no further model of a run that has two values of a metric at one moment.
         """
         known = MlflowClient().get_run(self.run_id).data.metrics
         return {name: known.get(name, value) for name, value in values.items()}
@@ -169,7 +168,7 @@ class Spool:
 
 
 def _listening(uri: str) -> bool:
-    """Whether something answers at a server's port; a store that is no server always might."""
+    """Whether something accepts connections at a server's port; true for a store that is no server."""
     parts = urlparse(uri)
     if not parts.scheme.startswith("http"):
         return True
@@ -186,7 +185,7 @@ def _records(folder: Path) -> list[Path]:
 
 
 def ended(folder: Path) -> bool:
-    """Whether the training whose spool was kept has ended, and nobody else has sent that meanwhile."""
+    """Whether the last record of a kept spool is the training's end; false where another process has sent it."""
     try:
         return any(json.loads(path.read_text(encoding="utf-8"))["kind"] == "end" for path in _records(folder)[-1:])
     except FileNotFoundError:
@@ -194,29 +193,18 @@ def ended(folder: Path) -> bool:
 
 
 def send(folder: Path, warn: Callable[[str], None]) -> int:
-    """Send a spool that was kept; how many records it held. Raises InputError where it can't all be sent."""
+    """Send a spool that was kept; the number of its records. Raises InputError where not all can be sent."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such spool; nothing to send, or sent already")
-    with _alone(folder):
-        return _sent(folder, warn)
-
-
-def _sent(folder: Path, warn: Callable[[str], None]) -> int:
-    spool = Spool(folder.name, folder, warn)
-    count = len(spool.pending())
-    spool.send()
-    if spool.pending():
-        raise InputError(f"{folder}: {len(spool.pending())} of {count} records not sent; try again later")
-    shutil.rmtree(folder)
-    return count
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process sends the same records."""
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        fcntl.flock(lock, fcntl.LOCK_EX)  # no other process sends the same records
+        spool = Spool(folder.name, folder, warn)
+        count = len(spool.pending())
+        spool.send()
+        if spool.pending():
+            raise InputError(f"{folder}: {len(spool.pending())} of {count} records not sent; try again later")
+        shutil.rmtree(folder)
+        return count
     finally:
         os.close(lock)
