@@ -137,11 +137,11 @@ def clocked(work: Work, item: Item) -> Milliseconds:
     marks.append(time.perf_counter())
     prepared = predictor.prepare(case.image)
     marks.append(time.perf_counter())
-    done = Segmented(item, case, predictor.label(prepared, predictor.spec.threshold), 0.0)
+    done = Segmented(case, predictor.label(prepared, predictor.spec.threshold), 0.0)
     marks.append(time.perf_counter())
     with tempfile.TemporaryDirectory(dir=work.folder) as name:
         for comparisons in (False, True):
-            Batch(predictor, work.request(comparisons), Path(name) / str(comparisons), {}).written(done)
+            Batch(predictor, work.request(comparisons), Path(name) / str(comparisons), {}).write(done)
             marks.append(time.perf_counter())
     return 1000 * np.diff(marks)
 

@@ -1,7 +1,7 @@
-"""Segment any number of files with the functions that evaluation and serving use, and keep what came out as a folder.
+"""Segment any number of files with the functions that evaluation and serving use, and write the results to a folder.
 
-Cases stream through: threads read, decode and normalise the next ones and encode and write the last ones while the
-network works, and only so many are on the way at a time. Results come in the order of the cases.
+While the network works, threads read, decode and normalise the next cases and encode and write the last ones; the
+number of cases in flight is bounded. Results come in the order of the cases.
 """
 
 import json
@@ -21,7 +21,8 @@ from segpipe.errors import InputError, one_line
 from segpipe.inference.predictor import Predictor, Prepared, Segmentation
 from segpipe.inference.quantities import findings
 from segpipe.inference.spec import ModelSpec
-from segpipe.prediction import comparisons, reading, results, summary
+from segpipe.metrics import overlaps
+from segpipe.prediction import comparisons, reading, results
 from segpipe.prediction.inputs import Item, suffix
 from segpipe.prediction.results import Record, Request
 from segpipe.prediction.summary import Outcome
@@ -35,9 +36,8 @@ B = TypeVar("B")
 
 
 class Ready(NamedTuple):
-    """A case on its way to the network; `seconds` is what it has taken so far."""
+    """A case on its way to the network; `seconds` is the time it has taken so far."""
 
-    item: Item
     case: reading.Case
     prepared: Prepared
     seconds: float
@@ -46,14 +46,13 @@ class Ready(NamedTuple):
 class Segmented(NamedTuple):
     """A case on its way to the disk."""
 
-    item: Item
     case: reading.Case
     segmentation: Segmentation
     seconds: float
 
 
 def in_order(pool: Executor, work: Callable[[A], B], items: Iterable[A], most: int) -> Iterator[B]:
-    """`work` of each item, done in a pool and given in the items' order; at most so many are begun and not taken."""
+    """`work` of each item, done in a pool, in the items' order; at most `most` are begun and not taken yet."""
     waiting: deque[Future[B]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
@@ -64,13 +63,13 @@ def in_order(pool: Executor, work: Callable[[A], B], items: Iterable[A], most: i
 
 
 class Batch:
-    """One request at work in its folder of results."""
+    """One request at work in its output folder."""
 
     def __init__(self, predictor: Predictor, request: Request, folder: Path, origin: dict[str, str]) -> None:
         self.predictor, self.request, self.folder, self.origin = predictor, request, folder, origin
 
-    def ready(self, item: Item) -> Ready | Record:
-        """Read a case and prepare it for the network; its record where it is done already, or can't be."""
+    def prepare(self, item: Item) -> Ready | Record:
+        """Read a case and prepare it for the network; its record where it is done already or fails."""
         began = time.perf_counter()
         try:
             read = reading.contents(item)
@@ -81,10 +80,10 @@ class Batch:
             case = reading.decode(item, read, self.predictor.spec, self.request.ignore_label)
             prepared = self.predictor.prepare(case.image)
         except OF_THE_CASE as error:
-            return self.failed(item, error)
-        return Ready(item, case, prepared, time.perf_counter() - began)
+            return self._fail(item, error)
+        return Ready(case, prepared, time.perf_counter() - began)
 
-    def segmented(self, ready: Ready | Record) -> Segmented | Record:
+    def segment(self, ready: Ready | Record) -> Segmented | Record:
         """Run the network on a prepared case; a record passes through."""
         if not isinstance(ready, Ready):
             return ready
@@ -94,14 +93,15 @@ class Batch:
             if not math.isfinite(found.foreground.max()):
                 raise InputError("values too large: the network's answer is not a number")
         except OF_THE_CASE as error:
-            return self.failed(ready.item, error)
-        return Segmented(ready.item, ready.case, found, ready.seconds + time.perf_counter() - began)
+            return self._fail(ready.case.item, error)
+        return Segmented(ready.case, found, ready.seconds + time.perf_counter() - began)
 
-    def written(self, segmented: Segmented | Record) -> Record:
+    def write(self, segmented: Segmented | Record) -> Record:
         """Measure and write a case, its metadata last; a record passes through."""
         if not isinstance(segmented, Segmented):
             return segmented
-        item, case, found, seconds = segmented
+        case, found, seconds = segmented
+        item = case.item
         mask = components.clean(found.mask, self.request.largest_component, self.request.min_area)
         record = {
             "case": item.case,
@@ -121,50 +121,44 @@ class Batch:
             **self.origin,
             "seconds": round(seconds, 4),
         }
-        for name, data in self._files(item, case, mask, record).items():
+        parts = [f"_{name}" for name in self.predictor.spec.channels] if len(item.files) > 1 else [""]
+        inputs = [f"inputs/{item.case}{part}{suffix(path)}" for part, path in zip(parts, item.files, strict=True)]
+        outputs = self._outputs(case, mask, record)
+        for name, data in outputs.items():
             results.write(self.folder / name, data)
-            record["results"].append(name)
-        for path, name in zip(item.files, self._inputs(item), strict=True):
+        for name, path in zip(inputs, item.files, strict=True):
             results.link(path, self.folder / name)
-            record["results"].append(name)
-        described = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-        results.write(results.place(self.folder, "metadata", item.case, ".json"), described.encode())
+        record["results"] = [*outputs, *inputs]
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+        results.write(results.metadata(self.folder, item.case), text.encode())
         return record
 
-    def _files(self, item: Item, case: reading.Case, mask: comparisons.Mask, record: Record) -> dict[str, bytes]:
+    def _outputs(self, case: reading.Case, mask: comparisons.Mask, record: Record) -> dict[str, bytes]:
         """The mask, in the input's geometry, and the picture, by their names in the folder."""
-        volume = case.first.nifti is not None
+        volume, name = case.first.nifti is not None, case.item.case
         encoded = codecs.encode_mask(mask, case.first, len(self.predictor.spec.classes))
-        files = {f"outputs/{item.case}{'.nii.gz' if volume else '.png'}": encoded}
+        files = {f"outputs/{name}{'.nii.gz' if volume else '.png'}": encoded}
         if self.request.comparisons:
-            found, dice = _told(record), "Dice -" if record["dice"] is None else f"Dice {record['dice']:.3f}"
-            title = item.case.rpartition("/")[2]
-            picture = comparisons.comparison(case.image[0], mask, case.reference, title, found, dice, volume)
-            files[f"comparisons/{item.case}.png"] = picture
+            size, dice = _size(record), "Dice -" if record["dice"] is None else f"Dice {record['dice']:.3f}"
+            title = name.rpartition("/")[2]
+            picture = comparisons.comparison(case.image[0], mask, case.reference, title, size, dice, volume)
+            files[f"comparisons/{name}.png"] = picture
         return files
 
-    def _inputs(self, item: Item) -> list[str]:
-        """Where a case's files lie in the folder of results."""
-        channels = self.predictor.spec.channels
-        parts = [f"_{name}" for name in channels] if len(item.files) > 1 else [""]
-        return [f"inputs/{item.case}{part}{suffix(path)}" for part, path in zip(parts, item.files, strict=True)]
-
-    def failed(self, item: Item, error: BaseException) -> Record:
-        """The record of a case that can't be segmented; nothing of it stays."""
+    def _fail(self, item: Item, error: BaseException) -> Record:
+        """Remove what there is of a case that can't be segmented; its record."""
         results.forget(self.folder, item.case)
         reason = one_line(error) if isinstance(error, InputError) else "not enough memory for an image of this size"
         return {"case": item.case, "status": "failed", "error": reason}
 
 
 def _dice(mask: comparisons.Mask, reference: comparisons.Mask, spec: ModelSpec) -> float | None:
-    from segpipe.metrics import overlaps
-
     value = overlaps.class_mean(overlaps.overlap("dice", overlaps.count(mask, reference, len(spec.classes))))
     return None if math.isnan(value) else value
 
 
-def _told(record: Record) -> str:
-    """What was found, in a few words."""
+def _size(record: Record) -> str:
+    """The size of what was found, with its unit."""
     for name, unit in (("foreground_ml", "ml"), ("foreground_mm2", "mm²")):
         if record[name] is not None:
             return f"found: {record[name]:,.1f} {unit}"
@@ -179,22 +173,23 @@ def run(
     origin: dict[str, str],
     progress: Progress,
 ) -> Outcome:
-    """Segment all cases into `folder`; those that are done there already are left as they are.
+    """Segment all cases into `folder`, except those that are done there already.
 
     Writes predictions.csv; `origin` goes into each case's metadata. A case that can't be read or does not fit the model
     is in the table with its reason. Raises InputError where the folder is not this request's.
     """
-    began, batch, tally = time.perf_counter(), Batch(predictor, request, folder, origin), summary.Tally()
+    began, batch, outcome = time.perf_counter(), Batch(predictor, request, folder, origin), Outcome()
     most = VOLUMES_AT_ONCE if predictor.spec.kind == "volume" else PICTURES_AT_ONCE
     with (
-        results.opened(folder, request),
+        results.holding(folder, request),
         ThreadPoolExecutor(WORKERS) as readers,
         ThreadPoolExecutor(WORKERS) as writers,
         results.table(folder) as add,
     ):
-        prepared = in_order(readers, batch.ready, items, most)
-        for record in in_order(writers, batch.written, map(batch.segmented, prepared), most):
+        prepared = in_order(readers, batch.prepare, items, most)
+        for record in in_order(writers, batch.write, map(batch.segment, prepared), most):
             add(record)
-            tally.count(record)
-            progress(tally.files, len(items), record["case"])
-    return tally.outcome(time.perf_counter() - began)
+            outcome.count(record)
+            progress(outcome.files, len(items), record["case"])
+    outcome.seconds = time.perf_counter() - began
+    return outcome

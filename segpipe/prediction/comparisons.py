@@ -1,6 +1,6 @@
 """One picture of a case: the input, what was found, and that beside the reference.
 
-Written with a palette, shades of grey and of each colour, because that takes a fifth of a colour PNG's time.
+Written with a palette, shades of grey and of each colour, which takes a fifth of the time of a colour PNG.
 """
 
 import io
@@ -53,7 +53,10 @@ def comparison(
     if reference is not None:
         key = ((AGREED, "agreed"), (LEFT_OUT, "missed"), (WRONG, "false"))
         panels.append(Panel(dice, key, _agreement(guess, reference[z, turn])))
-    return _png(_sheet(grey, panels))
+    picture, file = Image.fromarray(_sheet(grey, panels)), io.BytesIO()
+    picture.putpalette(_palette())
+    picture.save(file, "png", compress_level=1)
+    return file.getvalue()
 
 
 def _agreement(guess: Mask, truth: Mask) -> Mask:
@@ -63,8 +66,8 @@ def _agreement(guess: Mask, truth: Mask) -> Mask:
     return np.where(ignored, np.uint8(UNKNOWN), np.where(real, missed, (guess > 0) * np.uint8(WRONG)))
 
 
-def _resized(picture: Image.Image) -> Image.Image:
-    """As large as a panel: pixels become squares by a whole factor, or are averaged."""
+def _resize(picture: Image.Image) -> Image.Image:
+    """A picture at panel size: pixels become squares by a whole factor, or are averaged."""
     longer = max(picture.size)
     times = round(PANEL / longer) if longer <= PANEL else PANEL / longer
     width, height = (max(1, round(n * times)) for n in picture.size)
@@ -73,26 +76,26 @@ def _resized(picture: Image.Image) -> Image.Image:
 
 def _shades(plane: NDArray[np.float32]) -> Mask:
     """A plane at panel size as shades, black at its 1st and white at its 99.5th percentile."""
-    values = np.asarray(_resized(Image.fromarray(np.ascontiguousarray(plane))))
+    values = np.asarray(_resize(Image.fromarray(np.ascontiguousarray(plane))))
     low, high = np.percentile(values, [1, 99.5])
     scaled = (values - np.float32(low)) * np.float32((SHADES - 1) / max(high - low, 1e-6))
     shades: Mask = np.clip(scaled, 0, SHADES - 1).astype(np.uint8)
     return shades
 
 
-def _painted(grey: Mask, tints: Mask) -> Mask:
-    """Shades in the tints of a mask that is not resized yet."""
+def _paint(grey: Mask, tints: Mask) -> Mask:
+    """Shades at panel size in the tints of a plane that is not resized yet."""
     result = grey.copy()
     for tint in range(1, len(COLOURS) + 1):
         where = tints == tint
         if where.any():
-            share = np.asarray(_resized(Image.fromarray(where * np.uint8(255))))
+            share = np.asarray(_resize(Image.fromarray(where * np.uint8(255))))
             np.copyto(result, grey + np.uint8(tint * SHADES), where=share >= VISIBLE)
     return result
 
 
 def _sheet(grey: Mask, panels: list[Panel]) -> Mask:
-    """All panels beside each other under their captions, as places in the palette."""
+    """All panels side by side under their captions, as indices into the palette."""
     height, width = grey.shape
     column = max(width, PANEL * 3 // 4)
     sheet = np.full((CAPTION + height, len(panels) * (column + GAP) - GAP), SHADES - 1, dtype=np.uint8)
@@ -101,7 +104,7 @@ def _sheet(grey: Mask, panels: list[Panel]) -> Mask:
     for number, panel in enumerate(panels):
         left = number * (column + GAP)
         start = left + (column - width) // 2
-        sheet[CAPTION:, start : start + width] = _painted(grey, panel.tints) if panel.key else grey
+        sheet[CAPTION:, start : start + width] = _paint(grey, panel.tints) if panel.key else grey
         swatches += _caption(ImageDraw.Draw(captions), panel, left + MARGIN, left + column)
     sheet[:CAPTION] = np.asarray(captions, dtype=np.uint16) * (SHADES - 1) // 255
     top = (CAPTION - SWATCH) // 2
@@ -116,7 +119,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _caption(draw: ImageDraw.ImageDraw, panel: Panel, left: int, end: int) -> list[tuple[int, int]]:
-    """Write a panel's title and key; where the swatches of the key belong. A long title loses its beginning."""
+    """Write a panel's title and key; the tints and places of the key's swatches. A long title loses its beginning."""
     shown, font, swatches = panel.title, _font(), []
     while len(shown) > 1 and left + draw.textlength(shown, font) > end:
         shown = "…" + shown.lstrip("…")[1:]
@@ -135,10 +138,3 @@ def _palette() -> bytes:
     grey = np.linspace(0, 255, SHADES)[:, None].repeat(3, axis=1)
     tinted = [grey * (1 - OPACITY) + np.array(ImageColor.getrgb(colour)[:3]) * OPACITY for colour in COLOURS]
     return np.concatenate([grey, *tinted]).round().astype(np.uint8).tobytes()
-
-
-def _png(sheet: Mask) -> bytes:
-    picture, file = Image.fromarray(sheet), io.BytesIO()
-    picture.putpalette(_palette())
-    picture.save(file, "png", compress_level=1)
-    return file.getvalue()

@@ -1,4 +1,4 @@
-"""What there is to segment: cases with their files, found without opening an image."""
+"""The cases to segment with their files, found without opening an image."""
 
 import csv
 import os
@@ -19,8 +19,8 @@ IMAGES, MASKS = "images", "masks"
 
 
 class Item(NamedTuple):
-    """A case: its name, one file per channel or one that holds all, its reference mask, whose it is. `fault` says what
-    is wrong before anything is read; empty: nothing.
+    """A case: its name, one file per channel or one that holds all, its reference mask, its patient. `fault` says what
+    is wrong before anything is read, if anything is.
     """
 
     case: str
@@ -30,7 +30,7 @@ class Item(NamedTuple):
     fault: str = ""
 
 
-def several_files(spec: ModelSpec) -> bool:
+def _several_files(spec: ModelSpec) -> bool:
     """Whether a case of the model is a file for each channel."""
     return spec.kind == "volume" and len(spec.channels) > 1
 
@@ -51,14 +51,14 @@ def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
     else:
         raise InputError(f"predict.input {source}: give a folder, a list of files (.txt, .csv) or a manifest.json")
     if not found:
-        wanted = f"*_{'.nii.gz, *_'.join(spec.channels)}.nii.gz" if several_files(spec) else "images"
+        wanted = f"*_{'.nii.gz, *_'.join(spec.channels)}.nii.gz" if _several_files(spec) else "images"
         raise InputError(f"predict.input {source}: nothing to segment; the model takes {wanted}")
     _check_names(found, source)
     return found
 
 
 def _check_names(items: list[Item], source: Path) -> None:
-    """Raise InputError where a name is taken twice or leads out of the folder of results."""
+    """Raise InputError where a name is taken twice or leads out of the output folder."""
     known: dict[str, Item] = {}
     for item in items:
         parts = PurePosixPath(item.case).parts
@@ -71,7 +71,7 @@ def _check_names(items: list[Item], source: Path) -> None:
 
 
 def _files(root: Path) -> list[Path]:
-    """Every file below a folder but hidden ones, sorted; links are followed."""
+    """Every file below a folder except hidden ones, sorted; links are followed."""
     found = []
     for folder, below, names in os.walk(root, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -87,7 +87,7 @@ def _stem(path: Path) -> str:
 
 
 def suffix(path: Path) -> str:
-    """What `_stem` leaves out."""
+    """A file's suffix, `.nii.gz` being one."""
     return path.name[len(_stem(path)) :]
 
 
@@ -102,7 +102,7 @@ def _folder(root: Path, spec: ModelSpec, config: Config) -> list[Item]:
     files = [path for path in _files(base) if path.name.lower().endswith(known)]
     if spec.kind == "volume":
         masks = files if base == root else [*files, *_files(root / MASKS), *_files(root / "derivatives")]
-        named = _grouped(files, masks, base, spec.channels, config.data.mask_suffix)
+        named = _group_files(files, masks, base, spec.channels, config.data.mask_suffix)
         if named:
             return named
     references = {_case(path, root / MASKS): path for path in _files(root / MASKS)}
@@ -111,42 +111,37 @@ def _folder(root: Path, spec: ModelSpec, config: Config) -> list[Item]:
     return [Item(case, (path,), references.get(case)) for path in images if (case := _case(path, base))]
 
 
-def _grouped(
+def _group_files(
     files: Iterable[Path], masks: Iterable[Path], root: Path, channels: tuple[str, ...], mask_suffix: str
 ) -> list[Item]:
     """Cases whose files are named `STEM_CHANNEL.nii.gz`, with their masks `STEM_MASKSUFFIX.nii.gz` from anywhere.
 
     Files of one stem belong together across folders, unless a channel is there twice: then only within a folder.
     """
-    named: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    for path in files:
-        stem, _, channel = _stem(path).rpartition("_")
-        if stem and channel in channels and path.name.lower().endswith(VOLUMES):
-            named[stem].append((channel, path))
-    references = _references(masks, mask_suffix)
+    references = _by_stem(masks, (mask_suffix,))
     items = []
-    for stem, members in named.items():
+    for stem, members in _by_stem(files, channels).items():
         groups: dict[Path, list[tuple[str, Path]]] = defaultdict(list)
         apart = len({channel for channel, _ in members}) < len(members)
         for channel, path in members:
             groups[path.parent if apart else root].append((channel, path))
-        items += [_group(stem, group, references[stem], root, channels) for group in groups.values()]
+        own = [mask for _, mask in references[stem]]
+        items += [_item(stem, group, own, root, channels) for group in groups.values()]
     return sorted(items)
 
 
-def _references(files: Iterable[Path], mask_suffix: str) -> dict[str, list[Path]]:
-    """The masks by the stem of their case."""
-    found: dict[str, list[Path]] = defaultdict(list)
+def _by_stem(files: Iterable[Path], ends: tuple[str, ...]) -> dict[str, list[tuple[str, Path]]]:
+    """The volumes that are named `STEM_END`, each with its end, by their stem."""
+    found: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     for path in files:
-        stem, _, last = _stem(path).rpartition("_")
-        if last == mask_suffix and path.name.lower().endswith(VOLUMES):
-            found[stem].append(path)
+        stem, _, end = _stem(path).rpartition("_")
+        if stem and end in ends and path.name.lower().endswith(VOLUMES):
+            found[stem].append((end, path))
     return found
 
 
-def _group(
-    stem: str, members: list[tuple[str, Path]], masks: list[Path], root: Path, channels: tuple[str, ...]
-) -> Item:
+def _item(stem: str, members: list[tuple[str, Path]], masks: list[Path], root: Path, channels: tuple[str, ...]) -> Item:
+    """The case of the files of one stem. One that is named in the BIDS manner names its patient."""
     by_channel = dict(members)
     files = tuple(by_channel[channel] for channel in channels if channel in by_channel)
     case = (files[0].parent.relative_to(root) / stem).as_posix()
@@ -158,12 +153,8 @@ def _group(
     beside = [mask for mask in masks if mask.parent == files[0].parent] or masks
     if len(beside) > 1:
         return Item(case, files, fault=f"{beside[0]}: {len(beside)} masks of the case's name; one is expected")
-    return Item(case, files, beside[0] if beside else None, _subject(stem))
-
-
-def _subject(stem: str) -> str:
-    """Whose a file is that is named in the BIDS manner; empty for others."""
-    return stem.partition("_")[0] if stem.startswith("sub-") else ""
+    patient = stem.partition("_")[0] if stem.startswith("sub-") else ""
+    return Item(case, files, beside[0] if beside else None, patient)
 
 
 def _lines(path: Path) -> list[str]:
@@ -174,22 +165,22 @@ def _lines(path: Path) -> list[str]:
 
 
 def _common(files: list[Path], folder: Path) -> Path:
-    """The list's own folder where all files lie below it, otherwise the deepest that they share."""
+    """The list's own folder if all files lie below it, otherwise their deepest common folder."""
     inside = all(path.is_relative_to(folder) for path in files)
     return folder if inside or not files else Path(os.path.commonpath([path.parent for path in files]))
 
 
 def _list(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
-    files = [_below(source.parent, line.strip()) for line in _lines(source) if line.strip()]
+    files = [_absolute(source.parent, line.strip()) for line in _lines(source) if line.strip()]
     root = _common(files, source.parent)
     if spec.kind == "volume":
-        named = _grouped(files, files, root, spec.channels, config.data.mask_suffix)
+        named = _group_files(files, files, root, spec.channels, config.data.mask_suffix)
         if named:
             return named
     return [Item(_case(path, root), (path,)) for path in files]
 
 
-def _below(folder: Path, name: str) -> Path:
+def _absolute(folder: Path, name: str) -> Path:
     """An absolute path without `..`, so that two spellings are one file."""
     return Path(os.path.normpath(folder / Path(name).expanduser()))
 
@@ -197,32 +188,26 @@ def _below(folder: Path, name: str) -> Path:
 def _table(source: Path, spec: ModelSpec) -> list[Item]:
     reader = csv.DictReader(_lines(source))
     known = [name for name in reader.fieldnames or () if name]
-    columns = ("image",) if "image" in known else spec.channels if several_files(spec) else ("image",)
+    columns = spec.channels if _several_files(spec) and "image" not in known else ("image",)
     missing = [name for name in columns if name not in known]
     if missing:
         raise InputError(f"{source}: no column '{missing[0]}'; there are {', '.join(known) or 'none'}")
     rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
     rows = [row for row in rows if any(row.values())]
-    files = [tuple(_below(source.parent, row[name]) for name in columns if row[name]) for row in rows]
-    root = _common([path for group in files for path in group], source.parent)
-    return [
-        _row(row, group, root, source, columns, number)
-        for number, (row, group) in enumerate(zip(rows, files, strict=True), start=1)
-    ]
-
-
-def _row(
-    row: dict[str, str], files: tuple[Path, ...], root: Path, source: Path, columns: tuple[str, ...], number: int
-) -> Item:
-    case = row.get("case") or (_case(files[0], root) if files else f"row{number}")
-    empty = [name for name in columns if not row[name]]
-    fault = f"{source}: row {number} has no '{empty[0]}'" if empty else ""
-    reference = _below(source.parent, row["mask"]) if row.get("mask") else None
-    return Item(case, files, reference, fault=fault)
+    groups = [tuple(_absolute(source.parent, row[name]) for name in columns if row[name]) for row in rows]
+    root = _common([path for files in groups for path in files], source.parent)
+    items = []
+    for number, (row, files) in enumerate(zip(rows, groups, strict=True), start=1):
+        case = row.get("case") or (_case(files[0], root) if files else f"row{number}")
+        empty = [name for name in columns if not row[name]]
+        fault = f"{source}: row {number} has no '{empty[0]}'" if empty else ""
+        reference = _absolute(source.parent, row["mask"]) if row.get("mask") else None
+        items.append(Item(case, files, reference, fault=fault))
+    return items
 
 
 def _manifest(path: Path, config: Config) -> list[Item]:
-    """The manifest's cases by their raw files, with the masks that its reader finds. A phantom is read as it lies."""
+    """The manifest's cases by their raw files, with the masks that its reader finds; a phantom stays in place."""
     manifest = Manifest.read(path)
     simulated = READERS[manifest.reader].simulated
     root = raw.check_root(manifest.root if simulated else config.data.root or manifest.root)

@@ -18,7 +18,7 @@ from segpipe.prediction.inputs import Item
 
 
 class Contents(NamedTuple):
-    """A case's files as they are; `sha256` over the images' bytes, one after the other, and that of the reference."""
+    """The bytes of a case's files; `sha256` is over those of the images, one after the other."""
 
     images: tuple[bytes, ...]
     reference: bytes | None
@@ -31,6 +31,7 @@ class Case(NamedTuple):
     digests of `Contents`.
     """
 
+    item: Item
     first: Decoded
     image: NDArray[np.float32]
     reference: NDArray[np.uint8] | None
@@ -40,16 +41,16 @@ class Case(NamedTuple):
 
 
 def contents(item: Item) -> Contents:
-    """Read a case's files. Raises InputError for what was found wrong with it, and for a file that can't be read."""
+    """Read a case's files. Raises InputError for its `fault`, and for a file that can't be read."""
     if item.fault:
         raise InputError(item.fault)
     images = tuple(_bytes(path) for path in item.files)
     reference = _bytes(item.reference) if item.reference else None
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for image in images:
-        total.update(image)
+        digest.update(image)
     known = None if reference is None else hashlib.sha256(reference).hexdigest()
-    return Contents(images, reference, total.hexdigest(), known)
+    return Contents(images, reference, digest.hexdigest(), known)
 
 
 def _bytes(path: Path) -> bytes:
@@ -60,7 +61,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def decode(item: Item, read: Contents, spec: ModelSpec, ignore: int) -> Case:
-    """Decode a case. `ignore` is the reference's value that counts nowhere, -1 for none.
+    """Decode a case. `ignore` is the value of the reference's pixels that are not counted, -1 for none.
 
     Raises InputError naming the file that is damaged or does not fit the model, or the reference that does not fit it.
     """
@@ -68,7 +69,7 @@ def decode(item: Item, read: Contents, spec: ModelSpec, ignore: int) -> Case:
     first = files[str(item.files[0])]
     image, warnings = gathered(files, spec)
     reference = None if read.reference is None else _labels(read.reference, item, first, spec, ignore)
-    return Case(first, image, reference, tuple(warnings), read.sha256, read.reference_sha256)
+    return Case(item, first, image, reference, tuple(warnings), read.sha256, read.reference_sha256)
 
 
 def _labels(data: bytes, item: Item, first: Decoded, spec: ModelSpec, ignore: int) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
-"""The folder of results: written whole, file by file, so that work goes on where it was stopped.
+"""The output folder: each file is written whole or not at all, so that work goes on where it was stopped.
 
-    request.json    what was asked for: nothing else is ever written beside it
+    request.json    the one request whose results the folder holds
     inputs/CASE.*   outputs/CASE.png|.nii.gz   comparisons/CASE.png   metadata/CASE.json
     predictions.csv    summary.json    summary.md
 
@@ -31,7 +31,7 @@ Record = dict[str, Any]
 
 
 class Request(Section):
-    """What decides on every byte of the results: the input, the model's weights and spec, the parameters."""
+    """All that decides the bytes of the results: the input, the model's weights and spec, the parameters."""
 
     input: str
     weights_sha256: str
@@ -45,13 +45,13 @@ class Request(Section):
 
     @property
     def key(self) -> str:
-        """8 hex digits: the same request has the same folder."""
+        """8 hex digits that name the default folder of the request."""
         return hashes.of_json(self.model_dump(mode="json"))[:8]
 
 
 @contextmanager
-def opened(folder: Path, request: Request) -> Iterator[None]:
-    """Hold a folder of results for one request.
+def holding(folder: Path, request: Request) -> Iterator[None]:
+    """Hold an output folder for one request.
 
     Raises InputError where it holds another request's, something else, or another process is at work in it.
     """
@@ -64,22 +64,18 @@ def opened(folder: Path, request: Request) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"predict.output={folder}: another predict is at work in it right now") from None
-        _check(path, request)
+        ours = request.model_dump(mode="json")
+        if not path.is_file():
+            write(path, json.dumps(ours, indent=1).encode())
+        known = json.loads(path.read_text(encoding="utf-8"))
+        differing = [f"{name} {known.get(name)} -> {ours[name]}" for name in ours if known.get(name) != ours[name]]
+        if differing:
+            raise InputError(f"predict.output={folder}: holds another request ({', '.join(differing)}); give another")
         yield
 
 
-def _check(path: Path, request: Request) -> None:
-    if not path.is_file():
-        write(path, json.dumps(request.model_dump(mode="json"), indent=1).encode())
-        return
-    known, ours = json.loads(path.read_text(encoding="utf-8")), request.model_dump(mode="json")
-    differing = [f"{name} {known.get(name)} -> {ours[name]}" for name in ours if known.get(name) != ours[name]]
-    if differing:
-        raise InputError(f"predict.output={path.parent}: holds another request ({', '.join(differing)}); give another")
-
-
 def write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
@@ -87,7 +83,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Put a file in a second place: without a copy where the file system can, else as a copy."""
+    """Make a hard link to a file, or a copy where the file system has none."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
@@ -98,14 +94,14 @@ def link(source: Path, target: Path) -> None:
         partial.replace(target)
 
 
-def place(folder: Path, part: str, case: str, suffix: str) -> Path:
-    """Where a file of a case is; a dot in its name is no suffix."""
-    return folder / part / f"{case}{suffix}"
+def metadata(folder: Path, case: str) -> Path:
+    """The file with the record of a case."""
+    return folder / "metadata" / f"{case}.json"
 
 
 def known(folder: Path, case: str, sha256: str, reference_sha256: str | None) -> Record | None:
     """The record of a case that is done, from the same files; None for any other."""
-    path = place(folder, "metadata", case, ".json")
+    path = metadata(folder, case)
     if not path.is_file():
         return None
     record: Record = json.loads(path.read_text(encoding="utf-8"))
@@ -115,7 +111,7 @@ def known(folder: Path, case: str, sha256: str, reference_sha256: str | None) ->
 
 def forget(folder: Path, case: str) -> None:
     """Remove what an earlier run left of a case, its metadata first."""
-    path = place(folder, "metadata", case, ".json")
+    path = metadata(folder, case)
     if not path.is_file():
         return
     record: Record = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +132,7 @@ def table(folder: Path) -> Iterator[Callable[[Record], None]]:
 
 
 def mirror(source: Path, target: Path) -> None:
-    """The results, links where possible, below another folder."""
+    """Link or copy the results into another folder."""
     for part in PARTS:
         for path in sorted((source / part).rglob("*")):
             if path.is_file() and not path.name.startswith("."):

@@ -1,9 +1,9 @@
-"""What a batch of predictions amounts to, as numbers, as JSON and for a person."""
+"""The result of a batch of predictions: as numbers, as JSON and as Markdown."""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from segpipe.config.sections import EvaluateConfig
 from segpipe.metrics import statistics
@@ -14,43 +14,18 @@ NOTE = "Research software: not a medical device, not for clinical use."
 SHOWN = 20  # failures in the Markdown summary; the JSON has all
 
 
-class Outcome(NamedTuple):
-    """Cases asked for, done before this run, and failed with their reasons; the Dice of those with a reference (NaN
-    where both masks are empty) and whose they are; how long this run took.
-    """
-
-    files: int
-    skipped: int
-    failures: list[tuple[str, str]]
-    dice: list[float]
-    patients: list[str]
-    seconds: float
-
-    @property
-    def per_second(self) -> float:
-        """Files this run has worked on, a second."""
-        return (self.files - self.skipped) / self.seconds if self.seconds else 0.0
-
-    def metrics(self) -> dict[str, float]:
-        """As they are logged."""
-        return {
-            "duration_seconds": self.seconds,
-            "files": self.files,
-            "files_failed": len(self.failures),
-            "files_skipped": self.skipped,
-            "files_per_second": self.per_second,
-        }
-
-
 @dataclass
-class Tally:
-    """Counts records as they come."""
+class Outcome:
+    """Cases asked for, done before this run, and failed with their reasons; the Dice of those with a reference (NaN
+    where both masks are empty) and their patients; how long this run took.
+    """
 
     files: int = 0
     skipped: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     dice: list[float] = field(default_factory=list)
     patients: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
     def count(self, record: Record) -> None:
         """Add one case."""
@@ -62,18 +37,27 @@ class Tally:
             self.dice.append(float("nan") if record["dice"] is None else record["dice"])
             self.patients.append(record["patient"])
 
-    def outcome(self, seconds: float) -> Outcome:
-        """What has been counted, after so many seconds."""
-        return Outcome(**vars(self), seconds=seconds)
+    @property
+    def per_second(self) -> float:
+        """Files this run has worked on, a second."""
+        return (self.files - self.skipped) / self.seconds if self.seconds else 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the run."""
+        return {
+            "duration_seconds": self.seconds,
+            "files": self.files,
+            "files_failed": len(self.failures),
+            "files_skipped": self.skipped,
+            "files_per_second": self.per_second,
+        }
 
 
 def headline(outcome: Outcome) -> str:
     """The run as one phrase."""
+    before = f"{outcome.skipped} of them before, " if outcome.skipped else ""
     done = outcome.files - len(outcome.failures)
-    parts = [f"{done} of {outcome.files} segmented"]
-    if outcome.skipped:
-        parts.append(f"{outcome.skipped} of them before")
-    return ", ".join([*parts, f"{outcome.per_second:.1f} files/s"])
+    return f"{done} of {outcome.files} segmented, {before}{outcome.per_second:.1f} files/s"
 
 
 def summarise(

@@ -343,7 +343,7 @@ def test_a_folder_of_results_belongs_to_one_request(predictors, folder, tmp_path
     with pytest.raises(InputError, match="not empty, and no results of predict"):
         run(predictors["folder"], folder, folder)
     with (
-        results.opened(tmp_path / "out", request_of(folder)),
+        results.holding(tmp_path / "out", request_of(folder)),
         pytest.raises(InputError, match="another predict is at work"),
     ):
         run(predictors["folder"], folder, tmp_path / "out")
