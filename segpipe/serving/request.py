@@ -1,4 +1,4 @@
-"""What a client asks of a served model: rows of files or tensors, parameters, and how either is refused."""
+"""A client's request to a served model: rows of files or tensors, parameters, and how either is refused."""
 
 import base64
 import binascii
@@ -30,7 +30,7 @@ Image = NDArray[np.float32]
 
 
 class Parameters(NamedTuple):
-    """What a request can ask for; the threshold's default is the model's."""
+    """The parameters of a request; the threshold's default is the model's."""
 
     threshold: float
     output: str = "auto"
@@ -41,9 +41,9 @@ class Parameters(NamedTuple):
 
 
 class Refusal(MlflowException):
-    """A request that is not answered, or one row of it: HTTP 400, or 500 where the fault is not the client's.
+    """A request that is refused, or one row of it: HTTP 400, or 500 where the fault is not the client's.
 
-    The client gets these lines alone: MLflow's server puts the input in front of `message`.
+    The client gets this line alone: MLflow's server puts the input in front of `message`.
     """
 
     def __init__(self, reason: str, row: int | None = None, error_code: int = INVALID_PARAMETER_VALUE) -> None:
@@ -68,7 +68,8 @@ def parameters(given: Mapping[str, Any] | None, spec: ModelSpec) -> Parameters:
     for name in values:
         if name not in defaults:
             raise Refusal(f"unknown parameter {name[:40]!r}{nearest(name, list(defaults))}: {', '.join(defaults)}")
-    wanted = Parameters(**(defaults | {name: _typed(name, v, type(defaults[name])) for name, v in values.items()}))
+    values = {name: _checked(name, value, type(defaults[name])) for name, value in values.items()}
+    wanted = Parameters(**(defaults | values))
     if not 0 < wanted.threshold < 1:
         raise Refusal(f"threshold {wanted.threshold} is not between 0 and 1")
     if wanted.output not in encodings.OUTPUTS:
@@ -79,7 +80,7 @@ def parameters(given: Mapping[str, Any] | None, spec: ModelSpec) -> Parameters:
     return wanted
 
 
-def _typed(name: str, value: Any, kind: type) -> Any:
+def _checked(name: str, value: Any, kind: type) -> Any:
     plain = value.item() if isinstance(value, np.generic) else value
     if type(plain) is kind:
         return plain
@@ -88,7 +89,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
     raise Refusal(f"{name} takes {KINDS[kind].name}, not {type(value).__name__}")
 
 
-def requested(given: object, spec: ModelSpec, most: int) -> list[dict[str, Any]]:
+def rows_of(given: object, spec: ModelSpec, most: int) -> list[dict[str, Any]]:
     """The rows of a DataFrame, of an array N,C,H,W (N,H,W for one channel), of columns or of records.
 
     Raises Refusal for no rows, more than `most`, unknown columns and other shapes.
@@ -112,7 +113,10 @@ def _rows(given: object, spec: ModelSpec) -> tuple[list[str], list[dict[str, Any
         names = [str(name) for name in given.columns]
         return names, [dict(zip(names, cells, strict=True)) for cells in given.itertuples(index=False, name=None)]
     if isinstance(given, np.ndarray):
-        return [COLUMN], [{COLUMN: image} for image in _images(given, spec)]
+        images = given[:, None] if given.ndim == 3 and len(spec.channels) == 1 else given
+        if images.ndim != 4 or images.dtype.kind not in "biuf":
+            raise Refusal(f"{given.dtype} of shape {given.shape}: expected numbers N,C,H,W with C={len(spec.channels)}")
+        return [COLUMN], [{COLUMN: image} for image in images]
     if isinstance(given, dict):
         cells = [_cells(values) for values in given.values()]
         if len({len(one) for one in cells}) > 1:
@@ -121,13 +125,6 @@ def _rows(given: object, spec: ModelSpec) -> tuple[list[str], list[dict[str, Any
     if isinstance(given, list) and all(isinstance(row, dict) for row in given):
         return list(dict.fromkeys(name for row in given for name in row)), given
     raise Refusal(f"{type(given).__name__}: expected rows with {'+'.join(columns(spec))}")
-
-
-def _images(array: NDArray[Any], spec: ModelSpec) -> NDArray[Any]:
-    images = array[:, None] if array.ndim == 3 and len(spec.channels) == 1 else array
-    if images.ndim != 4 or images.dtype.kind not in "biuf":
-        raise Refusal(f"{array.dtype} of shape {array.shape}: expected numbers N,C,H,W with C={len(spec.channels)}")
-    return images
 
 
 def _cells(values: Any) -> list[Any]:
@@ -151,25 +148,20 @@ def read(row: Mapping[str, Any], spec: ModelSpec, most: int) -> tuple[codecs.Dec
     given = [name for name in names if name in cells and name != COLUMN]
     if given and COLUMN in cells and COLUMN not in names:
         raise InputError(f"{COLUMN} and {given[0]} are both given: one file of all channels, or one for each")
-    if not given and (COLUMN in cells or names == (COLUMN,)):
-        first, image, warnings = _single(cells, spec, most)
+    if not given and COLUMN in cells:
+        names = (COLUMN,)
+    if names == (COLUMN,) and isinstance(cells.get(COLUMN), list | tuple | np.ndarray):
+        first = _from_numbers(cells[COLUMN], most)
+        image, warnings = first.array, list[str]()
     else:
-        files = {name: _decoded(cells, name, most) for name in names}
+        files = {name: _decode(cells, name, most) for name in names}
         first, (image, warnings) = files[names[0]], gathered(files, spec)
     if spacing is not None and first.spacing is not None:
         return first, image, [*warnings, f"{SPACING}: ignored, the file tells its own"]
     return first if spacing is None else replace(first, spacing=spacing), image, warnings
 
 
-def _single(cells: dict[str, Any], spec: ModelSpec, most: int) -> tuple[codecs.Decoded, Image, list[str]]:
-    if isinstance(cells.get(COLUMN), list | tuple | np.ndarray):
-        tensor = _tensor(cells[COLUMN], most)
-        return tensor, tensor.array, []
-    only = _decoded(cells, COLUMN, most)
-    return only, *gathered({COLUMN: only}, spec)
-
-
-def _decoded(cells: dict[str, Any], name: str, most: int) -> codecs.Decoded:
+def _decode(cells: dict[str, Any], name: str, most: int) -> codecs.Decoded:
     if name not in cells:
         raise InputError(f"column '{name}' is missing")
     value = cells[name]
@@ -186,7 +178,7 @@ def _decoded(cells: dict[str, Any], name: str, most: int) -> codecs.Decoded:
     return codecs.decode(data, name, most=most)
 
 
-def _tensor(value: Any, most: int) -> codecs.Decoded:
+def _from_numbers(value: Any, most: int) -> codecs.Decoded:
     """Raw intensities C,H,W as a picture without a spacing."""
     try:
         with np.errstate(over="ignore"):

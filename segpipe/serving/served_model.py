@@ -21,7 +21,7 @@ from segpipe.errors import InputError
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.quantities import findings
 from segpipe.inference.spec import ModelSpec
-from segpipe.serving.request import KINDS, Parameters, Refusal, columns, parameters, read, requested
+from segpipe.serving.request import KINDS, Parameters, Refusal, columns, parameters, read, rows_of
 
 ARTIFACT = "segpipe"
 LIMITS = ("max_pixels", "max_batch")
@@ -84,16 +84,15 @@ class ServedModel(PythonModel):
     ) -> pd.DataFrame:
         """One row of ANSWER for each row of the request; a bad row has its `error` alone.
 
-        Raises Refusal where no row can be answered, telling the first one's reason, or where the request is at fault.
+        Raises Refusal for a request at fault, and, with the first row's reason, where no row can be answered.
         """
         wanted = parameters(params, self.predictor.spec)
-        rows = requested(model_input, self.predictor.spec, self.limits.max_batch)
+        rows = rows_of(model_input, self.predictor.spec, self.limits.max_batch)
         answers = [self._attempt(number, row, wanted) for number, row in enumerate(rows)]
         if isinstance(answers[0], Refusal) and all(isinstance(answer, Refusal) for answer in answers):
             raise answers[0]
-        told = [{"error": one.reason} if isinstance(one, Refusal) else one for one in answers]
-        complete = [[answer.get(name) for name in ANSWER] for answer in told]
-        return pd.DataFrame(complete, columns=list(ANSWER), dtype=object)
+        rows = [{"error": one.reason} if isinstance(one, Refusal) else one for one in answers]
+        return pd.DataFrame([[row.get(name) for name in ANSWER] for row in rows], columns=list(ANSWER), dtype=object)
 
     def _attempt(self, number: int, row: dict[str, Any], wanted: Parameters) -> dict[str, Any] | Refusal:
         try:
