@@ -28,7 +28,7 @@ from benchmarks.train_throughput import FLAT, field, most
 from segpipe.config.sections import Config
 from segpipe.inference.predictor import Predictor
 from segpipe.prediction import batch, inputs, reading
-from segpipe.prediction.batch import Batch, Segmented
+from segpipe.prediction.batch import Batch, Stage
 from segpipe.prediction.inputs import Item
 from segpipe.prediction.results import Request
 
@@ -137,7 +137,7 @@ def clocked(work: Work, item: Item) -> Milliseconds:
     marks.append(time.perf_counter())
     prepared = predictor.prepare(case.image)
     marks.append(time.perf_counter())
-    done = Segmented(case, predictor.label(prepared, predictor.spec.threshold), 0.0)
+    done = Stage(case, predictor.label(prepared, predictor.spec.threshold), 0.0)
     marks.append(time.perf_counter())
     with tempfile.TemporaryDirectory(dir=work.folder) as name:
         for comparisons in (False, True):

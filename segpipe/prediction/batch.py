@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -35,19 +35,11 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Ready(NamedTuple):
-    """A case on its way to the network; `seconds` is the time it has taken so far."""
+class Stage(NamedTuple, Generic[A]):
+    """A case between two stages: what the last one made of it, and the seconds it has taken so far."""
 
     case: reading.Case
-    prepared: Prepared
-    seconds: float
-
-
-class Segmented(NamedTuple):
-    """A case on its way to the disk."""
-
-    case: reading.Case
-    segmentation: Segmentation
+    result: A
     seconds: float
 
 
@@ -68,7 +60,7 @@ class Batch:
     def __init__(self, predictor: Predictor, request: Request, folder: Path, origin: dict[str, str]) -> None:
         self.predictor, self.request, self.folder, self.origin = predictor, request, folder, origin
 
-    def prepare(self, item: Item) -> Ready | Record:
+    def prepare(self, item: Item) -> Stage[Prepared] | Record:
         """Read a case and prepare it for the network; its record where it is done already or fails."""
         began = time.perf_counter()
         try:
@@ -81,24 +73,24 @@ class Batch:
             prepared = self.predictor.prepare(case.image)
         except OF_THE_CASE as error:
             return self._fail(item, error)
-        return Ready(case, prepared, time.perf_counter() - began)
+        return Stage(case, prepared, time.perf_counter() - began)
 
-    def segment(self, ready: Ready | Record) -> Segmented | Record:
+    def segment(self, prepared: Stage[Prepared] | Record) -> Stage[Segmentation] | Record:
         """Run the network on a prepared case; a record passes through."""
-        if not isinstance(ready, Ready):
-            return ready
+        if isinstance(prepared, dict):
+            return prepared
         began = time.perf_counter()
         try:
-            found = self.predictor.label(ready.prepared, self.request.threshold, self.request.tta)
+            found = self.predictor.label(prepared.result, self.request.threshold, self.request.tta)
             if not math.isfinite(found.foreground.max()):
                 raise InputError("values too large: the network's answer is not a number")
         except OF_THE_CASE as error:
-            return self._fail(ready.case.item, error)
-        return Segmented(ready.case, found, ready.seconds + time.perf_counter() - began)
+            return self._fail(prepared.case.item, error)
+        return Stage(prepared.case, found, prepared.seconds + time.perf_counter() - began)
 
-    def write(self, segmented: Segmented | Record) -> Record:
+    def write(self, segmented: Stage[Segmentation] | Record) -> Record:
         """Measure and write a case, its metadata last; a record passes through."""
-        if not isinstance(segmented, Segmented):
+        if isinstance(segmented, dict):
             return segmented
         case, found, seconds = segmented
         item = case.item

@@ -79,8 +79,7 @@ def _shades(plane: NDArray[np.float32]) -> Mask:
     values = np.asarray(_resize(Image.fromarray(np.ascontiguousarray(plane))))
     low, high = np.percentile(values, [1, 99.5])
     scaled = (values - np.float32(low)) * np.float32((SHADES - 1) / max(high - low, 1e-6))
-    shades: Mask = np.clip(scaled, 0, SHADES - 1).astype(np.uint8)
-    return shades
+    return np.asarray(np.clip(scaled, 0, SHADES - 1), dtype=np.uint8)
 
 
 def _paint(grey: Mask, tints: Mask) -> Mask:

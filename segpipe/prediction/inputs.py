@@ -3,7 +3,6 @@
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -79,16 +78,13 @@ def _files(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def _stem(path: Path) -> str:
-    """A file's name without its suffix, `.nii.gz` being one."""
-    name = path.name
-    suffix = next((end for end in VOLUMES if name.lower().endswith(end)), path.suffix)
-    return name[: len(name) - len(suffix)]
-
-
 def suffix(path: Path) -> str:
     """A file's suffix, `.nii.gz` being one."""
-    return path.name[len(_stem(path)) :]
+    return next((path.name[-len(end) :] for end in VOLUMES if path.name.lower().endswith(end)), path.suffix)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(suffix(path))
 
 
 def _case(path: Path, root: Path) -> str:
@@ -100,37 +96,37 @@ def _folder(root: Path, spec: ModelSpec, config: Config) -> list[Item]:
     base = root / IMAGES if (root / IMAGES).is_dir() else root
     known = codecs.SUFFIXES if spec.kind == "picture" else VOLUMES
     files = [path for path in _files(base) if path.name.lower().endswith(known)]
-    if spec.kind == "volume":
-        masks = files if base == root else [*files, *_files(root / MASKS), *_files(root / "derivatives")]
-        named = _group_files(files, masks, base, spec.channels, config.data.mask_suffix)
-        if named:
-            return named
-    references = {_case(path, root / MASKS): path for path in _files(root / MASKS)}
+    masks = _files(root / MASKS)
+    anywhere = files if base == root else [*files, *masks, *_files(root / "derivatives")]
+    if grouped := _group_files(files, anywhere, base, spec, config):
+        return grouped
+    references = {_case(path, root / MASKS): path for path in masks}
     ends = tuple(f"_{config.data.mask_suffix}{end}" for end in VOLUMES)
     images = [p for p in files if MASKS not in p.relative_to(base).parts[:-1] and not p.name.endswith(ends)]
     return [Item(case, (path,), references.get(case)) for path in images if (case := _case(path, base))]
 
 
-def _group_files(
-    files: Iterable[Path], masks: Iterable[Path], root: Path, channels: tuple[str, ...], mask_suffix: str
-) -> list[Item]:
-    """Cases whose files are named `STEM_CHANNEL.nii.gz`, with their masks `STEM_MASKSUFFIX.nii.gz` from anywhere.
+def _group_files(files: list[Path], masks: list[Path], root: Path, spec: ModelSpec, config: Config) -> list[Item]:
+    """Cases whose files are named `STEM_CHANNEL.nii.gz`, with their masks `STEM_MASKSUFFIX.nii.gz` from anywhere; none
+    for a model of pictures.
 
     Files of one stem belong together across folders, unless a channel is there twice: then only within a folder.
     """
-    references = _by_stem(masks, (mask_suffix,))
+    if spec.kind == "picture":
+        return []
+    references = _by_stem(masks, (config.data.mask_suffix,))
     items = []
-    for stem, members in _by_stem(files, channels).items():
+    for stem, members in _by_stem(files, spec.channels).items():
         groups: dict[Path, list[tuple[str, Path]]] = defaultdict(list)
         apart = len({channel for channel, _ in members}) < len(members)
         for channel, path in members:
             groups[path.parent if apart else root].append((channel, path))
         own = [mask for _, mask in references[stem]]
-        items += [_item(stem, group, own, root, channels) for group in groups.values()]
+        items += [_item(stem, group, own, root, spec.channels) for group in groups.values()]
     return sorted(items)
 
 
-def _by_stem(files: Iterable[Path], ends: tuple[str, ...]) -> dict[str, list[tuple[str, Path]]]:
+def _by_stem(files: list[Path], ends: tuple[str, ...]) -> dict[str, list[tuple[str, Path]]]:
     """The volumes that are named `STEM_END`, each with its end, by their stem."""
     found: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     for path in files:
@@ -173,11 +169,8 @@ def _common(files: list[Path], folder: Path) -> Path:
 def _list(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
     files = [_absolute(source.parent, line.strip()) for line in _lines(source) if line.strip()]
     root = _common(files, source.parent)
-    if spec.kind == "volume":
-        named = _group_files(files, files, root, spec.channels, config.data.mask_suffix)
-        if named:
-            return named
-    return [Item(_case(path, root), (path,)) for path in files]
+    single = [Item(_case(path, root), (path,)) for path in files]
+    return _group_files(files, files, root, spec, config) or single
 
 
 def _absolute(folder: Path, name: str) -> Path:

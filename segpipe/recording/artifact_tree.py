@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from segpipe.config import settings
-from segpipe.config.sections import Config
+from segpipe.config.sections import AugmentConfig, Config
 from segpipe.files import inventory, project
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ class Journal:
                 self._augmented(train, _make(folder / "visualizations/augmentation") / "augmented_batch.png")
 
     def _augmented(self, train: "Batches", path: Path) -> None:
-        from segpipe.config.sections import AugmentConfig
         from segpipe.plots.cases import augmented
 
         seed, off = self.config.seed, AugmentConfig(enabled=False)
@@ -138,8 +137,8 @@ class Journal:
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["case", "patient", "site", "dice"])
-        for case, value in zip(self.val.cases, dice, strict=True):
-            table.writerow([case.case, case.patient, case.site, value])
+        rows = zip(self.val.cases, dice, strict=True)
+        table.writerows([case.case, case.patient, case.site, value] for case, value in rows)
         return text.getvalue()
 
     def finish(self, result: "FitResult", predictor: "Predictor", inference_ms: float) -> None:

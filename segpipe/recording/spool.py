@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -63,23 +63,15 @@ class Spool:
     def metrics(self, values: dict[str, float], step: int, ended_ms: int) -> None:
         self._put({"kind": "metrics", "values": values, "step": step, "ended_ms": ended_ms})
 
-    @contextmanager
-    def files(self) -> Iterator[Path]:
-        if self.root is not None:
-            with staged(self.root) as folder:
-                yield folder
-            return
-        with self._attaching() as folder:
-            yield folder
-        self._put({"kind": "files"})
+    def files(self) -> AbstractContextManager[Path]:
+        return self._attaching({"kind": "files"}) if self.root is None else staged(self.root)
 
     def discard(self, path: str) -> None:
         self._put({"kind": "discard", "path": path})
 
     def model(self, predictor: "Predictor", values: dict[str, float], ended_ms: int) -> None:
-        with self._attaching() as folder:
+        with self._attaching({"kind": "model", "values": values, "ended_ms": ended_ms}) as folder:
             predictor.save(folder / ARTIFACT)
-        self._put({"kind": "model", "values": values, "ended_ms": ended_ms})
 
     def end(self, status: str, tags: dict[str, str]) -> bool:
         """Send the run's last record, waiting a while for a server that is away; whether all has been sent.
@@ -103,10 +95,11 @@ class Spool:
         return True
 
     @contextmanager
-    def _attaching(self) -> Iterator[Path]:
-        """The folder of the next record, kept where the block ends well."""
+    def _attaching(self, record: dict[str, Any]) -> Iterator[Path]:
+        """A folder that belongs to the next record, which is put when the block ends well."""
         with staged(self.folder) as staging:
             yield staging / f"{self._next():08d}"
+        self._put(record)
 
     def _put(self, record: dict[str, Any]) -> None:
         self.number = self._next()

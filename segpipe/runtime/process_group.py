@@ -1,4 +1,4 @@
-"""Device, precision and processes, resolved in one place through accelerate.
+"""The processes of a training, through accelerate and torch.distributed.
 
 Several processes, one a GPU, are started by torchrun; with a single one every function here is the identity.
 """

@@ -4,7 +4,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -17,25 +16,8 @@ from segpipe.server.loaded_model import load
 from segpipe.server.main_thread import MainThread
 from segpipe.server.messages import Handler
 
-if TYPE_CHECKING:
-    from segpipe.inference.predictor import Through
-
-
 GRACE = 10  # seconds for what is in flight when the server is asked to end
 KEEP_ALIVE = 75  # seconds: longer than nginx keeps a connection (60), so that it is never the server who hangs up
-
-
-def application(
-    uri: str,
-    config: ServingConfig,
-    say: Callable[[str], None],
-    more: Mapping[tuple[str, str], Handler] | None = None,
-    through: "Through | None" = None,
-) -> Application:
-    """An ASGI application that answers with the model at `uri`, and with `more`: (method, path) to a function that
-    runs in a thread. Raises InputError where there is no such model or it can't answer.
-    """
-    return Application(load(champions.pinned(uri), config), config, say, more, through)
 
 
 def run(
@@ -45,12 +27,14 @@ def run(
     more: Mapping[tuple[str, str], Handler] | None = None,
     ready: Callable[[str], None] = lambda _address: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then end what is in flight; `ready` gets the address once it answers. Only in the
-    main thread. Raises InputError before anything is served.
+    """Serve the model at `uri`, and `more`: (method, path) to a function that runs in a thread; `ready` gets the address
+    once it answers. SIGINT or SIGTERM ends it, after what is in flight. Only in the main thread.
+
+    Raises InputError, before anything is served, where there is no such model, it can't answer or the port is taken.
     """
     networks = MainThread()
     with bind(config.host, config.port) as listener:
-        app = application(uri, config, say, more, networks)
+        app = Application(load(champions.pinned(uri), config), config, say, more, networks)
         host = f"[{config.host}]" if ":" in config.host else config.host
         address = f"http://{host}:{listener.getsockname()[1]}"
 

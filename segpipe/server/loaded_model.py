@@ -26,17 +26,13 @@ VERSION = re.compile(r"models:/([^/@]+)/(\d+)")
 
 @dataclass(frozen=True)
 class Served:
-    """A version that answers; `facts` is what /version says of it."""
+    """A version that answers; `facts` is what /version says of it, `uri` the one it was loaded from."""
 
     answers: Scoring
     predictor: "Predictor"
     parameters: ParamSchema
     facts: dict[str, Any]
-
-    @property
-    def uri(self) -> str:
-        """What `pinned` gives for a registered version."""
-        return f"models:/{self.facts['name']}/{self.facts['version']}"
+    uri: str
 
     @property
     def version(self) -> str:
@@ -73,4 +69,4 @@ def load(uri: str, config: ServingConfig) -> Served:
         "segpipe": segpipe.__version__,
         "mlflow": version("mlflow"),
     }
-    return Served(Scoring(model), predictor, model.metadata.get_params_schema() or ParamSchema([]), facts)
+    return Served(Scoring(model), predictor, model.metadata.get_params_schema() or ParamSchema([]), facts, uri)

@@ -99,12 +99,11 @@ class ServedModel(PythonModel):
             return self._answer(row, wanted)
         except InputError as error:
             return Refusal(str(error), number)
-        except (MemoryError, torch.OutOfMemoryError):
+        except Exception as error:  # the client gets a line, the other rows their answers, the log the traceback
             LOG.exception("row %d", number)
-            return Refusal("not enough memory for an image of this size", number, INTERNAL_ERROR)
-        except Exception:  # whatever it is, the client gets a line, the other rows their answers, the log the traceback
-            LOG.exception("row %d", number)
-            return Refusal("internal error, see the server's log", number, INTERNAL_ERROR)
+            memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            reason = "not enough memory for an image of this size" if memory else "internal error, see the server's log"
+            return Refusal(reason, number, INTERNAL_ERROR)
 
     def _answer(self, row: dict[str, Any], wanted: Parameters) -> dict[str, Any]:
         spec = self.predictor.spec

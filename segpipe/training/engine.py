@@ -63,9 +63,6 @@ class FitResult:
     history: list[EpochReport]
 
 
-OnEpoch = Callable[[list[EpochReport], architectures.SegmentationModel], None]
-
-
 class Scores(NamedTuple):
     """Mean loss over samples, mean Dice over cases, and the Dice of each case, NaN where both masks are empty."""
 
@@ -260,7 +257,7 @@ def fit(
     val: Batches,
     config: Config,
     accelerator: "Accelerator",
-    on_epoch: OnEpoch,
+    on_epoch: Callable[[list[EpochReport], architectures.SegmentationModel], None],
     checkpoints: Checkpoints | None = None,
     resume: dict[str, Any] | None = None,
     stop: Callable[[], bool] = never,

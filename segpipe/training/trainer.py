@@ -88,11 +88,10 @@ def run(
 def facts(config: Config, network: nn.Module, device: torch.device) -> dict[str, str]:
     """What the config does not say: parameters, hardware, precision, versions."""
     packages = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy", "mlflow")
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     return {
         "model.parameters": str(architectures.parameter_count(network)),
         "hardware.device": device.type,
-        "hardware.gpu": gpu,
+        "hardware.gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
         "hardware.cpu_cores": str(os.cpu_count()),
         "hardware.threads": str(torch.get_num_threads()),
         "hardware.precision": devices.precision(config.train),

@@ -39,7 +39,7 @@ def served(reader, channels, classes=("foreground",), threshold=0.5):
     )  # fmt: skip
     network = architectures.build(config.model, len(channels), len(classes), seed=0, pretrained=False)
     facts = {"name": None, "version": None, "model_id": "m-1"}
-    return Served(None, Predictor(spec, network), ParamSchema([]), facts)
+    return Served(None, Predictor(spec, network), ParamSchema([]), facts, "")
 
 
 def asked(model, kind=JSON):

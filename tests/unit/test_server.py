@@ -94,6 +94,13 @@ def served(uri):
     return loaded_model.load(champions.pinned(uri), ServingConfig())
 
 
+def application_of(uri, say):
+    from segpipe.registry import champions
+    from segpipe.server import application, loaded_model
+
+    return application.Application(loaded_model.load(champions.pinned(uri), ServingConfig()), ServingConfig(), say)
+
+
 @pytest.fixture
 def lines():
     return []
@@ -351,10 +358,8 @@ def test_metrics_count_requests_rows_and_bytes(app, row):
 
 
 def test_mlflows_timeout_is_told_in_the_same_shape(uri, row, lines, monkeypatch):
-    from segpipe.server import http_server
-
     monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "0")
-    reply = post(http_server.application(uri, ServingConfig(), lines.append), {"dataframe_records": [row]})
+    reply = post(application_of(uri, lines.append), {"dataframe_records": [row]})
     assert (reply.status, reply.json()["error_code"]) == (504, "DEADLINE_EXCEEDED")
 
 
@@ -391,9 +396,7 @@ def test_what_mlflow_repeats_of_a_request_is_cut_away():
 
 
 def test_a_model_that_breaks_is_a_fault_of_the_server(uri, row, lines):
-    from segpipe.server import http_server
-
-    app = http_server.application(uri, ServingConfig(), lines.append)
+    app = application_of(uri, lines.append)
     app.served.predictor.model = None
     reply = post(app, {"dataframe_records": [row]})
     assert (reply.status, reply.json()["error_code"]) == (500, "INTERNAL_ERROR")
@@ -447,10 +450,9 @@ def watched(uri, lines):
     """An application, and what looks for its champion."""
     from mlflow import MlflowClient
 
-    from segpipe.server import http_server
     from segpipe.server.following import Watch
 
-    app = http_server.application(uri, ServingConfig(), lines.append)
+    app = application_of(uri, lines.append)
     yield app, Watch(uri, app)
     MlflowClient().set_registered_model_alias("tiny", "champion", "1")
 
@@ -529,12 +531,10 @@ def test_a_version_that_was_named_is_not_followed(served, lines):
 
 
 def test_what_segpipe_did_not_log_is_not_served(store, tmp_path):
-    from segpipe.server import http_server
-
     with pytest.raises(InputError, match="no such model or alias; give"):
-        http_server.application("models:/nobody@champion", ServingConfig(), print)
+        application_of("models:/nobody@champion", print)
     with pytest.raises(InputError, match="not a model that segpipe logged"):
-        http_server.application(str(tmp_path), ServingConfig(), print)
+        application_of(str(tmp_path), print)
 
 
 def test_an_answer_is_sent_at_once_and_not_held_back_for_a_larger_packet():
