@@ -131,7 +131,7 @@ def parts(work: Work, files: int) -> None:
 def clocked(work: Work, item: Item) -> Milliseconds:
     """Of each of PARTS."""
     predictor, marks = work.predictor, [time.perf_counter()]
-    read = reading.contents(item)
+    read = reading.read(item)
     marks.append(time.perf_counter())
     case = reading.decode(item, read, predictor.spec, -1)
     marks.append(time.perf_counter())

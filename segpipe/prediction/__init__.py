@@ -1,1 +1,1 @@
-"""Many files at a time, and the folder of results."""
+"""Prediction for many files at a time, and the output folder."""

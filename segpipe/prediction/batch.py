@@ -64,12 +64,12 @@ class Batch:
         """Read a case and prepare it for the network; its record where it is done already or fails."""
         began = time.perf_counter()
         try:
-            read = reading.contents(item)
-            done = results.known(self.folder, item.case, read.sha256, read.reference_sha256)
+            contents = reading.read(item)
+            done = results.known(self.folder, item.case, contents.sha256, contents.reference_sha256)
             if done:
                 return done | {"done": True}
             results.forget(self.folder, item.case)
-            case = reading.decode(item, read, self.predictor.spec, self.request.ignore_label)
+            case = reading.decode(item, contents, self.predictor.spec, self.request.ignore_label)
             prepared = self.predictor.prepare(case.image)
         except OF_THE_CASE as error:
             return self._fail(item, error)
@@ -133,7 +133,7 @@ class Batch:
         if self.request.comparisons:
             size, dice = _size(record), "Dice -" if record["dice"] is None else f"Dice {record['dice']:.3f}"
             title = name.rpartition("/")[2]
-            picture = comparisons.comparison(case.image[0], mask, case.reference, title, size, dice, volume)
+            picture = comparisons.draw(case.image[0], mask, case.reference, title, size, dice, volume)
             files[f"comparisons/{name}.png"] = picture
         return files
 

@@ -1,4 +1,4 @@
-"""One picture of a case: the input, what was found, and that beside the reference.
+"""One picture of a case: the input, what was found, and its agreement with the reference.
 
 Written with a palette, shades of grey and of each colour, which takes a fifth of the time of a colour PNG.
 """
@@ -33,7 +33,7 @@ class Panel(NamedTuple):
     tints: Mask
 
 
-def comparison(
+def draw(
     volume: NDArray[np.float32], mask: Mask, reference: Mask | None, title: str, found: str, dice: str, upside: bool
 ) -> bytes:
     """A PNG of one case (one channel D,H,W; labels D,H,W), a volume at the slice with most foreground, the reference's
@@ -53,14 +53,14 @@ def comparison(
     if reference is not None:
         key = ((AGREED, "agreed"), (LEFT_OUT, "missed"), (WRONG, "false"))
         panels.append(Panel(dice, key, _agreement(guess, reference[z, turn])))
-    picture, file = Image.fromarray(_sheet(grey, panels)), io.BytesIO()
+    picture, file = Image.fromarray(_arrange(grey, panels)), io.BytesIO()
     picture.putpalette(_palette())
     picture.save(file, "png", compress_level=1)
     return file.getvalue()
 
 
 def _agreement(guess: Mask, truth: Mask) -> Mask:
-    """The tint of each pixel; as in the report one of another class than the reference's is missed."""
+    """The tint of each pixel; one of another class than the reference's is missed, as in the report."""
     ignored, real = truth == IGNORE, truth > 0
     missed = np.where(truth == guess, np.uint8(AGREED), np.uint8(LEFT_OUT))
     return np.where(ignored, np.uint8(UNKNOWN), np.where(real, missed, (guess > 0) * np.uint8(WRONG)))
@@ -93,7 +93,7 @@ def _paint(grey: Mask, tints: Mask) -> Mask:
     return result
 
 
-def _sheet(grey: Mask, panels: list[Panel]) -> Mask:
+def _arrange(grey: Mask, panels: list[Panel]) -> Mask:
     """All panels side by side under their captions, as indices into the palette."""
     height, width = grey.shape
     column = max(width, PANEL * 3 // 4)
@@ -104,7 +104,7 @@ def _sheet(grey: Mask, panels: list[Panel]) -> Mask:
         left = number * (column + GAP)
         start = left + (column - width) // 2
         sheet[CAPTION:, start : start + width] = _paint(grey, panel.tints) if panel.key else grey
-        swatches += _caption(ImageDraw.Draw(captions), panel, left + MARGIN, left + column)
+        swatches += _draw_caption(ImageDraw.Draw(captions), panel, left + MARGIN, left + column)
     sheet[:CAPTION] = np.asarray(captions, dtype=np.uint16) * (SHADES - 1) // 255
     top = (CAPTION - SWATCH) // 2
     for tint, left in swatches:
@@ -117,7 +117,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(TEXT)
 
 
-def _caption(draw: ImageDraw.ImageDraw, panel: Panel, left: int, end: int) -> list[tuple[int, int]]:
+def _draw_caption(draw: ImageDraw.ImageDraw, panel: Panel, left: int, end: int) -> list[tuple[int, int]]:
     """Write a panel's title and key; the tints and places of the key's swatches. A long title loses its beginning."""
     shown, font, swatches = panel.title, _font(), []
     while len(shown) > 1 and left + draw.textlength(shown, font) > end:

@@ -1,4 +1,4 @@
-"""From a case's files to what the network takes, with the reference beside it."""
+"""Read and decode the files of a case: its image and its reference."""
 
 import hashlib
 from pathlib import Path
@@ -40,12 +40,12 @@ class Case(NamedTuple):
     reference_sha256: str | None
 
 
-def contents(item: Item) -> Contents:
+def read(item: Item) -> Contents:
     """Read a case's files. Raises InputError for its `fault`, and for a file that can't be read."""
     if item.fault:
         raise InputError(item.fault)
-    images = tuple(_bytes(path) for path in item.files)
-    reference = _bytes(item.reference) if item.reference else None
+    images = tuple(_read_bytes(path) for path in item.files)
+    reference = _read_bytes(item.reference) if item.reference else None
     digest = hashlib.sha256()
     for image in images:
         digest.update(image)
@@ -53,23 +53,23 @@ def contents(item: Item) -> Contents:
     return Contents(images, reference, digest.hexdigest(), known)
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
 
 
-def decode(item: Item, read: Contents, spec: ModelSpec, ignore: int) -> Case:
+def decode(item: Item, contents: Contents, spec: ModelSpec, ignore: int) -> Case:
     """Decode a case. `ignore` is the value of the reference's pixels that are not counted, -1 for none.
 
     Raises InputError naming the file that is damaged or does not fit the model, or the reference that does not fit it.
     """
-    files = {str(path): codecs.decode(data, str(path)) for data, path in zip(read.images, item.files, strict=True)}
+    files = {str(path): codecs.decode(data, str(path)) for data, path in zip(contents.images, item.files, strict=True)}
     first = files[str(item.files[0])]
     image, warnings = gathered(files, spec)
-    reference = None if read.reference is None else _labels(read.reference, item, first, spec, ignore)
-    return Case(item, first, image, reference, tuple(warnings), read.sha256, read.reference_sha256)
+    reference = None if contents.reference is None else _labels(contents.reference, item, first, spec, ignore)
+    return Case(item, first, image, reference, tuple(warnings), contents.sha256, contents.reference_sha256)
 
 
 def _labels(data: bytes, item: Item, first: Decoded, spec: ModelSpec, ignore: int) -> NDArray[np.uint8]:

@@ -82,7 +82,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make a hard link to a file, or a copy where the file system has none."""
+    """Link a file to a second place, or copy it where the file system has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""What a training leaves behind: one tree of files, the same with MLflow and without.
+"""The tree of files that a training writes, the same with MLflow and without.
 
     config/{resolved.yaml,environment.txt,git.diff}    logs/training/train.log
     metrics/epoch_XXX/metrics.json                     summaries/{epoch_XXX,training}/summary.md
@@ -51,7 +51,7 @@ class Recorder(Protocol):
         """Settings and facts that don't change."""
 
     def tags(self, values: dict[str, str]) -> None:
-        """What runs are found by."""
+        """Tags to find runs by."""
 
     def metrics(self, values: dict[str, float], step: int, ended_ms: int) -> None:
         """Measured values of one epoch."""

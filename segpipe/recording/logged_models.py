@@ -1,5 +1,5 @@
-"""Models as MLflow logs them: a network with all it needs, and the code that serves it. What needs torch is imported
-late: the driver only asks whether a model is whole.
+"""Models as MLflow logs them: a network with all it needs, and the code that serves it. Torch is imported late, as the
+driver only asks whether a model is whole.
 """
 
 import json
@@ -33,7 +33,7 @@ REQUIREMENTS = (
 
 
 class Training(NamedTuple):
-    """What a training run left beside its model: config, every epoch's metrics, and the facts that no config says
+    """The records of a training run: config, every epoch's metrics, and the facts that are in no config
     (model.parameters, best_epoch counted from 1, hardware.*, version.*).
     """
 
@@ -91,7 +91,7 @@ def folder(model_uri: str) -> Path:
 
 
 def damage(model_id: str) -> str:
-    """What is wrong with a logged model's weights since they were logged, in words; empty where nothing is."""
+    """How a logged model's weights were damaged since they were logged, in words; empty where they are whole."""
     try:
         root = MlflowClient().get_logged_model(model_id).artifact_location
     except MlflowException as error:

@@ -109,7 +109,7 @@ class Spool:
             self.send()
 
     def send(self) -> None:
-        """Send what waits, as far as the server takes it."""
+        """Send the records that wait, as far as the server takes them."""
         self.tried = time.monotonic()
         if self.away and not _listening(mlflow.get_tracking_uri()):
             return

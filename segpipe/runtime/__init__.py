@@ -1,1 +1,1 @@
-"""What a process needs to know of its machine: devices, the processes of a training, other processes, signals."""
+"""Devices, the processes of a training, other processes of this machine, signals."""

@@ -1,4 +1,4 @@
-"""Processes: which one this is, whether another is still there, and how those of a step are found and ended."""
+"""Processes of this machine: identifying this one, whether another still runs, finding and ending those of a step."""
 
 import hashlib
 import os

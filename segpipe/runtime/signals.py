@@ -13,7 +13,9 @@ from types import FrameType
 from segpipe.runtime import processes
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ECHO = 1.0  # seconds within which a second signal is the same wish: a terminal asks a whole group, the driver once more
+ECHO = (
+    1.0  # seconds within which a second signal is the same: a terminal sends it to a whole group, the driver once more
+)
 LATER = 0.01  # seconds until a signal that came at a bad moment is sent again
 
 Act = Callable[[int], None]

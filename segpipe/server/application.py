@@ -1,4 +1,4 @@
-"""The layer before MLflow's scoring application: limits, one shape of error, request IDs, metrics, a log."""
+"""The layer in front of MLflow's scoring application: limits, one shape of error, request IDs, metrics, a log."""
 
 import asyncio
 import re
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 INVOCATIONS = "/invocations"
 PREDICTIONS = 2  # at a time: while one is in the network, another is decoded or encoded
-BODIES = 4  # as many of the largest bodies are in memory at a time
+BODIES = 4  # of the largest size, in memory at a time
 PATIENCE = 30.0  # seconds for the next bytes of a body
 SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 LONGEST_PATH = 100
@@ -57,14 +57,14 @@ class Application:
         self.answer_with(served)
 
     def answer_with(self, served: Served) -> None:
-        """Let a version answer from the next request on; what is in flight ends on the one it began with."""
+        """Let a version answer from the next request on; requests in flight end on the one they began with."""
         if self._through:
             served.predictor.through = self._through
         self.served = served
         self.metrics.name_model(served.facts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One HTTP request. Raises ValueError for other protocols."""
+        """Answer one HTTP request. Raises ValueError for other protocols."""
         if scope["type"] != "http":
             raise ValueError(f"{scope['type']} is not served")
         began, headers = time.perf_counter(), Headers(scope=scope)
@@ -141,7 +141,7 @@ class Application:
 
 
 def _line(request: Request, status: int, seconds: float) -> str:
-    """One line of the log: nothing that was sent but the path and the request ID."""
+    """One line of the log, with nothing of the request but its path and ID."""
     now, path = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), quote(request.path)[:LONGEST_PATH]
     rows = f"{request.rows} row{'' if request.rows == 1 else 's'}"
     line = f"{now} {request.method} {path} {status} {1000 * seconds:.0f} ms {rows} {request.size} bytes {request.id}"

@@ -1,4 +1,4 @@
-"""Who is champion now: a thread that looks, loads and swaps."""
+"""A thread that looks for a new champion, loads it and swaps it in."""
 
 import threading
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Watch:
         self._uri, self._application, self._reported = uri, application, ""
 
     def run(self, stop: threading.Event) -> None:
-        """Look each serving.poll_seconds, and less often while something is wrong."""
+        """Look every serving.poll_seconds, and less often while something is wrong."""
         wait = seconds = self._application.config.poll_seconds
         while not stop.wait(wait):
             wait = seconds if self.look() else max(seconds, min(2 * wait, LONGEST_WAIT))

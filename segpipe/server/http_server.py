@@ -17,7 +17,7 @@ from segpipe.server.main_thread import MainThread
 from segpipe.server.messages import Handler
 
 GRACE = 10  # seconds for what is in flight when the server is asked to end
-KEEP_ALIVE = 75  # seconds: longer than nginx keeps a connection (60), so that it is never the server who hangs up
+KEEP_ALIVE = 75  # seconds: longer than nginx keeps a connection (60), so that it is never the server that hangs up
 
 
 def run(

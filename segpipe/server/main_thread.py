@@ -1,4 +1,4 @@
-"""Networks run in the main thread, whoever asks: HTTP has a thread of its own.
+"""Networks run in the main thread, whatever thread asks; HTTP has a thread of its own.
 
 GNU OpenMP lets the threads behind a network stay awake between two layers only while there are no more of them than
 cores, and counts the main thread among them at any rate: in another thread each of some sixty layers wakes them anew.
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 class MainThread:
-    """Does for other threads, one after the other, what they ask for."""
+    """Runs what other threads ask for, one after the other."""
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -26,7 +26,7 @@ class MainThread:
         def attempt() -> None:
             try:
                 done.set_result(work(*args, **kwargs))
-            except Exception as error:  # whoever asked is told
+            except Exception as error:  # raised where the work was asked for
                 done.set_exception(error)
 
         self._asked.put(attempt)

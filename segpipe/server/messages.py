@@ -1,4 +1,4 @@
-"""What comes in, what goes out, and the one shape of every error."""
+"""Requests, responses, and the one shape of every error."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from segpipe.server.loaded_model import Served
 
 JSON = "application/json"
-CODES = {  # others are called as in `http.HTTPStatus`
+CODES = {  # the others are named as in `http.HTTPStatus`
     400: "INVALID_PARAMETER_VALUE",
     404: "ENDPOINT_NOT_FOUND",
     413: "REQUEST_TOO_LARGE",
@@ -40,7 +40,7 @@ Handler = Callable[[Request, bytes], Response]  # of a request and its body
 
 
 class RequestError(Exception):
-    """A request that is refused: the status, one line, the row that is to blame with its reason; notes for the log."""
+    """A request is refused: the status, one line, the row at fault with its reason; notes for the log."""
 
     def __init__(
         self,
@@ -65,5 +65,5 @@ class RequestError(Exception):
 
 
 def as_json(values: object) -> Response:
-    """200 with these values."""
+    """Values as JSON, with status 200."""
     return Response(json.dumps(values, allow_nan=False) + "\n", media_type=JSON)

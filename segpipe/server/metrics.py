@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus, in a registry of its own for each application."""
+"""The metrics of /metrics for Prometheus, in a registry of each application's own."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a request to /invocations must look like before MLflow sees it."""
+"""Checks of a request to /invocations before MLflow sees it."""
 
 import json
 from collections.abc import Mapping

@@ -42,7 +42,7 @@ LOG = logging.getLogger(__name__)
 
 
 def signature(spec: ModelSpec) -> ModelSignature:
-    """Outputs and parameters; no inputs, for MLflow would drop columns that it does not know in silence."""
+    """Outputs and parameters; no inputs, because MLflow silently drops columns that a signature does not name."""
     outputs: list[ColSpec | TensorSpec] = [ColSpec(kind, name, required=False) for name, kind in ANSWER.items()]
     defaults = Parameters(spec.threshold)._asdict()
     params = [ParamSpec(name, KINDS[type(value)], value) for name, value in defaults.items()]

@@ -71,7 +71,7 @@ class Checkpoints:
             raise InputError(f"{path}: damaged or cut short; not used")
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a file that some other program wrote makes the unpickler raise
+        except Exception as error:  # whatever the unpickler raises for a file of another program
             raise InputError(f"{path}: unreadable ({one_line(error)}); not used") from None
         if state["key"] != self.key:
             raise InputError(f"{path}: of another config, code or dataset; not used")

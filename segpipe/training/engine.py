@@ -127,7 +127,7 @@ class Passed(NamedTuple):
 
 
 def never() -> bool:
-    """Don't stop."""
+    """A `stop` that never stops."""
     return False
 
 

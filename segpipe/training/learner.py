@@ -55,7 +55,7 @@ class Learner:
         return losses.loss(logits, batch.labels, config.loss), logits
 
     def step(self, config: TrainConfig, rate: float) -> None:
-        """Move the weights by the gradients that have added up."""
+        """Move the weights by the accumulated gradients."""
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         if config.clip_norm:

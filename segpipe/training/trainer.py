@@ -86,7 +86,7 @@ def run(
 
 
 def facts(config: Config, network: nn.Module, device: torch.device) -> dict[str, str]:
-    """What the config does not say: parameters, hardware, precision, versions."""
+    """What is not in the config: number of parameters, hardware, precision, versions."""
     packages = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy", "mlflow")
     return {
         "model.parameters": str(architectures.parameter_count(network)),

@@ -1,4 +1,4 @@
-"""What a browser needs to show a segmentation: whole volumes as bytes, small enough to send."""
+"""A segmentation for a browser to show: whole volumes as bytes, small enough to send."""
 
 import base64
 import gzip
@@ -18,9 +18,7 @@ Planes = NDArray[np.float32]
 
 
 def views(image: Planes, channels: tuple[str, ...], volume: bool) -> dict[str, Planes]:
-    """An image C,D,H,W as it is looked at, by name: each channel by itself (D,H,W), three channels of a picture as its
-    colours (D,H,W,3).
-    """
+    """The views of an image C,D,H,W by name: each channel (D,H,W), or the colours of a picture of three (D,H,W,3)."""
     if not volume and len(image) == 3:
         return {"colour": np.moveaxis(image, 0, -1)}
     return dict(zip(channels, image, strict=True))

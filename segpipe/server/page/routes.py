@@ -1,4 +1,4 @@
-"""A page to try a model: files dropped on it, their segmentation to look at. Routes for `server.run`."""
+"""A page to try a model: it shows the segmentation of files that are dropped on it. Routes for `http_server.run`."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ NOT_FRAMED = {"Content-Security-Policy": "frame-ancestors 'none'"}
 
 
 def routes(config: ServingConfig) -> dict[tuple[str, str], Handler]:
-    """What `server.run` takes as `more`: method and path to a handler."""
+    """Handlers by method and path, for `more` of `http_server.run`."""
     content = PAGE.read_bytes()
 
     def answer(asked: Request, body: bytes) -> Response:
@@ -74,12 +74,12 @@ def _card(name: str | None, version: str | None) -> str:
 
 
 def render(markdown: str) -> str:
-    """Markdown as HTML; what is HTML in it is shown as text."""
+    """Markdown as HTML; HTML inside it is shown as text."""
     return str(MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown))
 
 
 def segment(row: dict[str, Any], served: Served, most: int) -> dict[str, Any]:
-    """One row as /invocations takes it to what `display.encode` gives and the numbers of a served row.
+    """What `display.encode` gives of one row of /invocations, with the numbers of a served row.
 
     Raises InputError as `serving.read` and `Predictor.prepare` do, and for more slices than a browser can show.
     """
