@@ -12,7 +12,7 @@ class InputError(Exception):
 
 def redact(text: str) -> str:
     """A text whose URIs hold no user and password any more."""
-    return re.sub(r"://\S+@", "://***@", text)
+    return re.sub(r"://\S+@", "://***@", re.sub(r"([?&]\w*password=)[^&\s]+", r"\1***", text))
 
 
 def one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from segpipe.errors import InputError, one_line, redact
 from segpipe.files import project
 from segpipe.tracking import mlflow_sentences
+from segpipe.tracking.mlflow_sentences import Schema
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -66,7 +68,10 @@ def connect() -> None:
     try:
         if uri.startswith("sqlite:///") and not path.exists():
             _make(path)
+        _check_schema(uri)
         mlflow.MlflowClient().search_experiments(max_results=1)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"tracking store {redact(uri)} does not answer: {told(error)}") from None
 
@@ -91,6 +96,24 @@ def _make(path: Path) -> None:
         _put(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check_schema(uri: str) -> None:
+    """Raises InputError for a database of another MLflow, before this one touches it."""
+    import mlflow
+
+    shown, found = redact(uri), mlflow_sentences.schema(uri)
+    ours = f"this environment's {mlflow.__version__}"
+    if found is Schema.OLDER:
+        asked = shlex.quote(uri) if shown == uri else '"$MLFLOW_TRACKING_URI"'
+        raise InputError(
+            f"tracking store {shown}: made by an older MLflow than {ours}; back it up, then: mlflow db upgrade {asked}"
+        )
+    if found is Schema.NEWER:
+        raise InputError(
+            f"tracking store {shown}: made by a newer MLflow than {ours}; install that one, or set MLFLOW_TRACKING_URI "
+            "to another store"
+        )
 
 
 def _put(partial: Path, path: Path) -> None:

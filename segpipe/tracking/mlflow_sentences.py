@@ -6,7 +6,9 @@ the pinned releases, so that an update which words one differently fails there.
 
 import logging
 import re
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -28,6 +30,12 @@ FIXES = {
 # What they log, with a traceback, is also raised, and told in a line.
 LOUD = {"mlflow": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "alembic": logging.WARNING}
 FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<name>\S+)$', re.MULTILINE)
+
+
+class Schema(Enum):
+    """By which MLflow a database was made; one without tables is as good as ours."""
+
+    OURS, OLDER, NEWER = "ours", "older", "newer"
 
 
 class Frame(NamedTuple):
@@ -66,6 +74,27 @@ def is_overload(error: "MlflowException") -> bool:
 def is_failed_run(error: BaseException, run_id: str) -> bool:
     """Whether MLflow Projects only says that a step's process has failed, which the step has told itself."""
     return str(error) == f"Run (ID '{run_id}') failed"
+
+
+def schema(uri: str) -> Schema:
+    """Which MLflow has made the tables of a store. MLflow itself calls every other schema out of date, and completes an
+    older one without asking where a table is missing.
+    """
+    from mlflow.store.db import db_types, utils
+
+    if urlsplit(uri).scheme.partition("+")[0] not in db_types.DATABASE_ENGINES:
+        return Schema.OURS
+    from alembic.script import ScriptDirectory
+
+    engine = utils.create_sqlalchemy_engine_with_retry(uri)
+    try:
+        found = utils._get_schema_version(engine)
+    finally:
+        engine.dispose()
+    scripts = ScriptDirectory.from_config(utils._get_alembic_config(""))
+    if found in (None, *scripts.get_heads()):
+        return Schema.OURS
+    return Schema.OLDER if found in {script.revision for script in scripts.walk_revisions()} else Schema.NEWER
 
 
 def sets_busy_timeout(statement: str) -> bool:
