@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from segpipe.errors import UsageError
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
 from steps import command as commands
@@ -108,13 +109,11 @@ def callback(
 ) -> None:
     """Resolve the config, run what was asked for, print what came of it."""
     if what == "compare" and (start or until):
-        raise commands.Refused("compare takes no --from and --until; --then says how far it goes")
+        raise UsageError("compare takes no --from and --until; --then says how far it goes")
     if what == "reproduce" and (only_plan or fresh or start or until or run_name):
-        raise commands.Refused(
-            "reproduce runs every step anew; leave out --plan, --fresh, --from, --until and --run-name"
-        )
+        raise UsageError("reproduce runs every step anew; leave out --plan, --fresh, --from, --until and --run-name")
     if model and what != "reproduce":
-        raise commands.Refused(f"unexpected argument '{model}'")
+        raise UsageError(f"unexpected argument '{model}'")
     if what == "reproduce":
         _reproduce(
             session, model, recipe, partial(_how, env_manager, backend, backend_config, in_process), tolerance, values
@@ -122,9 +121,7 @@ def callback(
         return
     config = commands.resolve(recipe, values)
     if not config.tracking.enabled:
-        raise commands.Refused(
-            "the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow"
-        )
+        raise UsageError("the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow")
     from segpipe.orchestration import compare, driver, launch, orphans, plan
     from segpipe.tracking import connection, runs
 
@@ -150,7 +147,7 @@ def _how(env_manager: str, backend: str, backend_config: str, in_process: bool, 
     from segpipe.orchestration import launch
 
     if in_process and config.compare.parallel > 1:
-        raise commands.Refused("--in-process runs one step after the other; leave it out or set compare.parallel 1")
+        raise UsageError("--in-process runs one step after the other; leave it out or set compare.parallel 1")
     timeout = {str(step): seconds for step, seconds in config.driver.timeout.items()}
     retries = {str(step): times for step, times in config.driver.retries.items()}
     perform = commands.perform if in_process else None
@@ -169,10 +166,10 @@ def _reproduce(
     knobs = commands.overrides(values)
     root, experiment = (knobs.pop(name, None) for name in ("data.root", "tracking.experiment"))
     if not model:
-        raise commands.Refused("reproduce what? python pipeline.py reproduce models:/NAME@champion")
+        raise UsageError("reproduce what? python pipeline.py reproduce models:/NAME@champion")
     if recipe or knobs:
         given = ", ".join(["--config"] * bool(recipe) + list(knobs))
-        raise commands.Refused(f"reproduce takes its config from the model's runs; leave out {given}")
+        raise UsageError(f"reproduce takes its config from the model's runs; leave out {given}")
     from segpipe.config.sections import Config
     from segpipe.orchestration import reproduce
     from segpipe.tracking import connection

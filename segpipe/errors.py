@@ -1,4 +1,4 @@
-"""The one exception type whose message is written for the user, and how any exception is told in a line."""
+"""The exceptions whose message is one line for the user, by who is to act, and how any exception is told in a line."""
 
 import difflib
 import re
@@ -6,8 +6,32 @@ import re
 LONGEST = 300
 
 
-class InputError(Exception):
-    """Something the user gave is wrong. The message is one line: what is wrong, where, and how to mend it."""
+class SegpipeError(Exception):
+    """What ends a command with one line: what is wrong, where, and how to mend it. `exit_code` is the command's."""
+
+    exit_code = 1
+
+
+class InputError(SegpipeError):
+    """Something the user gave is wrong: a file, a knob, the name of a run or a model."""
+
+
+class UsageError(InputError):
+    """The command line is wrong; nothing has run."""
+
+    exit_code = 2
+
+
+class StepError(SegpipeError):
+    """Work has failed that was begun: a step, a process of it, a check of its result."""
+
+
+class StoreError(SegpipeError):
+    """The tracking store is away, or refuses."""
+
+
+class ConflictError(SegpipeError):
+    """Another process is at work on the same, or was first."""
 
 
 def redact(text: str) -> str:

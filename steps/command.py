@@ -19,7 +19,7 @@ import click
 
 from segpipe.config import settings
 from segpipe.config.sections import Config
-from segpipe.errors import InputError, one_line
+from segpipe.errors import SegpipeError, UsageError, one_line
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
 from segpipe.runtime import processes
@@ -28,7 +28,7 @@ from segpipe.tracking import connection
 from steps.terminal import Terminal
 
 DEFAULT_RECIPE = "configs/phantom.yaml"
-BAD_USAGE, FAILED, SIGNALLED = 2, 1, 128
+SIGNALLED = 128
 Body = Callable[..., str]
 
 
@@ -63,15 +63,16 @@ def overrides(values: dict[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Inside, what is wrong with a command line ends it before anything runs. Raises Refused."""
+    """Inside, nothing has run yet: what goes wrong ends the command as a wrong command line does."""
     try:
         yield
-    except InputError as error:
-        raise Refused(str(error)) from None
+    except SegpipeError as error:
+        error.exit_code = UsageError.exit_code
+        raise
 
 
 def resolve(recipe: str, values: dict[str, Any]) -> Config:
-    """The Config of a command line. Raises Refused."""
+    """The Config of a command line. Raises SegpipeError, with the exit code of a wrong command line."""
     from segpipe.files import project
 
     with refusing():
@@ -111,7 +112,7 @@ def step(
             if elsewhere is not None and elsewhere(session, config, **asked):
                 return
             if not config.tracking.enabled:
-                raise Refused(f"{name} needs MLflow; without it (--no-mlflow) there are preprocess and train")
+                raise UsageError(f"{name} needs MLflow; without it (--no-mlflow) there are preprocess and train")
             _run(session, name, config, given, partial(body, **asked))
 
         return Command(name, callback=callback, params=[*more, *upstream, *options()], help=body.__doc__)
@@ -120,13 +121,13 @@ def step(
 
 
 def perform(name: str, arguments: list[str], session: Session) -> None:
-    """Run a step in this process. Raises InputError for what its command line refuses, and what the step raises."""
+    """Run a step in this process. Raises UsageError for what its command line refuses, and what the step raises."""
     command: click.Command = import_module(f"steps.{name}").main
     try:
         with command.make_context(name, arguments, obj=session) as context:
             command.invoke(context)
     except click.ClickException as error:
-        raise InputError(error.format_message()) from None
+        raise UsageError(error.format_message()) from None
 
 
 def _run(session: Session, name: str, config: Config, given: dict[str, str], body: Body) -> None:
@@ -153,10 +154,6 @@ def recorded(session: Session, name: str, config: Config) -> Iterator[None]:
     orphans.reap(session.say)
     with runs.run(name, config), step_log.keeping(name, config.tracking.outputs, session.say) as session.log:
         yield
-
-
-class Refused(click.UsageError):
-    """A knob or recipe is wrong: nothing has run, exit code 2."""
 
 
 class Command(click.Command):
@@ -192,9 +189,11 @@ def exit_code(error: BaseException) -> int:
         case KeyboardInterrupt():
             return SIGNALLED + signal.SIGINT
         case click.UsageError():
-            return BAD_USAGE
+            return UsageError.exit_code
+        case SegpipeError():
+            return error.exit_code
         case _:
-            return FAILED
+            return SegpipeError.exit_code
 
 
 def end_with_driver() -> None:

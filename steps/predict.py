@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from segpipe.config.sections import Config
+from segpipe.errors import UsageError
 from segpipe.orchestration.session import Session
 from steps import command
 
@@ -19,17 +20,15 @@ SOME_FAILED = 3
 
 
 def checked(recipe: str, values: dict[str, Any]) -> Config:
-    """The Config of a command line that something can be predicted with. Raises Refused."""
+    """The Config of a command line that something can be predicted with. Raises UsageError."""
     config = command.resolve(recipe, values)
     asked = config.predict.input
     if not config.tracking.enabled:
-        raise command.Refused("predict needs MLflow, where its model is; without it there are preprocess and train")
+        raise UsageError("predict needs MLflow, where its model is; without it there are preprocess and train")
     if not asked:
-        raise command.Refused(
-            "predict.input: not given; a folder, a list of files, a manifest.json or runs:/ID/dataset"
-        )
+        raise UsageError("predict.input: not given; a folder, a list of files, a manifest.json or runs:/ID/dataset")
     if not asked.startswith("runs:/") and not Path(asked).expanduser().exists():
-        raise command.Refused(f"predict.input={asked}: no such file or folder")
+        raise UsageError(f"predict.input={asked}: no such file or folder")
     return config
 
 

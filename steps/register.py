@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import click
 
 from segpipe.config.sections import Config
+from segpipe.errors import UsageError
 from segpipe.orchestration.session import Session
 from segpipe.tracking import connection
 from steps import command
@@ -32,9 +33,9 @@ MORE: tuple[click.Parameter, ...] = (
 def elsewhere(session: Session, config: Config, action: str, number: str, dry_run: bool, by: str) -> bool:
     """What needs no run: approve, rollback and history."""
     if (action == "approve") != bool(number):
-        raise command.Refused("VERSION goes with approve, and approve with VERSION: python -m steps.register approve 3")
+        raise UsageError("VERSION goes with approve, and approve with VERSION: python -m steps.register approve 3")
     if dry_run and action != "register":
-        raise command.Refused(f"--dry-run is for register itself; {action} has none")
+        raise UsageError(f"--dry-run is for register itself; {action} has none")
     if action == "register" or not config.tracking.enabled:
         return False
     from segpipe.orchestration import decisions

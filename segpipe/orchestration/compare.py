@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from segpipe.config import settings
 from segpipe.config.sections import Config
-from segpipe.errors import InputError
+from segpipe.errors import InputError, SegpipeError, StepError
 from segpipe.orchestration import chain, driver, plan
 from segpipe.orchestration.launch import Launcher
 from segpipe.orchestration.plan import Asked
@@ -70,7 +70,7 @@ def planned(session: Session, config: Config, asked: Asked) -> Iterator[tuple[st
 def run(launcher: Launcher, config: Config, then: str, asked: Asked) -> None:
     """Train all members below the launcher's run, show the leaderboard, and go on with the best by validation.
 
-    Raises InputError where none of them can be trained.
+    Raises StepError where none of them can be trained.
     """
     from segpipe.tracking import runs
 
@@ -85,8 +85,8 @@ def run(launcher: Launcher, config: Config, then: str, asked: Asked) -> None:
     _save(board, trained)
     _show(launcher.session.screen, board)
     best, outcome = next((m, o) for m, o in trained.items() if m.name == board["model"].iloc[0])
-    if isinstance(outcome, InputError):
-        raise InputError(f"none of {len(trained)} models could be trained; {best.name}: {outcome}")
+    if isinstance(outcome, SegpipeError):
+        raise StepError(f"none of {len(trained)} models could be trained; {best.name}: {outcome}")
     results["train"] = outcome
     runs.tag(best=best.name, figure=f"best of {len(trained)}: {best.name}, val Dice {board['val_dice'].iloc[0]:.3f}")
     driver.advance(AFTERWARDS[then], best.config, results, replace(launcher, recipe=best.recipe), asked)
@@ -97,15 +97,15 @@ def run(launcher: Launcher, config: Config, then: str, asked: Asked) -> None:
 
 def _train(
     all_members: list[Member], results: dict[str, chain.Result], launcher: Launcher, parallel: int, asked: Asked
-) -> Iterator[chain.Result | InputError]:
+) -> Iterator[chain.Result | SegpipeError]:
     """What became of each member, in order, `parallel` at a time; a failure is a result like any other."""
     inputs = {"preprocess": results["preprocess"].run}
 
-    def obtain(member: Member) -> chain.Result | InputError:
+    def obtain(member: Member) -> chain.Result | SegpipeError:
         mine, fresh = replace(launcher, recipe=member.recipe), asked.anew("train")
         try:
             return chain.obtain("train", member.config, inputs, mine, fresh=fresh, label=member.name)
-        except InputError as error:
+        except (InputError, StepError) as error:
             launcher.session.say(f"{member.name}: {error}")
             return error
 
@@ -116,7 +116,7 @@ def _train(
         yield from pool.map(obtain, all_members)
 
 
-def leaderboard(trained: dict[Member, chain.Result | InputError], config: Config) -> "pd.DataFrame":
+def leaderboard(trained: dict[Member, chain.Result | SegpipeError], config: Config) -> "pd.DataFrame":
     """One row per member with `COLUMNS`, the best validation Dice first, failures last. Members that share a letter of
     `group` do not differ significantly.
     """
@@ -129,7 +129,7 @@ def leaderboard(trained: dict[Member, chain.Result | InputError], config: Config
     samples, dice = config.evaluate.bootstrap_samples, {}
     rows: list[dict[str, Any]] = []
     for member, outcome in trained.items():
-        if isinstance(outcome, InputError):
+        if isinstance(outcome, SegpipeError):
             rows.append({"model": member.name, "status": str(outcome)})
             continue
         metrics, params = outcome.run.data.metrics, outcome.run.data.params
@@ -181,14 +181,14 @@ def groups(dice: "dict[str, pd.DataFrame]", samples: int, seed: int) -> dict[str
     return statistics.letters(list(dice), [pair for pair, p in zip(pairs, adjusted, strict=True) if p <= ALPHA])
 
 
-def _save(board: "pd.DataFrame", trained: dict[Member, chain.Result | InputError]) -> None:
+def _save(board: "pd.DataFrame", trained: dict[Member, chain.Result | SegpipeError]) -> None:
     from segpipe.plots import training
     from segpipe.tracking import artifacts, runs
 
     curves = {
         member.name: runs.history(outcome.run.info.run_id, "val_dice")
         for member, outcome in trained.items()
-        if not isinstance(outcome, InputError)
+        if not isinstance(outcome, SegpipeError)
     }
     with artifacts.files("compare") as folder:
         board.to_csv(folder / "leaderboard.csv", index=False)

@@ -31,7 +31,7 @@ def run(launcher: Launcher, config: Config, asked: Asked) -> None:
 def advance(
     names: tuple[str, ...], config: Config, results: dict[str, chain.Result], launcher: Launcher, asked: Asked
 ) -> None:
-    """Reuse or run the named steps on top of `results`, which grows. Raises InputError where a step fails."""
+    """Reuse or run the named steps on top of `results`, which grows. Raises StepError where a step fails."""
     kept = plan.taken(launcher.session, config, asked.start)
     for step in names:
         if (choice := kept.get(step)) and choice.run:

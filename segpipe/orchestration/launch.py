@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from segpipe.errors import InputError, one_line
+from segpipe.errors import InputError, StepError, one_line
 from segpipe.files import project
 from segpipe.orchestration import backends, step_log
 from segpipe.orchestration.session import Session
@@ -123,7 +123,7 @@ class Attempt:
 def launch(name: str, parameters: dict[str, str], launcher: Launcher, because: str) -> "Run":
     """Run a step nested under the launcher's run, wait for it, and try again where its failure can pass.
 
-    It gets the URI of its config and its inputs' run IDs, no local path. Raises InputError with the step's own reason
+    It gets the URI of its config and its inputs' run IDs, no local path. Raises StepError with the step's own reason
     where it fails, Interrupted where it or this process is asked to stop.
     """
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_PROJECT_ENTRY_POINT
@@ -149,7 +149,7 @@ def launch(name: str, parameters: dict[str, str], launcher: Launcher, because: s
             guard.pause(PAUSE)
     for line in step_log.tail(run):
         say(f"  | {line}")
-    raise InputError(told)
+    raise StepError(told)
 
 
 def origin(parent: "Run") -> dict[str, str]:

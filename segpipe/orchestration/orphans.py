@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from segpipe.errors import InputError
+from segpipe.errors import SegpipeError
 from segpipe.recording import offline
 from segpipe.runtime import processes
 from segpipe.tracking import artifacts, connection, runs
@@ -52,6 +52,6 @@ def _sent(run: Run, say: Callable[[str], None]) -> bool:
         return False
     try:
         say(f"run {run.info.run_id} has ended: {spool.send(folder, say)} records that waited have been sent")
-    except InputError as error:
+    except SegpipeError as error:
         say(f"run {run.info.run_id} has ended, but {error}")
     return True

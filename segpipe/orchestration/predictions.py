@@ -7,7 +7,7 @@ import mlflow
 from mlflow.models import Model
 
 from segpipe.config.sections import Config
-from segpipe.errors import InputError
+from segpipe.errors import InputError, StepError
 from segpipe.files import hashes
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import WEIGHTS
@@ -20,7 +20,7 @@ from segpipe.tracking import artifacts, run_tags, runs
 
 
 def predict(screen: Screen, config: Config) -> int:
-    """Segment everything under the active run; the number of cases that failed. Raises InputError where all did."""
+    """Segment everything under the active run; the number of cases that failed. Raises StepError where all did."""
     knobs, device = config.predict, devices.device(config.train)
     uri = champions.pinned(champions.named(config))
     weights = logged_models.folder(uri)
@@ -49,7 +49,7 @@ def predict(screen: Screen, config: Config) -> int:
     runs.tag(figure=summary.headline(outcome))
     if len(outcome.failures) == outcome.files:
         case, reason = outcome.failures[0]
-        raise InputError(f"all {outcome.files} files failed; {case}: {reason}")
+        raise StepError(f"all {outcome.files} files failed; {case}: {reason}")
     if outcome.failures:
         mlflow.set_tag("files_failed", str(len(outcome.failures)))
     screen.say(f"{summary.headline(outcome)}: {folder / results.TABLE}")

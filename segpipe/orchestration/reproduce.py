@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from segpipe.config import settings
 from segpipe.config.sections import Config
-from segpipe.errors import InputError
+from segpipe.errors import InputError, StepError
 from segpipe.files import hashes, project
 from segpipe.orchestration import chain, explain, keys, launch
 from segpipe.orchestration.screen import Column, Screen, Table
@@ -82,7 +82,7 @@ def run(
     """Reproduce a model below one run of a scratch experiment and show what came of it.
 
     Raises InputError where this checkout, environment or data is not what the model was made from (then nothing has
-    run), where a step fails, and where the model is not reproduced.
+    run), StepError where a step fails, and where the model is not reproduced.
     """
     made_by = recorded(lineage.of(uri))
     configs = checked(session, uri, made_by, {"data.root": root} if root else {})
@@ -97,7 +97,7 @@ def run(
         runs.tag(verdict=report.verdict, figure=report.verdict)
     show(session.screen, report)
     if report.verdict == REFUTED:
-        raise InputError(f"{uri}: {REFUTED}: a test metric differs by more than --tolerance {tolerance:g}")
+        raise StepError(f"{uri}: {REFUTED}: a test metric differs by more than --tolerance {tolerance:g}")
 
 
 def recorded(found: "Lineage") -> "dict[str, Run]":
@@ -218,7 +218,7 @@ def _weights(ours: "Run", theirs: "Run") -> Pair:
     models = [run.data.tags[run_tags.MODEL] for run in (ours, theirs)]
     old, new = (lineage.weights(model) for model in models)
     if new is None:
-        raise InputError(f"run {theirs.info.run_id}: its model {models[1]} has no weights")
+        raise StepError(f"run {theirs.info.run_id}: its model {models[1]} has no weights")
     kept = ours.data.tags.get(lineage.WEIGHTS_TAG) or (hashes.sha256(old) if old else "unknown")
     digest = hashes.sha256(new)
     if kept == digest:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from segpipe.config.sections import Config
-from segpipe.errors import InputError
+from segpipe.errors import ConflictError, InputError
 from segpipe.orchestration.session import Session
 from segpipe.recording import artifact_tree, offline
 
@@ -19,7 +19,7 @@ from segpipe.recording import artifact_tree, offline
 def claim_run(session: Session, config: Config, key: str, folder: Path) -> Path:
     """The folder of checkpoints, below `folder`, of the run to work on, which is then the active one: an interrupted
     one, as train.resume says, or the one that is active now, which gets its name. Raises InputError where train.resume
-    can't be followed.
+    can't be followed, ConflictError where another process is at work on that run.
     """
     from segpipe.tracking import runs
 
@@ -32,7 +32,7 @@ def claim_run(session: Session, config: Config, key: str, folder: Path) -> Path:
             session.say(f"continues run {run_id}")
             return folder / run_id
     if _mode(config) not in ("auto", "never"):
-        raise InputError(f"train.resume={config.train.resume}: that run is at work right now")
+        raise ConflictError(f"train.resume={config.train.resume}: that run is at work right now")
     _claim(session, folder / active)
     runs.name_run(artifact_tree.run_name(config, time.time()))
     return folder / active

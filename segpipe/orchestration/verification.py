@@ -11,7 +11,7 @@ from segpipe.data import raw
 from segpipe.data.dataset import Dataset
 from segpipe.data.manifest import Manifest
 from segpipe.data.readers import reader_of
-from segpipe.errors import InputError
+from segpipe.errors import InputError, StepError
 from segpipe.files import hashes
 from segpipe.orchestration.keys import CODE, FORMAT, Keys
 from segpipe.orchestration.screen import Screen
@@ -157,11 +157,11 @@ def raw_cases(screen: Screen, manifest: Manifest, recipe: Path) -> Iterator[Chec
 
 
 def judge(screen: Screen, uri: str, checks: list[Check]) -> None:
-    """Tell how many things are as recorded. Raises InputError where one differs, or nothing could be compared."""
+    """Tell how many things are as recorded. Raises StepError where one differs, or nothing could be compared."""
     counts = Counter(check.state for check in checks)
     screen.say(", ".join(f"{counts[state]} {state}" for state in (OK, DIFFERS, GONE)))
     differing = [check.item for check in checks if check.state == DIFFERS]
     if differing:
-        raise InputError(f"{uri}: {len(differing)} of {len(checks)} items differ: {', '.join(differing)}")
+        raise StepError(f"{uri}: {len(differing)} of {len(checks)} items differ: {', '.join(differing)}")
     if not counts[OK]:
-        raise InputError(f"{uri}: nothing of it is left to compare")
+        raise StepError(f"{uri}: nothing of it is left to compare")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segpipe.config.sections import Config
-from segpipe.errors import InputError
+from segpipe.errors import SegpipeError, StepError
 from segpipe.orchestration.screen import Screen
 from segpipe.orchestration.session import Session
 from segpipe.runtime import processes, signals
@@ -24,7 +24,7 @@ FAILED = 1  # exit code of a process that has said why in a line
 GRACE_SECONDS = 6
 
 
-class LostPeerError(InputError):
+class LostPeerError(StepError):
     """Another process of this training died, and this one with it."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class LostPeerError(InputError):
 def launch(job: "Job") -> str:
     """Run a job in train.processes processes, started again from the last checkpoint when one is lost.
 
-    Raises InputError where they are lost more often than train.max_restarts, Interrupted where a signal ends all.
+    Raises StepError where they are lost more often than train.max_restarts, Interrupted where a signal ends all.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -69,7 +69,7 @@ def launch(job: "Job") -> str:
         rank, failure = next(causes, error.get_first_failure())
         own = failure.exitcode == FAILED
         told = failure.message if own else f"process {rank} ended with exit code {failure.exitcode}: {failure.message}"
-        raise InputError(told) from None
+        raise StepError(told) from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -83,7 +83,7 @@ def follow(screen: Screen, config: Config) -> None:
     accelerator = process_group.start(config.train)
     job: Job | None = process_group.share(None)
     if job is None:
-        raise InputError("process 0 has nothing to train")
+        raise StepError("process 0 has nothing to train")
     if not job.dataset.is_dir():
         from segpipe.tracking import artifacts, connection, runs
 
@@ -91,7 +91,7 @@ def follow(screen: Screen, config: Config) -> None:
         job = job.model_copy(update={"dataset": artifacts.local(job.dataset_uri)})
     try:
         take_part(screen, job, accelerator, None)
-    except InputError:
+    except SegpipeError:
         if job.run_id and process_group.lost_one():
             from segpipe.tracking import connection, runs
 
@@ -105,7 +105,7 @@ def take_part(screen: Screen, job: "Job", accelerator: Any, recorder: "Recorder 
 
     Several processes can't stop between two steps of their own accord: an interrupt ends them at once.
 
-    Raises InputError for an interrupt, or a broken connection, that is due to the death of another process.
+    Raises LostPeerError for an interrupt, or a broken connection, that is due to the death of another process.
     """
     from segpipe.data.dataset import Dataset
     from segpipe.runtime import process_group

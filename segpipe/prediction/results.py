@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.config.sections import Section
-from segpipe.errors import InputError
+from segpipe.errors import ConflictError, InputError
 from segpipe.files import hashes
 
 REQUEST, TABLE, SUMMARY, REPORT, LOCK = "request.json", "predictions.csv", "summary.json", "summary.md", ".lock"
@@ -52,7 +52,8 @@ class Request(Section):
 def holding(folder: Path, request: Request) -> Iterator[None]:
     """Hold an output folder for one request.
 
-    Raises InputError where it holds another request's, something else, or another process is at work in it.
+    Raises InputError where it holds another request's or something else, ConflictError where another process is at
+    work in it.
     """
     path = folder / REQUEST
     if folder.is_dir() and any(folder.iterdir()) and not path.is_file() and not (folder / LOCK).is_file():
@@ -62,7 +63,7 @@ def holding(folder: Path, request: Request) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"predict.output={folder}: another predict is at work in it right now") from None
+            raise ConflictError(f"predict.output={folder}: another predict is at work in it right now") from None
         ours = request.model_dump(mode="json")
         if not path.is_file():
             write(path, json.dumps(ours, indent=1).encode())

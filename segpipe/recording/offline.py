@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segpipe.errors import InputError, one_line, redact
+from segpipe.errors import SegpipeError, one_line, redact
 from segpipe.files import project
 from segpipe.files.staging import staged
 
@@ -81,7 +81,7 @@ class FolderRecorder:
             self._update(RUN, {"status": "KILLED", "reason": "interrupted"})
             raise
         except BaseException as error:
-            if not isinstance(error, InputError):
+            if not isinstance(error, SegpipeError):
                 with self.files() as folder:
                     (folder / "traceback.txt").write_text(redact(traceback.format_exc()), encoding="utf-8")
             self._update(RUN, {"status": "FAILED", "reason": one_line(error)})

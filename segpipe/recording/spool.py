@@ -21,7 +21,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
-from segpipe.errors import InputError, one_line
+from segpipe.errors import InputError, StoreError, one_line
 from segpipe.files.staging import staged
 from segpipe.recording import logged_models
 from segpipe.serving.served_model import ARTIFACT
@@ -76,7 +76,7 @@ class Spool:
     def end(self, status: str, tags: dict[str, str]) -> bool:
         """Send the run's last record, waiting a while for a server that is away; whether all has been sent.
 
-        Raises InputError where the server is there and refuses a record of a run that did not fail otherwise.
+        Raises StoreError where the server is there and refuses a record of a run that did not fail otherwise.
         """
         self._put({"kind": "end", "status": status, "tags": tags, "ended_ms": round(time.time() * 1000)})
         until = time.monotonic() + (LAST_WAIT_SECONDS if status == "FINISHED" else AGAIN_SECONDS)
@@ -84,7 +84,7 @@ class Spool:
             time.sleep(1)
             self.send()
         if self.pending() and self.refused and status == "FINISHED":
-            raise InputError(f"a record was refused: {self.refused}; all that wait are in {self.folder}")
+            raise StoreError(f"a record was refused: {self.refused}; all that wait are in {self.folder}")
         if self.pending():
             self.warn(
                 f"{len(self.pending())} records could not be sent; when the server is back: "
@@ -186,7 +186,9 @@ def ended(folder: Path) -> bool:
 
 
 def send(folder: Path, warn: Callable[[str], None]) -> int:
-    """Send a spool that was kept; the number of its records. Raises InputError where not all can be sent."""
+    """Send a spool that was kept; the number of its records. Raises InputError where there is none, StoreError where it
+    can't all be sent.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such spool; nothing to send, or sent already")
     lock = os.open(folder, os.O_RDONLY)
@@ -196,7 +198,7 @@ def send(folder: Path, warn: Callable[[str], None]) -> int:
         count = len(spool.pending())
         spool.send()
         if spool.pending():
-            raise InputError(f"{folder}: {len(spool.pending())} of {count} records not sent; try again later")
+            raise StoreError(f"{folder}: {len(spool.pending())} of {count} records not sent; try again later")
         shutil.rmtree(folder)
         return count
     finally:

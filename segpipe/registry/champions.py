@@ -14,7 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from segpipe.config.sections import Config
-from segpipe.errors import InputError
+from segpipe.errors import ConflictError, InputError
 from segpipe.evaluation.gate import Decision
 from segpipe.registry import lock
 from segpipe.registry.record import APPROVED, LONGEST_WHY, PROMOTED, RECORD, ROLLED_BACK, Move, history, line, moment
@@ -227,7 +227,8 @@ def _point(turn: Contender, name: str, alias: str, target: str) -> None:
 def approve(name: str, wanted: str, by: str, say: Say) -> str:
     """Make champion a version that waits for approval or was rolled back; what came of it as a line.
 
-    Raises InputError where its decision was another one, or was made against another champion than today's.
+    Raises InputError where its decision was another one, ConflictError where it was made against another champion than
+    today's.
     """
     history(name)
     with lock.turn(name, say) as turn:
@@ -242,7 +243,7 @@ def approve(name: str, wanted: str, by: str, say: Say) -> str:
             raise InputError(f"version {wanted} of {name} does not wait for approval ({decision}); run register again")
         if tags["decision_against"] != champion:
             against = f"version {tags['decision_against']}" if tags["decision_against"] else "no champion"
-            raise InputError(
+            raise ConflictError(
                 f"version {wanted} of {name} was compared with {against}, the champion is now version {champion}; "
                 "run register again"
             )

@@ -27,8 +27,8 @@ def run(
     more: Mapping[tuple[str, str], Handler] | None = None,
     ready: Callable[[str], None] = lambda _address: None,
 ) -> None:
-    """Serve the model at `uri`, and `more`: (method, path) to a function that runs in a thread; `ready` gets the address
-    once it answers. SIGINT or SIGTERM ends it, after what is in flight. Only in the main thread.
+    """Serve the model at `uri`, and `more`: (method, path) to a function that runs in a thread; `ready` gets the
+    address once it answers. SIGINT or SIGTERM ends it, after what is in flight. Only in the main thread.
 
     Raises InputError, before anything is served, where there is no such model, it can't answer or the port is taken.
     """

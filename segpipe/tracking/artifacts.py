@@ -14,10 +14,9 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from segpipe.errors import InputError, one_line
 from segpipe.files import hashes, inventory
 from segpipe.files.staging import staged
-from segpipe.tracking import artifact_cache, mlflow_sentences, runs
+from segpipe.tracking import artifact_cache, connection, mlflow_sentences, runs
 
 if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
@@ -52,7 +51,8 @@ def local(uri: str) -> Path:
     """A local path to an artifact or a model: in place for a store on this machine; from a server through the cache
     where it has an inventory, otherwise a copy that this process removes when it ends. Not to be written to.
 
-    Raises InputError where there is no such artifact, or what came is damaged.
+    Raises InputError where there is no such artifact, or what came is damaged, StoreError where the store is away or
+    refuses.
     """
     try:
         place = _place(uri)
@@ -63,7 +63,7 @@ def local(uri: str) -> Path:
         target = str(artifact_cache.temporary()) if served else None
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (MlflowException, OSError) as error:
-        raise InputError(f"{uri}: {one_line(error)}") from None
+        raise connection.refusal(uri, error) from None
 
 
 def _place(uri: str) -> tuple[str, str] | None:

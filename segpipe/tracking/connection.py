@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from segpipe.errors import InputError, one_line, redact
+from segpipe.errors import InputError, SegpipeError, StoreError, one_line, redact
 from segpipe.files import project
 from segpipe.tracking import mlflow_sentences
 from segpipe.tracking.mlflow_sentences import Schema
@@ -44,8 +44,8 @@ _patience = PATIENT
 def connect() -> None:
     """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder.
 
-    A relative path becomes absolute, for this process and those it starts. Raises InputError where the store does not
-    answer.
+    A relative path becomes absolute, for this process and those it starts. Raises InputError where there can't be a
+    store, StoreError where it does not answer or is another MLflow's.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.PROJECT / 'mlflow.db'}"
     if uri.startswith("sqlite:///"):
@@ -70,10 +70,10 @@ def connect() -> None:
             _make(path)
         _check_schema(uri)
         mlflow.MlflowClient().search_experiments(max_results=1)
-    except InputError:
+    except StoreError:
         raise
     except Exception as error:
-        raise InputError(f"tracking store {redact(uri)} does not answer: {told(error)}") from None
+        raise StoreError(f"tracking store {redact(uri)} does not answer: {told(error)}") from None
 
 
 def user() -> str:
@@ -99,18 +99,18 @@ def _make(path: Path) -> None:
 
 
 def _check_schema(uri: str) -> None:
-    """Raises InputError for a database of another MLflow, before this one touches it."""
+    """Raises StoreError for a database of another MLflow, before this one touches it."""
     import mlflow
 
     shown, found = redact(uri), mlflow_sentences.schema(uri)
     ours = f"this environment's {mlflow.__version__}"
     if found is Schema.OLDER:
         asked = shlex.quote(uri) if shown == uri else '"$MLFLOW_TRACKING_URI"'
-        raise InputError(
+        raise StoreError(
             f"tracking store {shown}: made by an older MLflow than {ours}; back it up, then: mlflow db upgrade {asked}"
         )
     if found is Schema.NEWER:
-        raise InputError(
+        raise StoreError(
             f"tracking store {shown}: made by a newer MLflow than {ours}; install that one, or set MLFLOW_TRACKING_URI "
             "to another store"
         )
@@ -176,11 +176,20 @@ def link(run: "Run") -> str:
 
 def told(error: BaseException) -> str:
     """An error as one line; one of a locked, full or read-only store with how to mend it, without the statement."""
-    if isinstance(error, InputError):
+    if isinstance(error, SegpipeError):
         return one_line(error)
     text = one_line(next((cause for cause in _causes(error) if isinstance(cause, sqlite3.Error)), error))
     fix = mlflow_sentences.fix(text)
     return f"{text}; {fix}" if fix else text
+
+
+def refusal(what: str, error: BaseException) -> SegpipeError:
+    """What an error of the store means for who asked for something: StoreError where the store is away or refuses,
+    InputError where there is no such thing.
+    """
+    line = told(error)
+    away = passing(error) or mlflow_sentences.fix(line)
+    return (StoreError if away else InputError)(f"{what}: {line}")
 
 
 def passing(error: BaseException) -> bool:
@@ -218,4 +227,4 @@ def reason(error: BaseException) -> str:
     """Why a command ends, as a line."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted"
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {told(error)}"
+    return str(error) if isinstance(error, SegpipeError) else f"{type(error).__name__}: {told(error)}"

@@ -16,9 +16,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from segpipe.data.manifest import FILE, SPLITS, Manifest
-from segpipe.errors import InputError, one_line
+from segpipe.errors import InputError
 from segpipe.files import hashes
-from segpipe.tracking import artifacts, mlflow_sentences, run_tags
+from segpipe.tracking import artifacts, connection, mlflow_sentences, run_tags
 from segpipe.tracking.lineage_graph import STATE, Lineage, Node
 
 CHAIN = ("register", "evaluate", "train", "preprocess")
@@ -62,7 +62,7 @@ def registered(uri: str) -> ModelVersion:
         number = match["version"] or str(client.get_model_version_by_alias(name, match["alias"]).version)
         version = client.get_model_version(name, number)
     except MlflowException as error:
-        raise InputError(f"{uri}: {one_line(error)}") from None
+        raise connection.refusal(uri, error) from None
     if "evaluate_run" not in version.tags:
         raise InputError(f"{uri}: version {number} has no tag evaluate_run: segpipe did not register it")
     return version

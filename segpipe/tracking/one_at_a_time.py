@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from mlflow.exceptions import MlflowException
 
-from segpipe.errors import InputError
+from segpipe.errors import ConflictError
 from segpipe.runtime import processes
 from segpipe.tracking import connection
 
@@ -99,10 +99,10 @@ class Contender:
         self.shown = began
 
     def check(self) -> None:
-        """Ask before each write inside. Raises InputError where somebody else may be inside by now."""
+        """Ask before each write inside. Raises ConflictError where somebody else may be inside by now."""
         reliable, _ = self.look()
         if not reliable:
-            raise InputError("took too long, and the turn may be another's; run it again")
+            raise ConflictError("took too long, and the turn may be another's; run it again")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from segpipe.config import settings
 from segpipe.config.sections import Config
-from segpipe.errors import InputError, one_line, redact
+from segpipe.errors import InputError, SegpipeError, redact
 from segpipe.files import hashes
 from segpipe.runtime import processes
 from segpipe.runtime.signals import Interrupted
@@ -149,7 +149,7 @@ def _break_off(error: BaseException) -> None:
         tags[run_tags.PASSING] = "true"
     connection.hurry_after(error)
     try:
-        if not isinstance(error, InputError | KeyboardInterrupt):
+        if not isinstance(error, SegpipeError | KeyboardInterrupt):
             log_text(redact(traceback.format_exc()), "logs/traceback.txt")
     except Exception as second:
         error.add_note(f"its traceback could not be logged: {connection.told(second)}")
@@ -280,7 +280,7 @@ def upstream(run_id: str, step: str) -> Run:
     try:
         found = MlflowClient().get_run(run_id)
     except MlflowException as error:
-        raise InputError(f"{step}_run={run_id}: {one_line(error)}") from None
+        raise connection.refusal(f"{step}_run={run_id}", error) from None
     actual = found.data.tags.get(run_tags.STEP, "no segpipe step")
     if actual != step:
         raise InputError(f"{step}_run={run_id}: that run belongs to '{actual}', not to '{step}'")
@@ -294,7 +294,7 @@ def interrupted(run_id: str, step: str) -> Run:
     try:
         found = MlflowClient().get_run(run_id)
     except MlflowException as error:
-        raise InputError(f"{step}.resume={run_id}: {one_line(error)}") from None
+        raise connection.refusal(f"{step}.resume={run_id}", error) from None
     if found.data.tags.get(run_tags.STEP) != step or found.info.status == "FINISHED":
         raise InputError(f"{step}.resume={run_id}: that is no interrupted run of {step}; use auto or never")
     return found

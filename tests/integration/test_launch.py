@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from segpipe.config import settings
-from segpipe.errors import InputError
+from segpipe.errors import InputError, StepError
 from segpipe.files import hashes
 from segpipe.orchestration import launch
 from segpipe.recording import logged_models
@@ -125,7 +125,7 @@ def test_a_step_that_dies_without_a_word_is_told_so(project, code):
         os.kill(pid, signal.SIGKILL) if code is None else project.end(code)
 
     project.meanwhile(end)
-    with pytest.raises(InputError, match=r"train failed \(run \w{32}\): its process ended without a word"):
+    with pytest.raises(StepError, match=r"train failed \(run \w{32}\): its process ended without a word"):
         project.launch()
     (run,) = project.runs()
     assert (run.info.status, run.data.tags[run_tags.REASON]) == ("FAILED", launch.SILENT)
@@ -138,13 +138,13 @@ def test_a_failed_steps_own_reason_is_told_and_the_end_of_its_log(project, capfd
         project.end(1, reason="the loss is not finite")
 
     project.meanwhile(end)
-    with pytest.raises(InputError, match="the loss is not finite"):
+    with pytest.raises(StepError, match="the loss is not finite"):
         project.launch()
     assert capfd.readouterr().err.splitlines() == [f"  | line {n}" for n in range(10, 20)]
 
 
 def test_a_project_that_cannot_be_started_is_told_in_mlflows_words(project):
-    with pytest.raises(InputError, match=r"train failed .*cannot be executed using conda"):
+    with pytest.raises(StepError, match=r"train failed .*cannot be executed using conda"):
         project.launch(env_manager="conda")
     assert [run.info.status for run in project.runs()] == ["FAILED"]
 
@@ -167,13 +167,13 @@ def test_what_can_pass_is_tried_again_and_the_attempt_counted(project, capfd):
 @pytest.mark.parametrize(("tags", "retries", "attempts"), [({}, 3, 1), ({"passing": "true"}, 0, 1)])
 def test_what_cannot_pass_or_is_not_to_be_tried_again_is_not(project, tags, retries, attempts):
     project.meanwhile(lambda: project.end(1, reason="no", **tags))
-    with pytest.raises(InputError, match="no"):
+    with pytest.raises(StepError, match="no"):
         project.launch(retries={"train": retries})
     assert len(project.runs()) == attempts
 
 
 def test_a_step_that_takes_too_long_is_asked_to_end(project):
-    with pytest.raises(InputError, match=r"train took longer than driver\.timeout train=1.5 \(seconds\)"):
+    with pytest.raises(StepError, match=r"train took longer than driver\.timeout train=1.5 \(seconds\)"):
         project.launch(timeout={"train": 1.5}, retries={"train": 3})
     (run,) = project.runs()
     assert run.info.status == "FAILED"
@@ -183,7 +183,7 @@ def test_a_step_that_takes_too_long_is_asked_to_end(project):
 def test_a_step_that_does_not_end_is_killed(project, monkeypatch):
     monkeypatch.setattr(launch, "GRACE", 0.5)
     (project.root / "stubborn").touch()
-    with pytest.raises(InputError, match="took longer"):
+    with pytest.raises(StepError, match="took longer"):
         project.launch(timeout={"train": 1.5})
     assert processes.started(json.loads(project.begun()[0].read_text())["pid"]) == ""
 
@@ -372,7 +372,7 @@ def test_another_backend_gets_a_step_without_the_drivers_process(project, plugin
 
 
 def test_a_job_elsewhere_is_cancelled_by_a_signal_and_by_the_clock(project, plugin):
-    with pytest.raises(InputError, match="took longer"):
+    with pytest.raises(StepError, match="took longer"):
         project.launch(backend="small", timeout={"train": 1.5})
     project.meanwhile(lambda: project.begun(2), lambda: asked_to_stop(signal.SIGTERM))
     with pytest.raises(Interrupted):
@@ -384,7 +384,7 @@ def test_a_job_elsewhere_is_cancelled_by_a_signal_and_by_the_clock(project, plug
 def test_a_job_that_cannot_be_handed_on_leaves_no_run_at_work(project, plugin):
     config = project.root / "backend.json"
     config.write_text('{"refuse": "no such cluster"}')
-    with pytest.raises(InputError, match=r"train failed \(run \w{32}\): no such cluster"):
+    with pytest.raises(StepError, match=r"train failed \(run \w{32}\): no such cluster"):
         project.launch(backend="small", backend_config=str(config))
     (run,) = project.runs()
     assert (run.info.status, run.data.tags["segpipe.because"]) == ("FAILED", "a test asks")
@@ -451,7 +451,7 @@ def test_in_this_process_a_step_leaves_what_it_leaves_in_its_own(store, folder, 
 
 
 def test_in_this_process_a_failure_is_the_same_line(store, tmp_path):
-    with pytest.raises(InputError, match=r"preprocess failed \(run \w{32}\): .*nowhere"):
+    with pytest.raises(StepError, match=r"preprocess failed \(run \w{32}\): .*nowhere"):
         chain(knobs(tmp_path / "nowhere", **{"tracking.outputs": str(tmp_path)}), "preprocess", in_process=True)
 
 
@@ -474,7 +474,7 @@ def test_in_this_process_a_step_can_be_interrupted_and_timed(store, tmp_path, ti
 
     if not timeout:
         threading.Thread(target=stop_once_the_step_runs, daemon=True).start()
-    with pytest.raises(InputError if timeout else Interrupted) as stop:
+    with pytest.raises(StepError if timeout else Interrupted) as stop:
         chain(config, "preprocess", in_process=True, timeout=timeout)
     run, parent = newest()
     ended = "FAILED" if timeout else "KILLED"

@@ -16,7 +16,7 @@ from mlflow.store.db import utils
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 
 import pipeline
-from segpipe.errors import InputError, redact
+from segpipe.errors import StoreError, redact
 from segpipe.tracking import connection, mlflow_sentences
 from segpipe.tracking.mlflow_sentences import Schema
 
@@ -87,7 +87,7 @@ def test_every_command_tells_the_same_line_and_leaves_the_database_as_it_is(
 def test_what_the_line_says_mends_an_older_database(databases, tmp_path, store, monkeypatch):
     path = shutil.copy(databases / "older.db", tmp_path / "a store.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(StoreError) as caught:
         connection.connect()
     asked = shlex.split(str(caught.value).partition("then: ")[2])
     subprocess.run([sys.executable, "-m", *asked], check=True, capture_output=True)
@@ -106,7 +106,7 @@ def test_a_new_database_and_one_of_this_mlflow_are_taken(databases, tmp_path):
 )
 def test_a_password_is_told_in_no_line(monkeypatch, found, uri):
     monkeypatch.setattr(mlflow_sentences, "schema", lambda _: found)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(StoreError) as caught:
         connection._check_schema(uri)
     assert "s%40c" not in str(caught.value)
     assert "key" not in str(caught.value)

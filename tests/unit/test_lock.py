@@ -15,7 +15,7 @@ from conftest import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe.errors import InputError
+from segpipe.errors import ConflictError
 from segpipe.files.project import PROJECT
 from segpipe.registry import lock
 from segpipe.runtime import processes
@@ -97,7 +97,7 @@ class World:
                     self.passed.append(me)
                     self.sleep(1.0)
             self.finished.append(me)
-        except InputError:
+        except ConflictError:
             self.refused.append(me)
         except KilledError:
             pass
@@ -190,7 +190,7 @@ def test_who_is_suspended_inside_for_too_long_is_told_so():
     with one_at_a_time.exclusive(Seat(world), lambda *_: None, clock=world.clock) as contender:
         contender.check()
         world.now += one_at_a_time.TRUSTED + 1
-        with pytest.raises(InputError, match="took too long"):
+        with pytest.raises(ConflictError, match="took too long"):
             contender.check()
     assert world.entries == {}
 
@@ -203,7 +203,7 @@ def test_who_may_have_slept_through_its_own_removal_does_not_come_back():
     world.now += one_at_a_time.DEAD_AFTER + 1
     for _ in range(2):
         contender.beat()
-        with pytest.raises(InputError, match="took too long"):
+        with pytest.raises(ConflictError, match="took too long"):
             contender.check()
 
 
@@ -212,7 +212,7 @@ def test_whose_entry_somebody_removed_is_told_so():
     with one_at_a_time.exclusive(Seat(world), lambda *_: None, clock=world.clock) as contender:
         contender.check()
         world.entries.clear()
-        with pytest.raises(InputError, match="took too long"):
+        with pytest.raises(ConflictError, match="took too long"):
             contender.check()
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from segpipe.config import settings
 from segpipe.data import codecs, dataset_writer
 from segpipe.data.readers import READERS, channel_names, open_reader
-from segpipe.errors import InputError
+from segpipe.errors import ConflictError, InputError
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures
@@ -344,7 +344,7 @@ def test_a_folder_of_results_belongs_to_one_request(predictors, folder, tmp_path
         run(predictors["folder"], folder, folder)
     with (
         results.holding(tmp_path / "out", request_of(folder)),
-        pytest.raises(InputError, match="another predict is at work"),
+        pytest.raises(ConflictError, match="another predict is at work"),
     ):
         run(predictors["folder"], folder, tmp_path / "out")
     assert request_of(folder).key == request_of(folder).key != request_of(folder, tta=True).key
