@@ -1,16 +1,22 @@
-# make demo: the whole chain on simulated patients.  make page: try its champion in a browser.  make test: the tests.  make check: format, lint, types, contracts.
+# make demo: the whole chain on simulated patients.  make page: try its champion in a browser.  make test: the tests.  make portable: those of numbers, as on an older processor.  make check: format, lint, types, contracts.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
+NUMERICAL := tests/equivalence tests/regression/test_kept_files.py \
+  $(patsubst %,tests/unit/test_%.py,augment engine evaluation inference losses models prediction serving windows)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo page test check format lock slow bench clean
+.PHONY: demo page test portable check format lock slow bench clean
 
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" python pipeline.py
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+portable: .venv/installed-dev
+	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default \
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(NUMERICAL)
 
 slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -158,9 +158,10 @@ def network(config: Config) -> "SegmentationModel":
     return architectures.build(config.model, 1, 1, config.seed)
 
 
-def fit(dataset: tuple[Config, Manifest, Path], **sections: dict[str, object]) -> "FitResult":
-    """Train on a `training_set` with some knobs changed."""
+def fit(dataset: tuple[Config, Manifest, Path], *, double: bool = False, **sections: dict[str, object]) -> "FitResult":
+    """Train on a `training_set` with some knobs changed, in single or double precision."""
     import torch
+    from double_precision import DoubleBatches
 
     from segpipe.data.batches import Batches
     from segpipe.data.dataset import Dataset
@@ -168,9 +169,11 @@ def fit(dataset: tuple[Config, Manifest, Path], **sections: dict[str, object]) -
     from segpipe.training import engine
 
     config, data, device = with_knobs(dataset[0], **sections), Dataset(dataset[2], dataset[1]), torch.device("cpu")
-    train = Batches(data.where(split="train"), config.train, device, training=True)
-    val = Batches(data.where(split="val"), config.train, device, training=False)
-    return engine.fit(network(config), train, val, config, process_group.start(config.train), lambda *_: None)
+    kind = DoubleBatches if double else Batches
+    train = kind(data.where(split="train"), config.train, device, training=True)
+    val = kind(data.where(split="val"), config.train, device, training=False)
+    model = network(config).double() if double else network(config)
+    return engine.fit(model, train, val, config, process_group.start(config.train), lambda *_: None)
 
 
 @pytest.fixture

@@ -76,8 +76,13 @@ def _select(values: Values, names: Sequence[str], chosen: Tensor, device: torch.
 
 
 def _over(amounts: Tensor, like: Tensor) -> Tensor:
-    """One number for each sample, N, ready to meet N,C,H,W on its device; N,2 becomes N,1,1,2."""
-    return amounts.view(len(amounts), 1, 1, -1).to(like.device, non_blocking=True)
+    """One number for each sample, N, ready to meet N,C,H,W of its dtype on its device; N,2 becomes N,1,1,2."""
+    return amounts.view(len(amounts), 1, 1, -1).to(like, non_blocking=True)
+
+
+def _middles(length: int, like: Tensor) -> Tensor:
+    """Where the pixels along a side have their middles, in pixels."""
+    return torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
 
 
 def _warp(images: Tensor, labels: Tensor, values: Values) -> tuple[Tensor, Tensor]:
@@ -104,13 +109,13 @@ def _affine(values: Values, images: Tensor) -> Tensor:
     cos, sin, aspect = angle.cos() / size, angle.sin() / size, height / width
     mirror_x, mirror_y = (1 - 2 * values[name] for name in FLIPS)
     from_x, from_y = (
-        _over(torch.stack(pair, dim=1).float(), images)
+        _over(torch.stack(pair, dim=1), images)
         for pair in (
             (mirror_x * (cos - tilt * sin), mirror_y * sin / aspect),
             (mirror_x * (sin + tilt * cos) * -aspect, mirror_y * cos),
         )
     )
-    x, y = ((torch.arange(length, device=images.device) + 0.5) * (2 / length) - 1 for length in (width, height))
+    x, y = (_middles(length, images) * (2 / length) - 1 for length in (width, height))
     return from_x * x[:, None] + from_y * y[:, None, None]
 
 
@@ -121,7 +126,7 @@ def _displacement(values: Values, images: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     shorter = min(height, width)
-    down, along = (_splines(n, round(CELLS * n / shorter), images.device) for n in (height, width))
+    down, along = (_splines(n, round(CELLS * n / shorter), images) for n in (height, width))
     count = 2 * down.shape[1] * along.shape[1]
     control = (2 * _uniform(values["keys"][:, 0], count, images) - 1).view(-1, 2, down.shape[1], along.shape[1])
     rms = (2 / 3) ** 0.5 * 151 / 315  # of two uniform numbers, and what the splines leave of it along two axes
@@ -129,10 +134,10 @@ def _displacement(values: Values, images: Tensor) -> Tensor:
     return torch.stack([field[:, 0] / width, field[:, 1] / height], dim=-1)
 
 
-def _splines(length: int, cells: int, device: torch.device) -> Tensor:
+def _splines(length: int, cells: int, like: Tensor) -> Tensor:
     """The cubic B-splines on `cells` cells at each of `length` pixels, length,cells+3; a row sums to 1."""
-    position = (torch.arange(length, device=device) + 0.5) * (cells / length)
-    distance = (position[:, None] - torch.arange(-1, cells + 2, device=device)).abs()
+    position = _middles(length, like) * (cells / length)
+    distance = (position[:, None] - torch.arange(-1, cells + 2, device=like.device)).abs()
     return ((2 - distance).clamp_min(0) ** 3 - 4 * (1 - distance).clamp_min(0) ** 3) / 6
 
 
@@ -206,7 +211,7 @@ def _uniform(keys: Tensor, count: int, like: Tensor) -> Tensor:
     """Numbers in (0, 1] for each key, N,count: a hash of key and position, so the same on every device."""
     place = _mixed(torch.arange(count, dtype=torch.int32, device=like.device))
     mixed = _mixed(place ^ keys[:, None].to(like.device, non_blocking=True))
-    return (((mixed >> 8) & 0xFFFFFF) + 0.5) / 2**24
+    return (((mixed >> 8) & 0xFFFFFF) + 0.5).to(like.dtype) / 2**24
 
 
 def _mixed(x: Tensor) -> Tensor:

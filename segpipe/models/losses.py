@@ -23,8 +23,8 @@ TINY = 1e-7
 class Pixels(NamedTuple):
     """What a loss is computed from, for K classes; C = 1 for one class and C = K + 1 for several.
 
-    `logits` N,C,H,W float32. `labels` N,H,W integers. `valid` N,1,H,W, 0 where a pixel is left out and 1 elsewhere.
-    `target` N,K,H,W, 1 where a class is and 0 elsewhere. `weights` K, or None where all classes count the same.
+    `logits` N,C,H,W float32, or float64. `labels` N,H,W integers. `valid` N,1,H,W, 0 where a pixel is left out and 1
+    elsewhere. `target` N,K,H,W, 1 where a class is and 0 elsewhere. `weights` K, or None where all count the same.
     """
 
     logits: Tensor
@@ -59,11 +59,12 @@ def _weights(values: tuple[float, ...], device: torch.device) -> Tensor | None:
 
 def _prepare(logits: Tensor, labels: Tensor, config: LossConfig) -> Pixels:
     """Compares in place, where the answers are floats: bools are slow to make and to convert on a CPU."""
-    values = labels.unsqueeze(1).float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    values = labels.unsqueeze(1).to(logits.dtype)
     classes = torch.arange(1, max(logits.shape[1], 2), device=labels.device).view(-1, 1, 1)
     target = values.sub(classes).eq_(0)
     valid = values.ne_(IGNORE)
-    return Pixels(logits.float(), labels, valid, target, _weights(config.class_weights, logits.device), config)
+    return Pixels(logits, labels, valid, target, _weights(config.class_weights, logits.device), config)
 
 
 def _totals(*values: Tensor) -> tuple[Tensor, ...]:
@@ -219,7 +220,7 @@ LOSSES: dict[LossName, Callable[[Pixels], Tensor]] = {
 
 
 def loss(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
-    """The loss that `config` names: a float32 scalar, the same in every process.
+    """The loss that `config` names: a scalar, the same in every process; float64 for such logits, otherwise float32.
 
     `logits` N,1,H,W for one class or N,K+1,H,W for K; `labels` N,H,W integers, IGNORE where a pixel is left out.
     """

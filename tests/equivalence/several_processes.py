@@ -1,4 +1,4 @@
-"""Run under torchrun: train a little with every named architecture, and leave losses and weights behind.
+"""Run under torchrun: train a little, in double precision, for each named config, and leave losses and weights behind.
 
 torchrun ... several_processes.py DATASET.json OUT.pt
 """
@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
+from double_precision import DoubleBatches
 
 from segpipe.config import settings
-from segpipe.data.batches import Batches
 from segpipe.data.dataset import Dataset
 from segpipe.models import architectures
 from segpipe.runtime import process_group
@@ -25,9 +25,9 @@ def main(job: Path, out: Path) -> None:
         config = settings.build(knobs)
         accelerator = process_group.start(config.train)
         dataset = Dataset.open(Path(asked["dataset"]))
-        train = Batches(dataset.where(split="train"), config.train, accelerator.device, training=True)
-        val = Batches(dataset.where(split="val"), config.train, accelerator.device, training=False)
-        network = architectures.build(config.model, 1, 1, config.seed)
+        train = DoubleBatches(dataset.where(split="train"), config.train, accelerator.device, training=True)
+        val = DoubleBatches(dataset.where(split="val"), config.train, accelerator.device, training=False)
+        network = architectures.build(config.model, 1, 1, config.seed).double()
         learner, losses = Learner(network, config.train, accelerator), []
         forward = learner.forward
 

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from double_precision import AGREE
 
 from segpipe.config.sections import AugmentConfig
 from segpipe.data import augment
@@ -22,14 +23,14 @@ def exactly(n=1, **amounts):
 def picture(n, *shape):
     generator = torch.Generator().manual_seed(7)
     labels = torch.randint(0, 3, (n, *shape[1:]), dtype=torch.uint8, generator=generator)
-    return torch.randn(n, *shape, generator=generator), labels
+    return torch.randn(n, *shape, generator=generator, dtype=torch.float64), labels
 
 
 def disc(height=96, width=96, radius=12, row=50.0, column=40.0):
     """A bright disc 1,1,H,W on a dark ground, and its mask."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     inside = (y - row) ** 2 + (x - column) ** 2 <= radius**2
-    return inside[None, None].float() * 10 - 5, inside[None].to(torch.uint8)
+    return inside[None, None].double() * 10 - 5, inside[None].to(torch.uint8)
 
 
 def centre(mask):
@@ -57,7 +58,7 @@ def test_a_sample_comes_out_the_same_in_any_batch_and_order(shape):
     whole = augment.apply(images, labels, augment.draw(config, 3, 4, range(8)))
     order = [6, 2, 5]
     part = augment.apply(images[order], labels[order], augment.draw(config, 3, 4, order))
-    torch.testing.assert_close(part[0], whole[0][order], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(part[0], whole[0][order], **AGREE)
     assert torch.equal(part[1], whole[1][order])
 
 
@@ -75,6 +76,7 @@ def test_the_same_draw_gives_the_same_bytes_and_leaves_its_input_alone():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_what_a_cpu_gives():
     images, labels = picture(16, 2, 96, 96)
+    images = images.float()
     values = augment.draw(AugmentConfig(**EVERYTHING), 0, 0, range(16))
     here = augment.apply(images, labels, values)
     there = augment.apply(images.cuda(), labels.cuda(), values)
@@ -243,10 +245,10 @@ def test_a_blur_keeps_the_mean_and_lowers_the_variance():
 def test_a_blur_is_a_gaussian_of_that_sigma():
     from scipy.ndimage import gaussian_filter
 
-    images = torch.zeros(1, 1, 65, 65)
+    images = torch.zeros(1, 1, 65, 65, dtype=torch.float64)
     images[0, 0, 32, 32] = 1
     changed, _ = augment.apply(images, torch.zeros(1, 65, 65, dtype=torch.uint8), exactly(blur=3.0))
-    np.testing.assert_allclose(changed[0, 0], gaussian_filter(images[0, 0].numpy(), 3, truncate=8), atol=1e-5)
+    np.testing.assert_allclose(changed[0, 0], gaussian_filter(images[0, 0].numpy(), 3, truncate=8), atol=1e-9)
 
 
 def test_noise_is_normal_with_the_drawn_sigma_and_differs_between_samples_and_channels():

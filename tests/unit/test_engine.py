@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EPOCH_TIMES, fit, network, training_set, with_knobs
+from double_precision import AGREE
 
 from segpipe.config.sections import AugmentConfig, TrainConfig
 from segpipe.data.batches import Batches
@@ -184,10 +185,12 @@ def test_dropout_does_not_depend_on_what_was_drawn_before(dataset):
 
 def test_gradients_of_several_batches_make_the_step_of_their_union(dataset):
     knobs = {"augment": {"enabled": False}, "model": {"norm": "group"}, "loss": {"name": "bce"}}
-    whole = fit(dataset, train={"epochs": 1, "batch_size": 4, "optimizer": "sgd"}, **knobs)
-    parts = fit(dataset, train={"epochs": 1, "batch_size": 2, "accumulate": 2, "optimizer": "sgd"}, **knobs)
+    whole, parts = (
+        fit(dataset, double=True, train={"epochs": 1, "optimizer": "sgd", **batches}, **knobs)
+        for batches in ({"batch_size": 4}, {"batch_size": 2, "accumulate": 2})
+    )
     for name, value in whole.weights.items():
-        torch.testing.assert_close(parts.weights[name], value, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(parts.weights[name], value, **AGREE)
 
 
 def test_the_moving_average_is_what_is_validated_and_kept(dataset):

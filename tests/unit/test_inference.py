@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from double_precision import SINGLE, Double
 from torch import nn
 
 from segpipe.config.sections import ModelConfig, PreprocessConfig
@@ -76,6 +77,7 @@ def test_every_architecture_says_what_its_encoder_sees(arch):
 @pytest.mark.parametrize("fit", ["resize", "crop"])
 def test_an_embedding_is_the_mean_over_slices_or_windows_however_they_are_batched(fit):
     model = predictor(fit=fit)
+    model.model = Double(model.model)
     prepared = model.prepare(IMAGE)
     assert isinstance(prepared.lying, Windows) == (fit == "crop")
     if isinstance(prepared.lying, Windows):
@@ -84,7 +86,7 @@ def test_an_embedding_is_the_mean_over_slices_or_windows_however_they_are_batche
         slices = prepared.lying.image(prepared.image)
     with torch.no_grad():
         expected = model.model.features(torch.from_numpy(slices)).mean(dim=(0, 2, 3))
-    np.testing.assert_allclose(model.embedding(prepared), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.embedding(prepared), expected, rtol=4 * SINGLE)
 
 
 def test_forward_gives_probabilities_of_each_class():
@@ -124,7 +126,9 @@ def test_a_crop_sees_the_whole_of_a_larger_image(shape):
     model, image = by_hand(Pointwise([3.0]), fit="crop"), volume(1, *shape)
     normalised = transform.normalise(image, model.spec.preprocess)[0]
     found = model.segment(image, 0.5)
-    np.testing.assert_allclose(found.foreground, 1 / (1 + np.exp(-3 * normalised)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found.foreground, 1 / (1 + np.exp(-3 * normalised)), rtol=64 * SINGLE
+    )  # the exponent, up to 9, and four windows
     np.testing.assert_array_equal(found.mask, found.foreground >= 0.5)
 
 
@@ -164,8 +168,8 @@ def test_flips_are_undone_before_they_are_averaged(several):
         probabilities.append((powers / powers.sum(axis=0))[1:] if several else 1 / (1 + 1 / powers))
     foreground = np.sum(probabilities, axis=1)
     found = model.segment(image, 0.6, tta=True)
-    np.testing.assert_allclose(found.foreground, foreground.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(found.variance, foreground.var(axis=0), atol=1e-6)
+    np.testing.assert_allclose(found.foreground, foreground.mean(axis=0), atol=8 * SINGLE)
+    np.testing.assert_allclose(found.variance, foreground.var(axis=0), atol=8 * SINGLE)
     labels = np.mean(probabilities, axis=0).argmax(axis=0) + 1
     np.testing.assert_array_equal(found.mask, np.where(foreground.mean(axis=0) >= 0.6, labels, 0))
     assert found.variance.max() > 0.01

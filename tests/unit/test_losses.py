@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 import torch
+from double_precision import AGREE
 from torch import distributed as torch_distributed
 from torch import nn
 from torch.nn import functional
@@ -25,19 +26,24 @@ one_class_or_two = pytest.mark.parametrize("channels", [1, 3])
 
 
 def draw(channels, samples=3, side=12, ignored=0.0, seed=0):
-    """Random logits, and labels of which a share is ignored."""
+    """Random logits in double precision, and labels of which a share is ignored."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(samples, channels, side, side, generator=generator)
+    logits = torch.randn(samples, channels, side, side, dtype=torch.float64, generator=generator)
     labels = torch.randint(0, max(channels, 2), (samples, side, side), generator=generator)
     left_out = torch.rand(labels.shape, generator=generator) < ignored
     return logits, labels.masked_fill(left_out, IGNORE).to(torch.uint8)
 
 
+def single(logits, labels):
+    """For implementations that know no double precision."""
+    return logits.float(), labels
+
+
 def sure(labels, channels, logit=20.0):
     """Logits N,C,H,W that answer N,H,W labels with certainty."""
     if channels == 1:
-        return (labels.unsqueeze(1).float() * 2 - 1) * logit
-    return (functional.one_hot(labels.long(), channels).movedim(-1, 1).float() * 2 - 1) * logit
+        return (labels.unsqueeze(1).double() * 2 - 1) * logit
+    return (functional.one_hot(labels.long(), channels).movedim(-1, 1).double() * 2 - 1) * logit
 
 
 def scored(logits, labels, config):
@@ -209,8 +215,8 @@ def test_a_batch_of_ignored_pixels_costs_nothing(name, channels):
 def one_hot(labels, channels):
     """Labels N,H,W as foreground masks N,K,H,W."""
     if channels == 1:
-        return labels.unsqueeze(1).float()
-    return functional.one_hot(labels.long(), channels).movedim(-1, 1)[:, 1:].float()
+        return labels.unsqueeze(1).double()
+    return functional.one_hot(labels.long(), channels).movedim(-1, 1)[:, 1:].double()
 
 
 def foreground(logits):
@@ -219,7 +225,8 @@ def foreground(logits):
 
 
 def agrees(ours, theirs):
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    """Up to the roundings of the precision that both were computed in."""
+    torch.testing.assert_close(ours, theirs)
 
 
 @one_class_or_two
@@ -255,9 +262,9 @@ def test_focal_is_monais(gamma):
     from monai.losses import FocalLoss
 
     config = LossConfig(name="focal", focal_gamma=gamma)
-    logits, labels = draw(1)
+    logits, labels = single(*draw(1))
     agrees(losses.loss(logits, labels, config), FocalLoss(gamma=gamma)(logits, labels.unsqueeze(1).float()))
-    logits, labels = draw(3)
+    logits, labels = single(*draw(3))
     of_pixels_and_classes = FocalLoss(gamma=gamma, use_softmax=True, to_onehot_y=True)(logits, labels.unsqueeze(1))
     agrees(losses.loss(logits, labels, config), 3 * of_pixels_and_classes)
 
@@ -269,14 +276,14 @@ def test_focal_without_focus_is_cross_entropy():
 
 
 def test_cross_entropy_is_that_of_torch():
-    weights = torch.tensor([1.0, 3.0, 0.2])
+    weights = torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64)
     logits, labels = draw(3, ignored=0.2)
     theirs = functional.cross_entropy(logits, labels.long(), ignore_index=IGNORE)
     agrees(losses.loss(logits, labels, LossConfig(name="bce")), theirs)
     theirs = functional.cross_entropy(logits, labels.long(), weights, ignore_index=IGNORE)
     agrees(losses.loss(logits, labels, LossConfig(name="ce", class_weights=(3.0, 0.2))), theirs)
     logits, labels = draw(1)
-    theirs = functional.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
+    theirs = functional.binary_cross_entropy_with_logits(logits[:, 0], labels.double())
     agrees(losses.loss(logits, labels, LossConfig(name="bce")), theirs)
 
 
@@ -285,7 +292,7 @@ def test_cross_entropy_is_that_of_torch():
 def test_lovasz_is_that_of_segmentation_models_image_by_image(channels, mode, ignored):
     from segmentation_models_pytorch.losses import LovaszLoss
 
-    logits, labels = draw(channels, ignored=ignored)
+    logits, labels = single(*draw(channels, ignored=ignored))
     labels[0, labels[0] != IGNORE] = 0
     theirs = LovaszLoss(mode, per_image=True, ignore_index=IGNORE)(logits, labels.long())
     agrees(losses.loss(logits, labels, LossConfig(name="lovasz")), theirs)
@@ -296,7 +303,7 @@ def test_mcc_is_that_of_segmentation_models_with_two_more_pixels(channels):
     from segmentation_models_pytorch.losses import MCCLoss
 
     logits, labels = draw(channels)
-    right = torch.tensor([0.0, 1.0])
+    right = torch.tensor([0.0, 1.0], dtype=torch.float64)
     theirs = [
         MCCLoss(eps=0)(torch.cat([found.flatten(), right])[None], torch.cat([wanted.flatten(), right])[None])
         for found, wanted in zip(foreground(logits).unbind(1), one_hot(labels, channels).unbind(1), strict=True)
@@ -405,7 +412,7 @@ def trials():
 def learnt(channels, config, images, labels, wrap):
     """The loss of a tiny network and its parameters' gradients."""
     torch.manual_seed(0)
-    network = wrap(nn.Conv2d(1, channels, 3, padding=1))
+    network = wrap(nn.Conv2d(1, channels, 3, padding=1, dtype=torch.float64))
     value = losses.loss(network(images), labels, config)
     value.backward()
     return torch.cat([value.detach()[None], *(parameter.grad.flatten() for parameter in network.parameters())])
@@ -424,7 +431,8 @@ def process(rank, folder):
 
 
 def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(map(str, (PROJECT, PROJECT / "tests")))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve())]
     started = [
         subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
@@ -437,7 +445,7 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
         together = torch.load(tmp_path / f"{rank}.pt")
         for (channels, config, _, _), found, expected in zip(trials(), together, alone, strict=True):
             told = f"{config.name}, {channels} channels"
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, msg=lambda m, told=told: f"{told}: {m}")
+            torch.testing.assert_close(found, expected, **AGREE, msg=lambda m, told=told: f"{told}: {m}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 import safetensors.torch
 import torch
+from double_precision import AGREE
 from torch import nn
 from torch.nn import functional
 
@@ -62,13 +63,13 @@ class TestEveryArchitecture:
         assert model.smallest % model.stride == 0
 
     def test_group_normalisation_knows_no_batch(self, arch):
-        model = architectures.build(tiny(arch, norm="group"), 1, 1, seed=0)
+        model = architectures.build(tiny(arch, norm="group"), 1, 1, seed=0).double()
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-        image = torch.randn(1, 1, model.smallest, model.smallest)
+        image = torch.randn(1, 1, model.smallest, model.smallest, dtype=torch.float64)
         model(image).square().mean().backward()
         assert without_gradient(model) == []
         model.eval()
-        torch.testing.assert_close(model(torch.cat([image, image * 3]))[:1], model(image), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(torch.cat([image, image * 3]))[:1], model(image), **AGREE)
 
     def test_a_batch_of_one_is_refused_where_it_would_fail(self, arch):
         config = tiny(arch)
@@ -290,8 +291,9 @@ class TestOptions:
 class TestAttentionGate:
     def setup_method(self):
         torch.manual_seed(0)
-        self.gate = AttentionGate(skip_channels=6, gating_channels=10)
-        self.skip, self.gating = torch.randn(2, 6, 9, 14), torch.randn(2, 10, 5, 7)
+        self.gate = AttentionGate(skip_channels=6, gating_channels=10).double()
+        shapes = (2, 6, 9, 14), (2, 10, 5, 7)
+        self.skip, self.gating = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
 
     def test_multiplies_the_skip_with_coefficients_between_zero_and_one(self):
         alpha = self.gate.coefficients(self.skip, self.gating)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from double_precision import SINGLE, Double
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
@@ -12,6 +13,7 @@ from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures
 
 SIZE = (32, 40)
+OF_FOUR = 16 * SINGLE  # roundings in the weighted mean of four windows
 sides = st.integers(1, 40)
 
 
@@ -33,7 +35,7 @@ def test_what_is_cut_and_not_changed_comes_back(height, width, depth, size):
     image = volume(2, depth, height, width)
     windows = Windows((height, width), size)
     back = windows.blend(windows.cut(image, image.min(axis=(1, 2, 3)), 5), 2, depth)
-    np.testing.assert_allclose(back, image, rtol=1e-5)
+    np.testing.assert_allclose(back, image, rtol=OF_FOUR)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,7 @@ def test_batches_are_full_across_planes_and_never_larger_than_asked():
 )
 def test_windows_say_what_monai_says(shape, classes):
     model, image = predictor(classes), volume(2, *shape)
+    model.model = Double(model.model)
     prepared = model.prepare(image)
 
     def network(slices):
@@ -77,6 +80,6 @@ def test_windows_say_what_monai_says(shape, classes):
     assert isinstance(windows, Windows)
     batches = windows.cut(prepared.image, prepared.lowest, SLICES_PER_FORWARD)
     found = windows.blend(map(model.forward, batches), classes, shape[0])
-    np.testing.assert_allclose(found, expected.transpose(1, 0, 2, 3), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found, expected.transpose(1, 0, 2, 3), atol=OF_FOUR, rtol=0)
     foreground = model.label(prepared, 0.5).foreground
-    np.testing.assert_allclose(foreground, expected.sum(axis=1), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(foreground, expected.sum(axis=1), atol=OF_FOUR, rtol=0)
