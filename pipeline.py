@@ -122,16 +122,21 @@ def callback(
     config = commands.resolve(recipe, values)
     if not config.tracking.enabled:
         raise UsageError("the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow")
-    from segpipe.orchestration import compare, driver, launch, orphans, plan
+    from segpipe.orchestration import compare, driver, launch, orphans, plan, preconditions
     from segpipe.tracking import connection, runs
 
     with commands.refusing():
         asked = plan.Asked(start or "", until or "", fresh or "")
+        configs = [member.config for member in compare.members(config)] if what == "compare" else [config]
+        preconditions.check_encoders(configs, asked)
     how = _how(env_manager, backend, backend_config, in_process, config)
+    coming = partial(compare.planned if what == "compare" else plan.plan, session, config, asked)
     connection.connect()
+    if backend == "local":
+        with commands.refusing():
+            preconditions.check_device(config, coming)
     if only_plan:
-        steps_to_come = compare.planned if what == "compare" else plan.plan
-        for name, choice in steps_to_come(session, config, asked):
+        for name, choice in coming():
             session.screen.answer(f"{name}: {choice.told()}")
         return
     orphans.reap(session.say)

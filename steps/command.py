@@ -20,6 +20,7 @@ import click
 from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.errors import SegpipeError, UsageError, one_line
+from segpipe.orchestration import preconditions
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
 from segpipe.runtime import processes
@@ -109,6 +110,8 @@ def step(
             given = {i: values.pop(f"{i}_run") for i in inputs}
             asked = {str(p.name): values.pop(str(p.name)) for p in more}
             config = resolve(recipe, values)
+            with refusing():
+                preconditions.check(name, config)
             if elsewhere is not None and elsewhere(session, config, **asked):
                 return
             if not config.tracking.enabled:

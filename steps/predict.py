@@ -13,6 +13,7 @@ import click
 
 from segpipe.config.sections import Config
 from segpipe.errors import UsageError
+from segpipe.orchestration import preconditions
 from segpipe.orchestration.session import Session
 from steps import command
 
@@ -29,6 +30,8 @@ def checked(recipe: str, values: dict[str, Any]) -> Config:
         raise UsageError("predict.input: not given; a folder, a list of files, a manifest.json or runs:/ID/dataset")
     if not asked.startswith("runs:/") and not Path(asked).expanduser().exists():
         raise UsageError(f"predict.input={asked}: no such file or folder")
+    with command.refusing():
+        preconditions.check("predict", config)
     return config
 
 

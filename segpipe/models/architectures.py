@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segpipe.config.sections import ModelConfig
-from segpipe.errors import InputError, nearest, one_line
-from segpipe.models import encoder_weights, options
+from segpipe.errors import InputError, one_line
+from segpipe.models import encoder_weights, encoders, options
 from segpipe.models.attention_unet import attention_unet
 from segpipe.models.group_norm import replace_batch_norm
 from segpipe.models.pruning import drop_unused
@@ -44,7 +44,6 @@ class Architecture(NamedTuple):
     stride: int = 1  # sides are multiples of this and of the encoder's own stride
     cells: int = 1  # fewest cells along a side of the encoder's last feature map
     pools: bool = False  # normalises globally pooled features: a single value for a batch of one
-    vit: bool = False  # takes plain vision transformers, and nothing else
     encoder_options: Mapping[str, Any] = {}
     test_encoder: str = "tu-test_resnet"
 
@@ -66,7 +65,6 @@ ARCHITECTURES = {
         "DPT",
         _fixed,
         stride=32,
-        vit=True,
         encoder_options={"dynamic_img_size": True},
         test_encoder="tu-test_vit3",
     ),
@@ -119,46 +117,22 @@ def check(config: ModelConfig) -> None:
     """Raise InputError where the encoder or an option is unknown, the architecture can't use such an encoder, or there
     are no such weights. Nothing is built or downloaded.
     """
-    row = ARCHITECTURES[config.arch]
-    _check_encoder(config, row.vit)
-    options.checked(config.arch, _constructor(row), config.options)
-    if config.initialisation == "file":
-        encoder_weights.check(config.encoder_weights)
-    elif config.initialisation == "img":
-        _check_imagenet(config.encoder)
+    encoders.check(config)
+    if config.encoder.startswith(encoders.TIMM):
+        _check_timm(config)
+    options.checked(config.arch, _constructor(ARCHITECTURES[config.arch]), config.options)
 
 
-def _check_encoder(config: ModelConfig, vit: bool) -> None:
-    import segmentation_models_pytorch as smp
+def _check_timm(config: ModelConfig) -> None:
     import timm
 
-    name, from_timm = _timm_name(config.encoder)
-    known = timm.list_models() if from_timm else smp.encoders.get_encoder_names()
-    if not (timm.is_model(name) if from_timm else name in known):
-        raise InputError(f"model.encoder={config.encoder}: unknown{nearest(name, known)}; or 'tu-' and a timm name")
-    if vit and not (from_timm and timm.models.is_model_in_modules(name, VIT_MODULES)):
-        needed = "a ViT encoder such as tu-vit_small_patch16_224"
-    elif not vit and from_timm and timm.models.is_model_in_modules(name, VIT_MODULES):
-        needed = "another encoder; only dpt takes a ViT"
-    else:
-        return
-    raise InputError(f"model.encoder={config.encoder}: {config.arch} needs {needed}")
-
-
-def _check_imagenet(encoder: str) -> None:
-    import segmentation_models_pytorch as smp
-    import timm
-
-    name, from_timm = _timm_name(encoder)
-    if from_timm:
-        there = timm.models.is_model_pretrained(name)
-    else:
-        there = "imagenet" in smp.encoders.encoders[name]["pretrained_settings"]
-    if not there:
-        raise InputError(
-            f"model.encoder_weights=imagenet: there are none for {encoder};"
-            " set model.encoder_weights=none, or to a file of weights"
-        )
+    name = config.encoder.removeprefix(encoders.TIMM)
+    if not timm.is_model(name):
+        raise encoders.unknown(config.encoder, timm.list_models())
+    if timm.models.is_model_in_modules(name, VIT_MODULES) != (config.arch in encoders.VIT_ONLY):
+        raise encoders.unfit(config)
+    if config.initialisation == "img" and not timm.models.is_model_pretrained(name):
+        raise encoders.without_imagenet(config.encoder)
 
 
 def build(config: ModelConfig, channels: int, classes: int, seed: int, pretrained: bool = True) -> SegmentationModel:
@@ -192,8 +166,7 @@ def build(config: ModelConfig, channels: int, classes: int, seed: int, pretraine
 
 
 def _network(config: ModelConfig, row: Architecture, channels: int, classes: int) -> nn.Module:
-    _, from_timm = _timm_name(config.encoder)
-    imagenet = True if from_timm else "imagenet"  # a timm name says itself which weights
+    imagenet = config.encoder.startswith(encoders.TIMM) or "imagenet"  # a timm name says itself which weights
     arguments = {
         "encoder_weights": imagenet if config.initialisation == "img" else None,
         "in_channels": channels,
@@ -212,15 +185,11 @@ def _constructor(row: Architecture) -> Callable[..., nn.Module]:
     return constructor
 
 
-def _timm_name(encoder: str) -> tuple[str, bool]:
-    return encoder.removeprefix("tu-"), encoder.startswith("tu-")
-
-
 def _every_name(config: ModelConfig, encoder: nn.Module, channels: int) -> set[str]:
     """Names of an encoder's weights, those of the stages beyond the depth in use included."""
     import segmentation_models_pytorch as smp
 
-    if ARCHITECTURES[config.arch].vit:
+    if config.arch in encoders.VIT_ONLY:
         return set(encoder.state_dict())
     return set(smp.encoders.get_encoder(config.encoder, in_channels=channels, depth=5, weights=None).state_dict())
 

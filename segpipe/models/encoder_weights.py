@@ -8,17 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.errors import InputError
+from segpipe.models.encoders import check_file
 
 PREFIXES = ("", "encoder.", "network.encoder.")
 NESTED = ("state_dict", "model")
 HEADS = ("fc.", "classifier.", "head.", "head_dist.", "last_linear.")
 COUNTER = "num_batches_tracked"
-
-
-def check(path: str) -> None:
-    """Raise InputError where there is no such file."""
-    if not Path(path).expanduser().is_file():
-        raise InputError(f"model.encoder_weights={path}: no such file; give none, imagenet or the path of a file")
 
 
 def load(path: str, encoder: nn.Module, complete: Collection[str]) -> None:
@@ -57,7 +52,7 @@ def _read(path: str) -> dict[str, Tensor]:
     """The tensors of a file by name. Pickled code is never run."""
     import safetensors.torch
 
-    check(path)
+    check_file(path)
     file = Path(path).expanduser()
     try:
         if file.suffix == ".safetensors":

@@ -16,6 +16,7 @@ from segpipe.orchestration import chain, explain, keys, launch
 from segpipe.orchestration.screen import Column, Screen, Table
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
+from segpipe.runtime import devices
 from segpipe.tracking import artifacts, lineage, run_tags, runs
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def run(
     """
     made_by = recorded(lineage.of(uri))
     configs = checked(session, uri, made_by, {"data.root": root} if root else {})
+    if how.backend == "local":
+        devices.check(configs["train"].train, training=True)
     before = {path: artifacts.local(f"runs:/{made_by['evaluate'].info.run_id}/{path}") for path in (SUMMARY, CASES)}
     scratch = runs.scratch(experiment or f"{runs.experiment_of(made_by['train'])}-reproduce")
     with runs.run("reproduce", configs["train"], scratch), session.guard.watching():

@@ -1,24 +1,64 @@
 """Device and precision, resolved in one place."""
 
-import torch
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segpipe.config.sections import TrainConfig
 from segpipe.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
 
-def device(config: TrainConfig) -> torch.device:
+AMD = Path("/dev/kfd")
+
+
+def check(config: TrainConfig, *, training: bool) -> None:
+    """Raise InputError for a device, or when training a precision, that is not there. Does without torch, which takes
+    seconds to import.
+    """
+    if config.device == "cuda" or (training and config.precision == "fp16"):
+        has_gpu = driver_has_gpu()
+        _check_device(config, has_gpu)
+        if training:
+            _check_precision(config, has_gpu and config.device != "cpu")
+
+
+def driver_has_gpu() -> bool:
+    """Whether a driver shows this process a GPU, CUDA_VISIBLE_DEVICES considered."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return AMD.exists()
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def device(config: TrainConfig) -> "torch.device":
     """Resolve train.device. Raises InputError for a GPU that is not there."""
+    import torch
+
     has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise InputError("train.device=cuda: no GPU found; use auto or cpu")
+    _check_device(config, has_gpu)
     return torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
 
 
 def precision(config: TrainConfig) -> str:
     """Resolve train.precision to fp32, bf16 or fp16. Raises InputError where the device does not have it."""
+    import torch
+
     on_gpu = device(config).type == "cuda"
     if config.precision == "auto":
         return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    _check_precision(config, on_gpu)
+    return config.precision
+
+
+def _check_device(config: TrainConfig, has_gpu: bool) -> None:
+    if config.device == "cuda" and not has_gpu:
+        raise InputError("train.device=cuda: no GPU found on this machine; use auto or cpu")
+
+
+def _check_precision(config: TrainConfig, on_gpu: bool) -> None:
     if config.precision == "fp16" and not on_gpu:
         raise InputError("train.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")
-    return config.precision

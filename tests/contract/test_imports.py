@@ -118,7 +118,10 @@ def test_third_parties_stay_where_they_belong(path):
 
 @pytest.mark.parametrize(
     "command",
-    ["import pipeline, segpipe.orchestration.chain, segpipe.registry.champions", "import steps.command"],
+    [
+        "import pipeline, segpipe.orchestration.chain, segpipe.registry.champions",
+        "from steps.command import Config, preconditions; preconditions.check('train', Config())",
+    ],
 )
 def test_the_driver_starts_without_torch(command):
     program = f"import sys; {command}; print(sorted({{'torch', 'matplotlib', 'nilearn'}} & set(sys.modules)))"
@@ -134,8 +137,8 @@ def test_what_ships_inside_a_model_is_small():
         *("segpipe.data.codecs.nifti", "segpipe.data.codecs.pictures", "segpipe.data.components"),
         *("segpipe.data.encodings", "segpipe.data.transform", "segpipe.data.volume", "segpipe.data.windows"),
         *("segpipe.models", "segpipe.models.architectures", "segpipe.models.attention_unet"),
-        *("segpipe.models.encoder_weights", "segpipe.models.group_norm", "segpipe.models.options"),
-        *("segpipe.models.pruning", "segpipe.inference", "segpipe.inference.input_assembly"),
+        *("segpipe.models.encoder_weights", "segpipe.models.encoders", "segpipe.models.group_norm"),
+        *("segpipe.models.options", "segpipe.models.pruning", "segpipe.inference", "segpipe.inference.input_assembly"),
         *("segpipe.inference.predictor", "segpipe.inference.quantities", "segpipe.inference.spec"),
         *("segpipe.serving", "segpipe.serving.model_file", "segpipe.serving.request", "segpipe.serving.served_model"),
     }

@@ -11,6 +11,7 @@ from conftest import TINY, write_folder, write_nifti
 from PIL import Image
 
 from segpipe.files.project import PROJECT
+from segpipe.runtime import devices
 
 
 def spoil(root):
@@ -106,6 +107,76 @@ def test_a_name_that_is_a_path_is_refused_by_every_command(step):
     with pytest.raises(SystemExit) as stopped:
         pipeline.command().main(["--tracking.run_name=/tmp/x", "--plan"])
     assert stopped.value.code == 2
+
+
+ENCODER = "model.encoder=resnet81: unknown (nearest: resnet18)"
+IMPOSSIBLE = [
+    (["--model.encoder=resnet81"], ENCODER),
+    (["--model.arch=pan", "--model.encoder=vgg16_bn"], "model.arch=pan model.encoder=vgg16_bn: "),
+    (["--model.encoder=dpn92", "--model.encoder_weights=imagenet"], "there are none for dpn92"),
+    (["--model.encoder_weights=/no/such/file.pt"], "file.pt: no such file"),
+    (["--train.device=cuda"], "train.device=cuda: no GPU found"),
+]
+
+
+@pytest.fixture
+def entered(step, capfd):
+    """Run a command in this process: its exit code, stdout and stderr, and whether it has left no run."""
+    import importlib
+
+    from segpipe.tracking import connection, runs
+
+    def count():
+        client = runs.MlflowClient()
+        return len(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+    def enter(module, *arguments):
+        connection.connect()
+        before = count()
+        capfd.readouterr()
+        found = importlib.import_module(module)
+        command = found.command() if module == "pipeline" else found.main
+        try:
+            command.main(list(arguments))
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capfd.readouterr(), count() == before
+
+    return enter
+
+
+@pytest.mark.parametrize(("knobs", "told"), IMPOSSIBLE)
+@pytest.mark.parametrize("words", [["pipeline"], ["pipeline", "--plan"], ["pipeline", "compare"], ["steps.train"]])
+def test_what_can_not_be_had_is_told_before_the_first_step(words, knobs, told, entered, folder):
+    if "cuda" in told and devices.driver_has_gpu():
+        pytest.skip("this machine has a GPU")
+    data = ["--data.format=folder", f"--data.root={folder}"]
+    compared = ["--compare.archs=pan"] * ("compare" in words and "pan" in told)
+    code, answer, shown, left_alone = entered(*words, *data, *knobs, *compared)
+    assert (code, answer, left_alone) == (2, "", True)
+    assert told in one_line(shown)
+
+
+def test_each_encoder_of_a_comparison_is_judged(entered, folder):
+    data = ["--data.format=folder", f"--data.root={folder}", "--compare.encoders=resnet18,resnet81"]
+    code, _, shown, left_alone = entered("pipeline", "compare", *data)
+    assert (code, left_alone) == (2, True)
+    assert ENCODER in one_line(shown)
+
+
+def test_a_chain_without_a_training_needs_no_encoder(entered, folder):
+    data = ["--data.format=folder", f"--data.root={folder}", "--model.encoder=resnet81"]
+    code, answer, _, _ = entered("pipeline", "--plan", "--until=preprocess", *data)
+    assert (code, answer.count("\n")) == (0, 1)
+
+
+def test_the_device_of_another_machine_is_not_judged_on_this_one(entered, folder, tmp_path):
+    (tmp_path / "backend.json").write_text("{}")
+    sent = ["--backend=databricks", f"--backend-config={tmp_path / 'backend.json'}"]
+    data = ["--data.format=folder", f"--data.root={folder}", "--train.device=cuda"]
+    code, answer, _, _ = entered("pipeline", "--plan", *sent, *data)
+    assert (code, answer.count("run: because")) == (0, 4)
 
 
 @pytest.fixture(scope="module")
