@@ -23,7 +23,7 @@ from segpipe.errors import SegpipeError, UsageError, one_line
 from segpipe.orchestration import preconditions
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
-from segpipe.runtime import processes
+from segpipe.runtime import cores, processes
 from segpipe.runtime.signals import Interrupted
 from segpipe.tracking import connection
 from steps.terminal import Terminal
@@ -166,6 +166,7 @@ class Command(click.Command):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         gc.set_threshold(10_000, 10, 10)  # what is imported stays: looking for garbage in it takes tenths of a second
+        cores.share()
         session = Session(Terminal())
         session.signals.install()
         end_with_driver()
