@@ -1,9 +1,11 @@
-"""What others script against: knob names, entry points, requirements."""
+"""What others script against: knobs, flags, entry points, requirements."""
 
+import difflib
 import re
 import tomllib
 
 import pytest
+import surface
 import yaml
 
 from segpipe.config import settings
@@ -26,6 +28,14 @@ FIXED = {
 
 def test_fixed_knob_names_exist():
     assert set(settings.knobs()) >= FIXED
+
+
+def test_knobs_and_flags_are_those_of_the_kept_list():
+    kept, now = surface.KEPT.read_text(encoding="utf-8").splitlines(), surface.text().splitlines()
+    changed = "\n".join(difflib.unified_diff(kept, now, "kept", "now", lineterm="", n=0))
+    renew = "python -m tests.contract.surface > tests/contract/surface.txt"
+    if changed:
+        pytest.fail(f"knobs or flags changed. If that is intended: {renew}\n{changed}", pytrace=False)
 
 
 def test_entry_points_are_the_chains_steps():
