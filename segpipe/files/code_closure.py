@@ -1,4 +1,4 @@
-"""Which of the project's own files a module can import, and what of them can change a result.
+"""Which of the project's own files a module can import, and what in them can change a result.
 
 The same closure decides whether a step's code changed, what ships inside a model, and what the import contract checks.
 """
@@ -40,16 +40,16 @@ class Code:
         return next((path for path in candidates if path.is_file()), None)
 
     def source(self, path: Path) -> Source:
-        """What a file says."""
+        """A file's imports and meaning."""
         with self._lock:
             if path not in self._parsed:
                 self._parsed[path] = read(path.read_text(encoding="utf-8"))
             return self._parsed[path]
 
     def closure(self, modules: Iterable[str], without: Collection[str] = ()) -> list[Path]:
-        """The files reachable from `modules` through imports, packages' `__init__` included, sorted; to a package
-        belongs what lies beside its `__init__` and is no Python, such as a template. Modules `without`, and those below
-        them, are no way.
+        """The files reachable from `modules` through imports, sorted. A package counts with its `__init__` and the
+        files beside it that are not Python, such as a template. Modules `without`, and those below them, are left out
+        with what only they import.
         """
         waiting, seen = list(modules), set[Path]()
         while waiting:
@@ -66,20 +66,15 @@ class Code:
         return sorted(seen)
 
     def meanings(self, paths: Iterable[Path]) -> dict[str, str]:
-        """What each Python file does, by its path below the project."""
-        return {
-            path.relative_to(self.project).as_posix(): self.source(path).meaning
-            for path in paths
-            if path.suffix == ".py"
-        }
+        """Each Python file's `Source.meaning`, by its path below the project."""
+        python = (path for path in paths if path.suffix == ".py")
+        return {path.relative_to(self.project).as_posix(): self.source(path).meaning for path in python}
 
 
 def read(text: str) -> Source:
     """Parse a source file."""
     tree = ast.parse(text)
-    words: list[str] = []
-    _tell(tree, words)
-    return Source(_imports(tree), hashlib.sha256("\0".join(words).encode()).hexdigest())
+    return Source(_imports(tree), hashlib.sha256("\0".join(_words(tree)).encode()).hexdigest())
 
 
 def _imports(tree: ast.Module) -> frozenset[str]:
@@ -104,20 +99,19 @@ def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
             yield from _statements(getattr(node, block, ()))
 
 
-def _tell(node: object, words: list[str]) -> None:
-    """Add what a piece of syntax does."""
-    if isinstance(node, list):
-        words.append("[")
-        for item in node:
-            _tell(item, words)
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return  # a docstring
-    elif isinstance(node, ast.keyword) and node.arg == "description":
+def _words(node: object) -> Iterator[str]:
+    """What a piece of syntax does, word by word."""
+    docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    if docstring or (isinstance(node, ast.keyword) and node.arg == "description"):
         return
+    if isinstance(node, list):
+        yield "["
+        for item in node:
+            yield from _words(item)
     elif isinstance(node, ast.AST):
-        words.append(type(node).__name__)
+        yield type(node).__name__
         error = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Error")
         for field in ("func",) if error else node._fields:
-            _tell(getattr(node, field), words)
+            yield from _words(getattr(node, field))
     else:
-        words.append(repr(node))
+        yield repr(node)

@@ -1,4 +1,4 @@
-"""SHA-256 of files and values; of files it is remembered: one that has not changed since is not read again."""
+"""SHA-256 of files and values. A file's is remembered, and the file not read again unless it has changed."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -15,9 +15,9 @@ from pathlib import Path
 from segpipe.files.project import PROJECT
 
 Progress = Callable[[int, int, str], None]
-GRAIN_NS = 2_000_000_000  # as coarse as file systems tell times: what changed later might look the same
+GRAIN_NS = 2_000_000_000  # the coarsest time stamps of file systems: a change within them may not show
 CHUNK, THREADS = 1 << 20, 4
-MANY, LARGE = 500, 500_000_000  # files, or bytes together, whose reading is worth telling
+MANY, LARGE = 500, 500_000_000  # files, or bytes in all, from which on progress is reported
 FORGOTTEN_AFTER = 90 * 86_400  # seconds since anything new was remembered of a folder
 
 
@@ -31,41 +31,38 @@ def cache_folder() -> Path:
 def of(paths: Iterable[Path], under: Path, progress: Progress | None = None) -> dict[Path, str]:
     """SHA-256 (64 hex digits) of files below `under`; those that look as they did when last read are not read again.
 
-    What is remembered may get lost or be written by others at the same time: that costs time, nothing else.
+    The memory may get lost or be written by other processes at the same time: that costs time, nothing else.
     """
-    paths, memory = list(paths), _memory(under)
-    known, stats = _load(memory), {path: path.stat() for path in paths}
-    found, waiting = {}, []
-    for path, stat in stats.items():
-        stamp, _, digest = known.get(_name(path, under), "").rpartition(":")
-        if stamp == _stamp(stat):
-            found[path] = digest
-        else:
-            waiting.append(path)
+    stats = {path: path.stat() for path in paths}
+    names = {path: path.relative_to(under).as_posix() for path in stats}
+    memory = _memory(under)
+    known = _load(memory)
+    entries = {path: known.get(names[path], "").rpartition(":") for path in stats}
+    found = {path: entries[path][2] for path, stat in stats.items() if entries[path][0] == _stamp(stat)}
+    waiting = [path for path in stats if path not in found]
     worth_telling = len(waiting) >= MANY or sum(stats[path].st_size for path in waiting) >= LARGE
     fresh: dict[str, str] = {}
     try:
         for path, digest, stamp in _read_all(waiting, progress if worth_telling else None):
             found[path] = digest
             if stamp:
-                fresh[_name(path, under)] = f"{stamp}:{digest}"
+                fresh[names[path]] = f"{stamp}:{digest}"
     finally:
         if fresh:
             _save(memory, fresh)
-    return {path: found[path] for path in paths}
+    return {path: found[path] for path in stats}
 
 
 def moved(before: Path, after: Path) -> None:
-    """Let what is remembered of the files below a folder that was renamed hold for its new name."""
+    """Carry what is remembered of a folder's files over to its new name."""
     if known := _load(_memory(before)):
         _save(_memory(after), known)
-        with suppress(OSError):  # a memory that stays is forgotten in time
+        with suppress(OSError):  # what stays is forgotten in time
             _memory(before).unlink()
 
 
-def _read_all(paths: list[Path], progress: Progress | None) -> "Iterable[tuple[Path, str, str]]":
-    if not paths:
-        return
+def _read_all(paths: list[Path], progress: Progress | None) -> Iterator[tuple[Path, str, str]]:
+    """Each file with what `_read` gives; an interrupt ends the reading within a file."""
     stop = threading.Event()
     with ThreadPoolExecutor(THREADS) as pool:
         try:
@@ -79,7 +76,7 @@ def _read_all(paths: list[Path], progress: Progress | None) -> "Iterable[tuple[P
 
 
 def _read(stop: threading.Event, path: Path) -> tuple[str, str]:
-    """A file's digest and the stamp to remember it by, empty where a later change might bear the same one."""
+    """A file's digest and the stamp to remember it by, empty where a later change might have the same one."""
     began, total, buffer = time.time_ns(), hashlib.sha256(), memoryview(bytearray(CHUNK))
     with path.open("rb", buffering=0) as file:
         before = os.fstat(file.fileno())
@@ -94,17 +91,13 @@ def _stamp(stat: os.stat_result) -> str:
     return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
 
 
-def _name(path: Path, under: Path) -> str:
-    return path.relative_to(under).as_posix()
-
-
 def _memory(under: Path) -> Path:
     name = hashlib.sha256(os.fsencode(under.resolve())).hexdigest()[:16]
     return cache_folder() / "digests" / f"{name}.json"
 
 
 def _load(memory: Path) -> dict[str, str]:
-    """What is remembered; nothing where there is none, or it is damaged or can't be read."""
+    """What is remembered; nothing where the memory is missing, damaged or unreadable."""
     try:
         known = json.loads(memory.read_bytes())
     except (OSError, ValueError):
@@ -113,23 +106,19 @@ def _load(memory: Path) -> dict[str, str]:
 
 
 def _save(memory: Path, fresh: dict[str, str]) -> None:
-    """Remember more of a folder, on top of what others have remembered meanwhile."""
+    """Remember more of a folder, beside what other processes have added meanwhile."""
     partial_file = memory.with_suffix(f".{uuid.uuid4().hex}")
     with suppress(OSError):  # without a memory everything is read again
         memory.parent.mkdir(parents=True, exist_ok=True)
         if not memory.exists():
-            _forget_old(memory.parent)
+            for old in memory.parent.iterdir():
+                if old.stat().st_mtime < time.time() - FORGOTTEN_AFTER:
+                    old.unlink(missing_ok=True)
         try:
             partial_file.write_text(json.dumps(_load(memory) | fresh), encoding="utf-8")
             partial_file.replace(memory)
         finally:
             partial_file.unlink(missing_ok=True)
-
-
-def _forget_old(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.stat().st_mtime < time.time() - FORGOTTEN_AFTER:
-            path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a folder held when it was finished: size and SHA-256 of each file. By it a damaged folder is found out."""
+"""What a folder held when it was finished: size and SHA-256 of each file, by which later damage is found."""
 
 import json
 import os
@@ -13,7 +13,7 @@ FILE = "inventory.json"
 
 
 class Written(NamedTuple):
-    """One file as it was written."""
+    """A file as it was written; `size` in bytes."""
 
     size: int
     sha256: str
@@ -23,7 +23,7 @@ Inventory = dict[str, Written]
 
 
 def of(folder: Path) -> Inventory:
-    """What a folder holds now, by path below it; hidden files do not count."""
+    """What a folder holds now, by path below it, hidden files left out."""
     found = [Path(inner) / name for inner, _, names in os.walk(folder) for name in names]
     names = {path: path.relative_to(folder) for path in found}
     shown = sorted(p for p in found if names[p] != Path(FILE) and not any(n.startswith(".") for n in names[p].parts))
@@ -32,27 +32,23 @@ def of(folder: Path) -> Inventory:
 
 
 def write(folder: Path) -> None:
-    """Note what a folder holds, once it is complete."""
+    """Write the inventory of a complete folder."""
     save(of(folder), folder)
 
 
 def save(entries: Inventory, folder: Path) -> None:
-    """Write a folder's inventory, all of it or nothing."""
+    """Write a folder's inventory atomically."""
     partial = folder / f".{FILE}.{os.getpid()}"
     try:
-        partial.write_text(text({name: entries[name] for name in sorted(entries)}), encoding="utf-8")
+        content = {name: entries[name]._asdict() for name in sorted(entries)}
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(folder / FILE)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def text(entries: Inventory) -> str:
-    """An inventory as its file holds it."""
-    return json.dumps({name: written._asdict() for name, written in entries.items()}, indent=1) + "\n"
-
-
 def read(folder: Path) -> Inventory:
-    """What a folder is said to hold. Raises InputError where its inventory is damaged, OSError where there is none."""
+    """A folder's inventory. Raises InputError where it is damaged, OSError where there is none."""
     return parse((folder / FILE).read_bytes(), str(folder / FILE))
 
 
@@ -74,26 +70,22 @@ def _sound(name: str, size: object, sha256: object) -> bool:
 
 
 def damage(folder: Path, called: str = "") -> str:
-    """What is wrong with a folder since its inventory was written, in words; empty where nothing is. `called` is its
-    name for the reader, by default its own.
+    """What is wrong with a folder since its inventory was written, in words that call it `called`, by default its own
+    name; empty where nothing is.
     """
     called = called or folder.name
     try:
-        return _damage(folder, called)
+        entries = read(folder)
+        sizes = {name: (folder / name).stat().st_size for name in entries if (folder / name).is_file()}
+        if by_size := missized(sizes, entries, called):
+            return by_size
+        now = hashes.of([folder / name for name in entries], folder)
     except (FileNotFoundError, NotADirectoryError):
         return f"{called}/{FILE} is missing"
     except InputError:
         return f"{called}/{FILE} is not what was written"
     except OSError as error:
         return f"{called} can't be read ({error.strerror})"
-
-
-def _damage(folder: Path, called: str) -> str:
-    entries = read(folder)
-    there = [name for name in entries if (folder / name).is_file()]
-    if by_size := missized({name: (folder / name).stat().st_size for name in there}, entries, called):
-        return by_size
-    now = hashes.of([folder / name for name in entries], folder)
     wrong = (name for name, written in entries.items() if now[folder / name] != written.sha256)
     return next((f"{called}/{name} is not what was written" for name in wrong), "")
 
