@@ -1,11 +1,11 @@
 """Attention U-Net (Oktay et al. 2018, https://arxiv.org/abs/1804.03999) over any encoder of smp.
 
-The gates are the paper's (its equations 1 and 2) with one difference: the gating signal is brought to the skip's grid,
-so that every pixel of the skip has a coefficient of its own, where the paper computes them on the coarser grid.
+The gates are the paper's (its equations 1 and 2) with one difference: the gating signal is resampled to the skip's
+grid, so that every pixel of the skip has its own coefficient, where the paper computes them on the coarser grid.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class AttentionGate(nn.Module):
         return torch.sigmoid(self.psi(functional.relu(self.skip(skip) + signal)))
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
-        """The skip N,C,H,W, weighed."""
+        """The weighted skip N,C,H,W."""
         return skip * self.coefficients(skip, gating)
 
 
@@ -47,40 +47,14 @@ class GatedBlock(nn.Module):
         return decoded
 
 
-def attention_unet(
-    encoder_name: str,
-    encoder_depth: int = 5,
-    encoder_weights: str | bool | None = None,
-    decoder_use_norm: bool | str | Mapping[str, Any] = "batchnorm",
-    decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
-    decoder_attention_type: str | None = None,
-    decoder_interpolation: str = "nearest",
-    in_channels: int = 3,
-    classes: int = 1,
-) -> nn.Module:
-    """The U-Net of smp with a gate on every skip connection; the arguments mean what they mean there.
-
-    Raises whatever smp raises for names and values it doesn't know.
-    """
-    import segmentation_models_pytorch as smp
+def add_gates(unet: Any, decoder_channels: Sequence[int]) -> None:
+    """Put a gate on every skip connection of an `smp.Unet` with these channels in its decoder, deepest level first."""
     from segmentation_models_pytorch.base.initialization import initialize_decoder
 
-    network = smp.Unet(
-        encoder_name,
-        encoder_depth=encoder_depth,
-        encoder_weights=encoder_weights,
-        decoder_use_norm=decoder_use_norm,
-        decoder_channels=decoder_channels,
-        decoder_attention_type=decoder_attention_type,
-        decoder_interpolation=decoder_interpolation,
-        in_channels=in_channels,
-        classes=classes,
-    )
-    blocks = network.decoder.blocks
-    deepest, *skips = reversed(network.encoder.out_channels[1:])
+    blocks = unet.decoder.blocks
+    deepest, *skips = reversed(unet.encoder.out_channels[1:])
     for level, (skip, gating) in enumerate(zip(skips, (deepest, *decoder_channels), strict=False)):
         if skip:  # an encoder that starts at a quarter of the resolution has no channels at a half
             gate = AttentionGate(skip, gating)
             initialize_decoder(gate)
             blocks[level] = GatedBlock(blocks[level], gate)
-    return cast(nn.Module, network)

@@ -1,4 +1,4 @@
-"""An encoder's initial weights from a local file, checked name by name."""
+"""An encoder's initial weights from a local file, each checked by name and shape."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -24,20 +24,21 @@ def load(path: str, encoder: nn.Module, complete: Collection[str]) -> None:
     - either under DistributedDataParallel (`module.` before each name).
 
     `complete` names the weights of the encoder before unused parts were dropped: the file may hold them or not. Heads
-    of classification networks and counters of batches are passed over.
+    of classification networks and batch counters are ignored.
 
     Raises InputError where the file can't be read, or lacks, adds or reshapes a weight.
     """
     wanted = encoder.state_dict()
     found = _aligned(_read(path), wanted)
     missing = [n for n in wanted if n not in found and not n.endswith(COUNTER)]
-    unexpected = [n for n in found if n not in complete and not _passed_over(n)]
+    ignored = [n for n in found if n.endswith(COUNTER) or n.removeprefix("model.").startswith(HEADS)]
+    unexpected = [n for n in found if n not in complete and n not in ignored]
     reshaped = [n for n in wanted if n in found and found[n].shape != wanted[n].shape]
     faults = [
         f"{len(names)} {fault} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
         for fault, names in (("missing", missing), ("unexpected", unexpected))
         if names
-    ] + _told_shapes(reshaped, found, wanted)
+    ] + _reshaped_faults(reshaped, found, wanted)
     if faults:
         raise InputError(
             f"model.encoder_weights={path}: not the weights of this encoder: {'; '.join(faults)};"
@@ -78,11 +79,7 @@ def _aligned(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, 
     return max(readings, key=lambda reading: len(set(wanted) & reading.keys()))
 
 
-def _passed_over(name: str) -> bool:
-    return name.endswith(COUNTER) or name.removeprefix("model.").startswith(HEADS)
-
-
-def _told_shapes(names: list[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def _reshaped_faults(names: list[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     if not names:
         return []
     name = names[0]

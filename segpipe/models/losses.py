@@ -1,11 +1,10 @@
 """Losses on logits. Each is the loss of the whole batch, over all processes, and leaves out what is labelled IGNORE.
 
 Region losses divide after their sums over samples, pixels and processes; other losses are means over all the pixels or
-images that count. What is divided is smoothed, so that it costs nothing to find nothing where nothing is.
+images that count. Quotients are smoothed, so that an empty prediction for an empty target costs nothing.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -51,12 +50,6 @@ class Pixels(NamedTuple):
         return functional.cross_entropy(self.logits, labels, ignore_index=IGNORE, reduction="none").unsqueeze(1)
 
 
-@cache
-def _weights(values: tuple[float, ...], device: torch.device) -> Tensor | None:
-    with torch.inference_mode(mode=False):
-        return torch.tensor(values, device=device) if values else None
-
-
 def _prepare(logits: Tensor, labels: Tensor, config: LossConfig) -> Pixels:
     """Compares in place, where the answers are floats: bools are slow to make and to convert on a CPU."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -64,7 +57,9 @@ def _prepare(logits: Tensor, labels: Tensor, config: LossConfig) -> Pixels:
     classes = torch.arange(1, max(logits.shape[1], 2), device=labels.device).view(-1, 1, 1)
     target = values.sub(classes).eq_(0)
     valid = values.ne_(IGNORE)
-    return Pixels(logits, labels, valid, target, _weights(config.class_weights, logits.device), config)
+    given = config.class_weights
+    weights = torch.tensor(given).to(logits.device, non_blocking=True) if given else None
+    return Pixels(logits, labels, valid, target, weights, config)
 
 
 def _totals(*values: Tensor) -> tuple[Tensor, ...]:
@@ -134,15 +129,15 @@ def dice_bce(pixels: Pixels) -> Tensor:
 
 
 def focal(pixels: Pixels) -> Tensor:
-    """Focal loss (Lin et al. 2017): cross-entropy times (1 - probability of the right answer) to the power gamma."""
+    """Focal loss (Lin et al. 2017): cross-entropy times (1 - probability of the true class) to the power gamma."""
     entropies = pixels.entropies()
     doubt = (-torch.expm1(-entropies)).clamp_min(torch.finfo(torch.float32).tiny)
     return _over_pixels(pixels, entropies * doubt**pixels.config.focal_gamma)
 
 
 def mcc(pixels: Pixels) -> Tensor:
-    """1 - soft Matthews correlation (Abhishek and Hamarneh 2021), of a class against all else, smoothed by a pixel of
-    either kind that is answered right.
+    """1 - soft Matthews correlation (Abhishek and Hamarneh 2021), of a class against all else, smoothed by one correct
+    pixel of either kind.
     """
     both, found, wanted = _sums(pixels.probabilities(), pixels.target, pixels.valid)
     counted = total(pixels.valid.sum())
@@ -228,7 +223,7 @@ def loss(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
 
 
 def check(config: LossConfig, classes: int) -> None:
-    """Raises InputError where `config` cannot be the loss of that many foreground classes."""
+    """Raise InputError where `config` can't be the loss of that many foreground classes."""
     if len(config.class_weights) not in (0, classes):
         raise InputError(
             f"loss.class_weights: {len(config.class_weights)} weights for {classes} class(es); "
@@ -240,7 +235,7 @@ def check(config: LossConfig, classes: int) -> None:
 
 def predictions(logits: Tensor) -> Tensor:
     """Labels N,H,W uint8 from logits: foreground where its classes together reach probability 0.5, and there the most
-    probable class; the rule of `inference.Predictor.segment` at its default threshold.
+    probable class; the rule of `inference.Predictor.label` at the default threshold.
     """
     if logits.shape[1] == 1:
         return (logits[:, 0] >= 0).to(torch.uint8)

@@ -16,11 +16,9 @@ KNOBS = {
 REFUSED = ("activation", "aux_params")
 
 
-def checked(arch: str, constructor: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as keyword arguments of `constructor`.
-
-    What a constructor passes on as **kwargs is no option: encoders take misspelt names there in silence.
-    Raises InputError for an option that doesn't exist, has a knob of its own or would change what a network answers.
+def check(arch: str, constructor: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise InputError for an option that `constructor` does not declare, that has a knob of its own or that would
+    change what a network answers. What is passed on as **kwargs is no option: encoders ignore misspelt names there.
     """
     known = [
         name
@@ -35,4 +33,3 @@ def checked(arch: str, constructor: Callable[..., Any], options: Mapping[str, An
         if name not in known:
             hint = nearest(name, known) or f" (it has: {', '.join(known)})"
             raise InputError(f"model.options: {arch} has no option '{name}'{hint}")
-    return dict(options)

@@ -93,7 +93,7 @@ class TestEveryArchitecture:
             )
             for d in (3, 5)
         ]
-        follows = bool(architectures.ARCHITECTURES[arch].follow_depth(3))
+        follows = bool(architectures.ARCHITECTURES[arch].follow_depth)
         assert counts[0] < counts[1] / 5 if follows else counts[0] == counts[1]
 
     def test_is_built_from_the_same_names_whatever_the_weights(self, arch, monkeypatch):
