@@ -15,10 +15,14 @@ def gathered(files: Mapping[str, codecs.Decoded], spec: ModelSpec) -> tuple[NDAr
 
     Raises InputError beginning with the name of the file that does not fit the model.
     """
-    return _single(*next(iter(files.items())), spec) if len(files) == 1 else _several(files)
-
-
-def _single(where: str, file: codecs.Decoded, spec: ModelSpec) -> tuple[NDArray[np.float32], list[str]]:
+    names = list(files)
+    if len(names) > 1:
+        for name, file in files.items():
+            if file.nifti is None or len(file.array) != 1:
+                raise InputError(f"{name}: expected a NIfTI file with one volume")
+        image, elsewhere = codecs.stack(list(files.values()))
+        return image, [f"{names[n]}: resampled, it lies on another grid than {names[0]}" for n in elsewhere]
+    where, file = names[0], files[names[0]]
     if file.nifti is not None:
         return file.array, []
     if spec.kind == "volume":
@@ -28,12 +32,3 @@ def _single(where: str, file: codecs.Decoded, spec: ModelSpec) -> tuple[NDArray[
     if len(image) == len(file.array):
         return image, []
     return image, [f"{where}: {'colour turned to grey' if wanted == 1 else f'grey repeated {wanted} times'}"]
-
-
-def _several(files: Mapping[str, codecs.Decoded]) -> tuple[NDArray[np.float32], list[str]]:
-    for where, file in files.items():
-        if file.nifti is None or len(file.array) != 1:
-            raise InputError(f"{where}: expected a NIfTI file with one volume")
-    names = list(files)
-    image, elsewhere = codecs.stack(list(files.values()))
-    return image, [f"{names[n]}: resampled, it lies on another grid than {names[0]}" for n in elsewhere]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import safetensors.torch
@@ -23,6 +23,7 @@ LARGEST = 1e15
 FLIPS = ((), (3,), (2,), (2, 3))
 Axes = tuple[int, ...]
 Slices = NDArray[np.float32]
+Through = Callable[[Callable[[Slices], Slices], Slices], Slices]  # work and its argument to its result
 
 
 class Segmentation(NamedTuple):
@@ -36,34 +37,23 @@ class Segmentation(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A normalised image C,D,H,W float32, each channel's smallest value C, and how it lies in the network's plane."""
+    """A normalised image C,D,H,W float32, each channel's smallest value C, and how it is fitted to the network."""
 
     image: Slices
     lowest: Slices
     lying: Fit | Windows
 
 
-class Through(Protocol):
-    """Runs the network, in the thread that is best for it."""
-
-    def __call__(self, work: Callable[[Slices], Slices], slices: Slices, /) -> Slices:
-        """The result of `work`."""
-
-
-def _here(work: Callable[[Slices], Slices], slices: Slices) -> Slices:
-    return work(slices)
-
-
 class Predictor:
-    """Segments raw volumes. Holds no state between calls: safe to use from several threads. `through` says in which
-    thread the network runs; by default in the caller's.
+    """Segments raw volumes. Holds no state between calls: safe to use from several threads. `through` runs the network
+    in the thread that is best for it, by default the caller's.
     """
 
     def __init__(
         self, spec: ModelSpec, model: architectures.SegmentationModel, device: torch.device | str = "cpu"
     ) -> None:
         self.spec, self.device = spec, torch.device(device)
-        self.through: Through = _here
+        self.through: Through = lambda work, slices: work(slices)
         self.model = model.eval()
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
 
@@ -88,9 +78,11 @@ class Predictor:
             raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None
         return cls(spec, model, device)
 
-    def check(self, image: Slices) -> None:
-        """Raise InputError where the number of channels of C,D,H,W differs from the model's, or voxels are not finite
-        or too large to be squared and summed.
+    def prepare(self, image: Slices) -> Prepared:
+        """A raw image C,D,H,W, checked and normalised.
+
+        Raises InputError where the number of channels differs from the model's, or voxels are not finite or too large
+        to be squared and summed.
         """
         if len(image) != len(self.spec.channels):
             raise InputError(f"{len(image)} channels, the model takes {len(self.spec.channels)}: {self.spec.channels}")
@@ -99,10 +91,6 @@ class Predictor:
             raise InputError("NaN or infinite voxels")
         if max(-low, high) > LARGEST:
             raise InputError(f"intensities from {low:.3g} to {high:.3g}, beyond {LARGEST:.0e}; rescale them")
-
-    def prepare(self, image: Slices) -> Prepared:
-        """A raw image C,D,H,W, checked and normalised. Raises InputError as `check` does."""
-        self.check(image)
         config = self.spec.preprocess
         normalised = transform.normalise(image, config)
         height, width = image.shape[2:]
@@ -111,7 +99,7 @@ class Predictor:
         return Prepared(normalised, normalised.min(axis=(1, 2, 3)), lying)
 
     def segment(self, image: Slices, threshold: float, tta: bool = False) -> Segmentation:
-        """`label` a raw image C,D,H,W. Raises InputError as `check` does."""
+        """`prepare` and `label` a raw image C,D,H,W. Raises InputError as `prepare` does."""
         return self.label(self.prepare(image), threshold, tta)
 
     def label(self, prepared: Prepared, threshold: float, tta: bool = False) -> Segmentation:
@@ -167,7 +155,7 @@ class Predictor:
 
     @torch.inference_mode()
     def embedding(self, prepared: Prepared) -> NDArray[np.float32]:
-        """What the encoder's last stage says of an image: its features, averaged over the image or its windows."""
+        """The features E of the encoder's last stage, averaged over the image or its windows."""
         parts = [
             self.model.features(self._batch(slices)).float().mean(dim=(2, 3)).cpu()
             for planes in _groups(prepared.image.shape[1])
@@ -195,8 +183,8 @@ def _slices(prepared: Prepared, planes: slice) -> Iterator[Slices]:
 
 def _foreground(probabilities: Slices) -> Slices:
     """K,d,H,W to d,H,W: the classes together, at most 1."""
-    foreground: Slices = probabilities[0] if len(probabilities) == 1 else probabilities.sum(axis=0)
-    return np.minimum(foreground, np.float32(1))
+    foreground: Slices = np.minimum(probabilities.sum(axis=0), np.float32(1))
+    return foreground
 
 
 def _labels(probabilities: Slices, foreground: NDArray[np.bool_]) -> NDArray[np.uint8]:

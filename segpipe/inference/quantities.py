@@ -1,4 +1,4 @@
-"""What a segmentation amounts to, in numbers: the same ones wherever a model answers."""
+"""A segmentation in numbers: the same ones wherever a model answers."""
 
 from typing import Any
 
@@ -19,7 +19,6 @@ def findings(mask: NDArray[np.uint8], segmentation: Segmentation, first: codecs.
     found = mask > 0
     voxels = int(np.count_nonzero(found))
     flat, spacing, variance = first.nifti is None, first.spacing, segmentation.variance
-    unsure = None if variance is None else float(np.mean(variance[found] if voxels else variance))
     return {
         "foreground_voxels": voxels,
         "foreground_mm2": voxels * spacing[1] * spacing[2] if flat and spacing is not None else None,
@@ -27,5 +26,5 @@ def findings(mask: NDArray[np.uint8], segmentation: Segmentation, first: codecs.
         "lesions": components.count(mask),
         "max_probability": float(segmentation.foreground.max()),
         "mean_probability": float(np.mean(segmentation.foreground[found])) if voxels else None,
-        "uncertainty": unsure,
+        "uncertainty": None if variance is None else float(np.mean(variance[found] if voxels else variance)),
     }

@@ -1,4 +1,4 @@
-"""What a model says of itself: how to build the network, what to feed it and how to read its answer."""
+"""The file that describes a model."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ class ModelSpec(Section):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """What `Predictor.save` wrote about the model, now or in version 0.5.0 (format 1).
+        """Read what `Predictor.save` wrote, now or in version 0.5.0 (format 1).
 
         Raises InputError where it is damaged or of another format.
         """
