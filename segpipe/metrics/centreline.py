@@ -3,20 +3,21 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.data import components
+
 Mask = NDArray[np.bool_]
 
 
 def skeleton(mask: Mask) -> Mask:
-    """Centreline of a mask in 2-D or 3-D. A part that thinning wears away altogether, such as a cube of eight voxels,
-    stays whole: it must not vanish from the score.
+    """Centreline of a mask in 2-D or 3-D. A component that thinning removes altogether, such as a cube of eight voxels,
+    is kept whole: it must not vanish from the score.
     """
-    from scipy.ndimage import label
     from skimage.morphology import skeletonize
 
     if not mask.any():
         return mask
     thin = np.asarray(skeletonize(mask), dtype=np.bool_)
-    parts, number = label(mask, np.ones((3,) * mask.ndim))
+    parts, number = components.label(mask)
     lost = np.ones(number + 1, dtype=np.bool_)
     lost[0] = lost[parts[thin]] = False
     kept: Mask = thin | lost[parts]

@@ -12,7 +12,7 @@ Mask = NDArray[np.bool_]
 
 
 class Lesions(NamedTuple):
-    """Each reference lesion's voxels and whether it was found; each predicted lesion's and whether there is one."""
+    """Each reference lesion's voxels and whether it was found; each predicted lesion's and whether it is true."""
 
     sizes: NDArray[np.int64]
     found: Mask
@@ -21,7 +21,7 @@ class Lesions(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """Lesions of the reference, those found, lesions of the prediction, those where the reference has none."""
+    """How many lesions the reference has and how many are found; how many are predicted and how many are false."""
 
     lesions: int
     found: int

@@ -50,12 +50,12 @@ def measure(
     compared = [_compare(predicted == k, reference == k, steps, tolerance) for k in range(1, classes + 1)]
     near = pixels.band(reference > 0, steps, width) & valid
     part = foreground[near], predicted[near] > 0, reference[near] > 0
-    volumes = overlaps.volume_errors(counts, volume_ml(1, spacing) or float("nan"))
+
     values = {
         **{name: overlap(name, counts) for name in OVERLAPS},
         "specificity": overlaps.specificity(counts, int(valid.sum())),
         **{name: np.array([values[name] for values, _ in compared]) for name in ("hd95", "assd", "nsd", "cldice")},
-        **dict(zip(("volume_error_ml", "volume_error_relative"), volumes, strict=True)),
+        **overlaps.volume_errors(counts, volume_ml(1, spacing) or float("nan")),
         **_single(lesions.scores(lesions.tally(found for _, found in compared))),
         **_single({f"{name}_band": value for name, value in pixels.scores(*part).items()}),
         **_single({"ece": pixels.calibration_error(foreground[valid], reference[valid] > 0)}),
@@ -73,7 +73,7 @@ def measure(
 def _compare(
     prediction: surface.Mask, reference: surface.Mask, spacing: Sequence[float], tolerance: float
 ) -> tuple[dict[str, float], lesions.Lesions]:
-    """What two masks of a class say by their shape."""
+    """The metrics of a class that depend on its shape, and its lesions."""
     surfaces = surface.distances(prediction, reference, spacing)
     box = surface.bounding_box(prediction | reference)
     values = {

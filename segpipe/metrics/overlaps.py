@@ -28,6 +28,13 @@ OVERLAPS: dict[str, Callable[[Values, Values, Values], tuple[Values, Values]]] =
 }
 
 
+def share(part: ArrayLike, whole: ArrayLike) -> Values:
+    """`part` as a share of `whole`, an array of its shape or a number; NaN where that is not above 0."""
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    quotient: Values = np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+    return quotient
+
+
 def _known(counts: Counts) -> tuple[Values, Values, Values]:
     both, predicted, reference = (np.asarray(c, dtype=np.float64) for c in counts)
     return both, predicted, reference
@@ -47,15 +54,14 @@ def specificity(counts: Counts, voxels: int) -> Values:
     """
     both, predicted, reference = _known(counts)
     outside = voxels - reference
-    defined = (predicted + reference > 0) & (outside > 0)
-    return np.divide(outside - predicted + both, outside, out=np.full_like(outside, np.nan), where=defined)
+    return np.where(predicted + reference > 0, share(outside - predicted + both, outside), np.nan)
 
 
-def volume_errors(counts: Counts, voxel_ml: float) -> tuple[Values, Values]:
+def volume_errors(counts: Counts, voxel_ml: float) -> dict[str, Values]:
     """Absolute difference of the volumes, in ml, and as a share of the reference's (NaN where that is empty)."""
     _, predicted, reference = _known(counts)
     error = np.abs(predicted - reference)
-    return error * voxel_ml, np.divide(error, reference, out=np.full_like(error, np.nan), where=reference > 0)
+    return {"volume_error_ml": error * voxel_ml, "volume_error_relative": share(error, reference)}
 
 
 def count(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], classes: int) -> Counts:
@@ -76,10 +82,5 @@ def class_mean(values: Values) -> float:
 
 def outcome(counts: Counts) -> str:
     """`found`, `missed` (no prediction), `false alarm` (no reference) or `both empty`, over all classes."""
-    predicted, reference = bool(np.any(counts.predicted)), bool(np.any(counts.reference))
-    return {
-        (True, True): "found",
-        (False, True): "missed",
-        (True, False): "false alarm",
-        (False, False): "both empty",
-    }[predicted, reference]
+    without_reference, with_reference = ("both empty", "false alarm"), ("missed", "found")
+    return (with_reference if np.any(counts.reference) else without_reference)[bool(np.any(counts.predicted))]

@@ -1,4 +1,4 @@
-"""Voxel by voxel: how well the foreground probability ranks and what it promises, near the reference or everywhere.
+"""Voxel by voxel: ranking and calibration of the foreground probability, near the reference or everywhere.
 
 Curves over many cases come from histograms, which add up: two rows of BINS equal-width bins of the foreground
 probability, negatives and positives, bins closed below, 1.0 in the last. They are exact to the width of a bin.
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from segpipe.metrics.overlaps import Counts, overlap
+from segpipe.metrics.overlaps import Counts, overlap, share
 from segpipe.metrics.surface import ROUNDING, bounding_box
 
 BINS = 1000
@@ -22,7 +22,7 @@ Histogram = NDArray[np.int64]
 
 
 class Confusion(NamedTuple):
-    """Voxels that are foreground rightly, wrongly, background wrongly, rightly."""
+    """Voxels that are truly and falsely foreground, falsely and truly background."""
 
     tp: int
     fp: int
@@ -111,19 +111,10 @@ def _from_the_top(histogram: Histogram) -> tuple[Values, Values]:
     return np.append(0.0, negatives), np.append(0.0, positives)
 
 
-def _share(above: ArrayLike, below: ArrayLike) -> Values:
-    """Quotient, NaN where nothing is below the line."""
-    part, whole = np.broadcast_arrays(np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64))
-    share: Values = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return share
-
-
 def roc(histogram: Histogram) -> tuple[Values, Values]:
-    """False and true positive rate, BINS + 1 each, as the threshold falls from above 1 to 0; a rate of no voxels is
-    NaN.
-    """
+    """False and true positive rate, BINS + 1 each, as the threshold falls from above 1 to 0; NaN if there are none."""
     negatives, positives = _from_the_top(histogram)
-    return _share(negatives, negatives[-1]), _share(positives, positives[-1])
+    return share(negatives, negatives[-1]), share(positives, positives[-1])
 
 
 def pr(histogram: Histogram) -> tuple[Values, Values]:
@@ -133,7 +124,7 @@ def pr(histogram: Histogram) -> tuple[Values, Values]:
     negatives, positives = _from_the_top(histogram)
     predicted = negatives + positives
     precision = np.divide(positives, predicted, out=np.ones_like(predicted), where=predicted > 0)
-    return _share(positives, positives[-1]), precision
+    return share(positives, positives[-1]), precision
 
 
 def reliability(histogram: Histogram, bins: int = CALIBRATION_BINS) -> Reliability:
@@ -143,12 +134,12 @@ def reliability(histogram: Histogram, bins: int = CALIBRATION_BINS) -> Reliabili
     total = np.bincount(index, weights=voxels, minlength=bins)
     probability = np.bincount(index, weights=voxels * centres, minlength=bins)
     positives = np.bincount(index, weights=histogram[1], minlength=bins)
-    return Reliability(_share(probability, total), _share(positives, total), total.astype(np.int64))
+    return Reliability(share(probability, total), share(positives, total), total.astype(np.int64))
 
 
 def dice_by_threshold(histogram: Histogram) -> tuple[Values, Values]:
     """Thresholds 0, 1/BINS, ..., the last bin's lower edge, and the Dice of the voxels of the histogram if those from
-    the threshold on are foreground; NaN where neither side has any.
+    the threshold on are foreground; NaN where there is no foreground on either side.
     """
     negatives, positives = (side[:0:-1] for side in _from_the_top(histogram))
-    return np.arange(BINS) / BINS, _share(2 * positives, negatives + positives + positives[0])
+    return np.arange(BINS) / BINS, share(2 * positives, negatives + positives + positives[0])

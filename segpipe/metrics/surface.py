@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 Values = NDArray[np.float64]
-# Spacings come from headers with seven digits: a voxel that lies exactly at a limit must not fall out by rounding.
+# Spacings come from headers with seven digits: rounding must not exclude a voxel that lies exactly at a limit.
 ROUNDING = 1 + 1e-6
 REACH = 3  # voxels along an axis within which a neighbour is looked up
 
 
 class Distances(NamedTuple):
-    """From each voxel of the predicted surface to the reference's, and the other way round; a mask that is empty has no
-    voxel, the other one's are then infinitely far. `diagonal` is the whole image's.
+    """From each voxel of the predicted surface to the reference's, and the other way round. An empty mask has no such
+    voxel; those of the other one are then infinitely far. `diagonal` is the whole image's.
     """
 
     predicted: Values
@@ -62,8 +62,8 @@ def distances(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> Di
 
 
 def _to(target: Mask, source: Mask, spacing: Sequence[float]) -> Values:
-    """From each voxel of `source` to the nearest of `target`, in no order: looked up where that is close by, and asked
-    of a tree where it is not.
+    """From each voxel of `source` to the nearest of `target`, in no order: looked up where that is near, found with a
+    tree where it is not.
     """
     from scipy.spatial import cKDTree
 
@@ -115,9 +115,4 @@ def assd(surfaces: Distances) -> float:
 
 def nsd(surfaces: Distances, tolerance: float) -> float:
     """Normalised surface Dice: share of both surfaces' voxels within `tolerance` of the other (Nikolov et al. 2018)."""
-    limit = tolerance * ROUNDING
-
-    def share(p: Values, r: Values) -> float:
-        return float(np.count_nonzero(p <= limit) + np.count_nonzero(r <= limit)) / (p.size + r.size)
-
-    return surfaces.by_convention(share, 0.0)
+    return surfaces.by_convention(lambda p, r: float(np.mean(np.append(p, r) <= tolerance * ROUNDING)), 0.0)
