@@ -35,8 +35,8 @@ class Batch(NamedTuple):
 class Batches:
     """Cases of train or val, in batches of train.batch_size slices over all processes, the same whatever their number.
 
-    With `training` every slice with foreground, train.oversample times, and train.empty_share of the others make an
-    epoch; otherwise every slice once. Slices are numbered through the selected cases; `rows` says where each lies in
+    With `training` an epoch is every slice with foreground, train.oversample times, and train.empty_share of the
+    others; without it, every slice once. Slices are numbered through the selected cases; `rows` says where each lies in
     the arrays of the split. Raises InputError where there is no case or none has foreground.
     """
 
@@ -58,27 +58,27 @@ class Batches:
         self.empties = round(len(self.empty) * (config.empty_share if training else 1))
 
     def __len__(self) -> int:
-        return len(self.bounds())
+        return len(self.sizes())
 
-    def bounds(self) -> list[tuple[int, int]]:
-        """First and last position of each batch of an epoch.
+    def sizes(self) -> list[int]:
+        """How many slices each batch of an epoch has.
 
         A remainder of one joins the batch before it, because batch statistics need two.
         """
-        n = len(self.filled) + self.empties
-        starts = list(range(0, n, self.size))
-        if len(starts) > 1 and n - starts[-1] == 1 and self.size > 1:
-            starts.pop()
-        return list(zip(starts, [*starts[1:], n], strict=True))
+        full, rest = divmod(len(self.filled) + self.empties, self.size)
+        sizes = [self.size] * full
+        if full and rest == 1:
+            sizes[-1] += 1
+        elif rest:
+            sizes.append(rest)
+        return sizes
 
-    def sizes(self) -> list[int]:
-        """How many slices each batch has."""
-        return [last - first for first, last in self.bounds()]
+    def _split(self, order: Samples) -> list[Samples]:
+        return np.split(order, np.cumsum(self.sizes())[:-1])
 
     def in_order(self) -> Iterator[Batch]:
-        """The slices as they lie, unchanged: for validation, which leaves no slice out."""
-        order = np.arange(len(self.rows))
-        return self._ahead([order[first:last] for first, last in self.bounds()])
+        """The slices in the order of the arrays, unchanged: for validation, which leaves no slice out."""
+        return self._ahead(self._split(np.arange(len(self.rows))))
 
     def examples(self, count: int) -> tuple[Batch, list[CaseRecord]]:
         """The slice with most foreground of each of the first `count` cases that have any, and those cases."""
@@ -89,7 +89,7 @@ class Batches:
             areas = _foreground(self.labels[case.start : case.start + case.shape[0]]).sum(axis=(1, 2))
             if areas.any():
                 chosen.append(int(np.flatnonzero(self.case_of == number)[areas.argmax()]))
-        return self._loaded(np.array(chosen), len(chosen)), [self.cases[i] for i in self.case_of[chosen]]
+        return self._load(np.array(chosen), len(chosen)), [self.cases[i] for i in self.case_of[chosen]]
 
     def shuffled(self, seed: int, epoch: int, config: AugmentConfig, start: int = 0) -> Iterator[Batch]:
         """An epoch's batches from number `start`, chosen and ordered by (seed, epoch) alone, augmented where that is
@@ -98,7 +98,7 @@ class Batches:
         rng = np.random.default_rng([seed, epoch, STREAM])
         chosen = rng.permutation(self.empty)[: self.empties]
         order = rng.permutation(np.concatenate([self.filled, chosen]))
-        parts = [order[first:last] for first, last in self.bounds()[start:]]
+        parts = self._split(order)[start:]
         for samples, batch in zip(parts, self._ahead(parts), strict=True):
             if not config.enabled:
                 yield batch
@@ -108,7 +108,7 @@ class Batches:
             yield _counted(batch._replace(images=images, labels=labels))
 
     def _ahead(self, parts: list[Samples]) -> Iterator[Batch]:
-        """Gather each part; for a GPU one ahead, while it computes."""
+        """Gather each part; for a GPU one part ahead of its work."""
         if self.device.type == "cpu":
             yield from map(self._gather, parts)
             return
@@ -117,24 +117,21 @@ class Batches:
             for part in parts[1:]:
                 waiting.append(thread.submit(self._gather, part))
                 yield waiting.pop(0).result()
-            for last in waiting:
-                yield last.result()
+            yield from (last.result() for last in waiting)
 
     def _gather(self, samples: Samples) -> Batch:
         """The share of this process."""
-        return _counted(self._loaded(_mine(samples) % len(self.rows), len(samples)))
+        return _counted(self._load(_mine(samples) % len(self.rows), len(samples)))
 
-    def _loaded(self, slices: Samples, size: int) -> Batch:
+    def _load(self, slices: Samples, size: int) -> Batch:
         rows = self.rows[slices]
-        return Batch(
-            self._moved(torch.from_numpy(np.asarray(self.images[rows]))).float(),
-            self._moved(torch.from_numpy(np.asarray(self.labels[rows]))),
-            self._moved(torch.from_numpy(self.case_of[slices])),
-            size,
-        )
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        arrays = np.asarray(self.images[rows]), np.asarray(self.labels[rows]), self.case_of[slices]
+        images, labels, cases = (torch.from_numpy(array) for array in arrays)
+        if self.device.type == "cuda":
+            images, labels, cases = (
+                tensor.pin_memory().to(self.device, non_blocking=True) for tensor in (images, labels, cases)
+            )
+        return Batch(images.float(), labels, cases, size)
 
 
 def _foreground(labels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -142,7 +139,7 @@ def _foreground(labels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _counted(batch: Batch) -> Batch:
-    """A batch of which this process has no share loses the slice that stands in: every pixel of it is ignored."""
+    """In a batch of which this process has no share, every pixel of the slice that stands in is ignored."""
     if process_group.parts(batch.size)[process_group.rank()]:
         return batch
     return batch._replace(labels=torch.full_like(batch.labels, IGNORE))

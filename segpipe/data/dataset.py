@@ -1,4 +1,4 @@
-"""A dataset as it is worked with: its folder and its manifest as one object, and selections of its cases."""
+"""A data set's folder and its manifest as one object, and selections of its cases."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Array = NDArray[np.generic]
 
 
 class Dataset:
-    """A dataset's folder with its manifest; arrays are memory-mapped once, when they are first asked for."""
+    """A data set's folder with its manifest; arrays are memory-mapped once, when they are first asked for."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -22,7 +22,7 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """Read a folder's manifest and look at its arrays.
+        """Read a folder's manifest and check its arrays.
 
         Raises InputError where the manifest is missing, damaged or of another format, or an array is missing or cut
         short.
@@ -35,10 +35,10 @@ class Dataset:
     def array(self, name: str) -> Array:
         """One of the manifest's arrays, read-only. Raises InputError where it is not what the manifest says."""
         if name not in self._arrays:
-            self._arrays[name] = self._mapped(name)
+            self._arrays[name] = self._map(name)
         return self._arrays[name]
 
-    def _mapped(self, name: str) -> Array:
+    def _map(self, name: str) -> Array:
         record = self.manifest.arrays[name]
         path = self.folder / record.file
         try:
@@ -66,29 +66,16 @@ class Dataset:
         patient: str | Collection[str] | None = None,
     ) -> "Selection":
         """The cases of a split, of one site or several, of one patient or several; None leaves out no case."""
-        sites, patients = _names(site), _names(patient)
-        cases = tuple(
-            case
-            for case in self.manifest.cases
-            if split in (None, case.split)
-            and (sites is None or case.site in sites)
-            and (patients is None or case.patient in patients)
-        )
-        return Selection(self, cases, split)
+        given = {"split": split, "site": site, "patient": patient}
+        asked = {name: {one} if isinstance(one, str) else {*one} for name, one in given.items() if one is not None}
+        cases = (c for c in self.manifest.cases if all(getattr(c, name) in asked[name] for name in asked))
+        return Selection(self, tuple(cases), split)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Some cases of a dataset, in the order in which they lie in the arrays; `split` is the one they were asked from,
-    None where that was any.
-    """
+    """Some cases of a data set, in the order of the arrays; `split` is the one asked for, None for any."""
 
     dataset: Dataset
     cases: tuple[CaseRecord, ...]
     split: Split | None
-
-
-def _names(asked: str | Collection[str] | None) -> frozenset[str] | None:
-    if asked is None:
-        return None
-    return frozenset([asked] if isinstance(asked, str) else asked)

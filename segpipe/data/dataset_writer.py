@@ -1,10 +1,8 @@
-"""Write a dataset once: read every case, fit it to the network, append it to one array per split."""
+"""Write a data set: read every case, fit it to the network, append it to the arrays of its split."""
 
 import csv
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -16,8 +14,7 @@ from segpipe.data.manifest import SPLITS, ArrayRecord, CaseRecord, Manifest, Spl
 from segpipe.data.readers import READERS, Reader, channel_names
 from segpipe.data.volume import Case, Volume, volume_ml
 from segpipe.errors import InputError
-
-Progress = Callable[[int, int, str], None]
+from segpipe.files.hashes import Progress
 
 
 class ArrayWriter:
@@ -29,11 +26,10 @@ class ArrayWriter:
         self.row, self.rows = row, 0
         self.hash = hashlib.sha256()
         self.file = self.path.open("wb")
-        self._header()
+        self._write_header()
 
-    def _header(self) -> None:
-        shape = (self.rows, *self.row)
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+    def _write_header(self) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.row)}
         np.lib.format.write_array_header_1_0(self.file, header)
 
     def append(self, array: NDArray[np.generic]) -> int:
@@ -48,10 +44,10 @@ class ArrayWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         # numpy pads the header so that a longer first axis still fits: rewriting it in place is safe.
         self.file.seek(0)
-        self._header()
+        self._write_header()
         self.file.close()
 
     def record(self) -> ArrayRecord:
@@ -59,40 +55,6 @@ class ArrayWriter:
         return ArrayRecord(
             file=self.path.name, dtype=self.dtype.str, shape=(self.rows, *self.row), sha256=self.hash.hexdigest()
         )
-
-
-class SplitWriter:
-    """The image and mask arrays of one split.
-
-    train and val hold slices as the network sees them (N,C,h,w float16 and N,h,w uint8). test holds each case as it
-    was acquired, flattened (float32 and uint8), so that any model, whatever its own preprocessing, is measured on the
-    original grid by the code that serves it.
-    """
-
-    def __init__(self, folder: Path, split: Split, config: Config) -> None:
-        self.native = split == "test"
-        self.config = config.preprocess
-        channels = len(channel_names(config.data))
-        image_row = () if self.native else (channels, *self.config.size)
-        mask_row = () if self.native else self.config.size
-        self.images = ArrayWriter(folder, f"{split}_images", np.float32 if self.native else np.float16, image_row)
-        self.masks = ArrayWriter(folder, f"{split}_masks", np.uint8, mask_row)
-
-    def append(self, volume: Volume) -> int:
-        """Add one case and return where it starts in the mask array."""
-        if self.native:
-            self.images.append(volume.image.ravel())
-            return self.masks.append(volume.mask.ravel())
-        images, masks = network_slices(volume, self.config)
-        self.images.append(images)
-        return self.masks.append(masks)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.images.__exit__(kind, error, tb)
-        self.masks.__exit__(kind, error, tb)
 
 
 def network_slices(volume: Volume, config: PreprocessConfig) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -104,30 +66,42 @@ def network_slices(volume: Volume, config: PreprocessConfig) -> tuple[NDArray[np
 def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> Manifest:
     """Read all cases into `folder`; the manifest, written last, makes it whole. Calls progress(done, total, case).
 
+    The arrays of train and val hold slices as the network sees them (N,C,h,w float16 and N,h,w uint8). Those of test
+    hold each case as it was acquired, flattened (float32 and uint8), so that any model, whatever its own preprocessing,
+    is measured on the original grid by the code that serves it.
+
     Raises InputError for whatever the reader refuses, for patients that can't be split, and where no mask of the whole
     data set has any foreground.
     """
     cases = reader.cases()
     sides = splits.assign(cases, config.split, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
+    channels, size = channel_names(config.data), config.preprocess.size
     records: list[CaseRecord] = []
     arrays: dict[str, ArrayRecord] = {}
     for split in SPLITS:
-        mine = [case for case in cases if sides[case.patient] == split]
-        with SplitWriter(folder, split, config) as writer:
-            for case in mine:
+        native = split == "test"
+        image_row, mask_row = ((), ()) if native else ((len(channels), *size), size)
+        with (
+            ArrayWriter(folder, f"{split}_images", np.float32 if native else np.float16, image_row) as images,
+            ArrayWriter(folder, f"{split}_masks", np.uint8, mask_row) as masks,
+        ):
+            for case in (case for case in cases if sides[case.patient] == split):
                 volume = reader.load(case)
-                records.append(_record(case, volume, split, writer.append(volume), reader.root, config))
+                image, mask = volume.image.ravel(), volume.mask.ravel()
+                if not native:
+                    image, mask = network_slices(volume, config.preprocess)
+                images.append(image)
+                records.append(_record(case, volume, split, masks.append(mask), reader.root, config))
                 progress(len(records), len(cases), case.name)
-        arrays[f"{split}_images"] = writer.images.record()
-        arrays[f"{split}_masks"] = writer.masks.record()
+        arrays |= {f"{split}_images": images.record(), f"{split}_masks": masks.record()}
     if not any(any(record.voxels.values()) for record in records):
         raise InputError(f"{reader.root}: all {len(records)} masks are empty; nothing to learn")
     manifest = Manifest(
         kind=READERS[config.data.format].kind,
         reader=config.data.format,
         root=str(reader.root),
-        channels=channel_names(config.data),
+        channels=channels,
         classes=config.data.class_names,
         preprocess=config.preprocess,
         cases=tuple(records),

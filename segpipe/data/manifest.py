@@ -1,4 +1,4 @@
-"""The hand-off from preprocess: what is in the dataset, who is in which split, where each case lies in the arrays."""
+"""What is in a data set, who is in which split, and where each case lies in the arrays."""
 
 import json
 import os
@@ -51,7 +51,7 @@ class ArrayRecord(Section):
 
 
 class Manifest(Section):
-    """Everything train and evaluate need to know about a dataset; `reader` says in which format the raw data was."""
+    """Everything train and evaluate need to know about a data set; `reader` is the format of the raw data."""
 
     format: int = FORMAT
     kind: Kind
@@ -70,22 +70,22 @@ class Manifest(Section):
 
     @property
     def digest(self) -> str:
-        """Identity of the dataset: contents, split and preprocessing, not where it lies.
+        """Identity of the data set (16 hex digits): contents, split and preprocessing, not its place.
 
-        That of a file is computed from its own values, so that it stays what the runs' tags say, whatever fields a
-        later version adds or drops.
+        A manifest that was read keeps its digest, which runs carry as a tag, whatever fields a later version adds or
+        drops.
         """
         values = self.model_dump(mode="json") if self._as_read is None else self._as_read
         return of_json({name: value for name, value in values.items() if name != "root"})[:16]
 
     @property
     def test_digest(self) -> str:
-        """Identity of the test set: equal digests mean that per-case results can be compared."""
+        """Identity of the test set (16 hex digits): with equal ones, results can be compared case by case."""
         cases = [(c.case, c.patient, c.sha256) for c in self.of("test")]
         return of_json([self.channels, self.classes, cases])[:16]
 
     def save(self, folder: Path) -> None:
-        """Write the manifest into `folder`, atomically; written last, it says that the folder is whole."""
+        """Write the manifest into `folder`, atomically; written last, it makes the folder whole."""
         partial = folder / (FILE + ".partial")
         with partial.open("w", encoding="utf-8") as file:
             json.dump(self.model_dump(mode="json"), file, indent=1)
@@ -109,15 +109,13 @@ class Manifest(Section):
             raise InputError(
                 f"{path}: format {values.get('format')}, this version reads 1 and {FORMAT}; preprocess again"
             )
+        current = values
+        if values["format"] == 1:  # `intensity` was never used
+            current = {name: value for name, value in values.items() if name != "intensity"}
+            current |= {"format": FORMAT, "kind": KIND_OF_READER.get(values.get("reader", ""))}
         try:
-            manifest = cls.model_validate(_upgraded(values) if values["format"] == 1 else values)
+            manifest = cls.model_validate(current)
         except ValidationError as error:
             raise InputError(f"{path}: damaged ({error.error_count()} fields); run preprocess again") from None
         manifest._as_read = values
         return manifest
-
-
-def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's values of format 1 as those of this format; `intensity`, which nothing ever used, is left out."""
-    kept = {name: value for name, value in values.items() if name != "intensity"}
-    return kept | {"format": FORMAT, "kind": KIND_OF_READER.get(values.get("reader", ""))}

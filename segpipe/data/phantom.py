@@ -13,21 +13,19 @@ import csv
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from segpipe.files import hashes
-from segpipe.files.hashes import of_json
 
 Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Tissue:
+class Tissue(NamedTuple):
     """Apparent diffusion coefficient (1e-3 mm2/s), T2 (ms) and relative proton density."""
 
     adc: float
@@ -41,8 +39,7 @@ FLUID = Tissue(3.00, 1500.0, 1.00)
 SHINE_THROUGH = Tissue(1.05, 190.0, 0.90)
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(NamedTuple):
     """A scanner: voxel size (mm, x,y,z), b-value (s/mm2), echo time (ms), relative noise, bias field and gain."""
 
     name: str
@@ -72,20 +69,19 @@ def simulate(base: Path, patients: int, seed: int) -> Path:
     The folder is named after the arguments and this file, so an existing one is used as it is; it appears whole or not
     at all. The same arguments give the same bytes.
     """
-    root = base / f"phantom-{of_json([hashes.digest([Path(__file__)]), patients, seed])[:10]}"
+    root = base / f"phantom-{hashes.of_json([hashes.digest([Path(__file__)]), patients, seed])[:10]}"
     if root.is_dir():
         return root
     partial = base / f"{root.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
-    tissues = _template()
-    rows = []
+    template, rows = _load_template(), [("participant_id", "patient", "site")]
     for index in range(patients):
         site = SITES[index % len(SITES)]
         name = f"sub-phantom{index:04d}"
-        _write_patient(partial, name, site, tissues, np.random.default_rng([seed, index]))
+        _write_patient(partial, name, site, template, np.random.default_rng([seed, index]))
         rows.append((name, name, site.name))
     with (partial / "participants.tsv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter="\t").writerows([("participant_id", "patient", "site"), *rows])
+        csv.writer(file, delimiter="\t").writerows(rows)
     try:
         partial.rename(root)
     except OSError:
@@ -95,30 +91,20 @@ def simulate(base: Path, patients: int, seed: int) -> Path:
     return root
 
 
-@dataclass(frozen=True)
-class Template:
-    """Grey and white matter and brain, as fractions on the template's grid, and its voxel-to-mm affine."""
+class Template(NamedTuple):
+    """Grey matter, white matter and brain, as fractions on the template's grid, and its voxel-to-mm affine."""
 
-    grey: Array
-    white: Array
-    brain: Array
+    fractions: tuple[Array, Array, Array]
     affine: NDArray[np.float64]
 
 
-def _template() -> Template:
+def _load_template() -> Template:
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
-    head, grey, white = (
-        load(resolution=2) for load in (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
-    )
-    intensity = np.asarray(head.dataobj, dtype=np.float32)
-    brain = ndimage.binary_fill_holes(ndimage.binary_closing(intensity > 0.1, iterations=2))
-    return Template(
-        np.asarray(grey.dataobj, dtype=np.float32),
-        np.asarray(white.dataobj, dtype=np.float32),
-        np.asarray(brain, dtype=np.float32),
-        np.asarray(head.affine, dtype=np.float64),
-    )
+    images = [load(resolution=2) for load in (load_mni152_gm_template, load_mni152_wm_template, load_mni152_template)]
+    grey, white, head = (np.asarray(image.dataobj, dtype=np.float32) for image in images)
+    brain = ndimage.binary_fill_holes(ndimage.binary_closing(head > 0.1, iterations=2))
+    return Template((grey, white, brain.astype(np.float32)), np.asarray(images[-1].affine, dtype=np.float64))
 
 
 def _smooth_noise(shape: tuple[int, ...], sigma: tuple[float, ...], rng: np.random.Generator) -> Array:
@@ -150,8 +136,7 @@ def _anatomy(
     voxel = np.linalg.inv(template.affine)
     index = np.tensordot(voxel[:3, :3], mni, axes=1) + voxel[:3, 3][:, None, None, None]
     grey, white, brain = (
-        ndimage.map_coordinates(volume, index, order=1, mode="constant")
-        for volume in (template.grey, template.white, template.brain)
+        ndimage.map_coordinates(volume, index, order=1, mode="constant") for volume in template.fractions
     )
     brain = (brain > 0.5).astype(np.float32)
     total = np.maximum(grey + white, 1.0)
@@ -181,18 +166,17 @@ def _territories(mni: Array) -> dict[str, NDArray[np.bool_]]:
 def _blob(allowed: NDArray[np.bool_], mni: Array, voxels: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     """The `voxels` allowed voxels nearest to a random one, by a distance made irregular with a smooth field."""
     inside = np.flatnonzero(allowed)
-    result = np.zeros(allowed.size, dtype=bool)
+    result = np.zeros(allowed.shape, dtype=bool)
     if not len(inside):
-        return result.reshape(allowed.shape)
+        return result
     points = mni.reshape(3, -1)[:, inside]
     centre = points[:, rng.integers(len(inside))]
     stretch = rng.uniform(0.7, 1.4, 3).astype(np.float32)
     distance = np.sqrt((((points - centre[:, None]) * stretch[:, None]) ** 2).sum(axis=0))
     rough = _smooth_noise(allowed.shape, (1.5, 1.5, 1.0), rng).ravel()[inside]
     distance = distance * (1 + 0.25 * rough)
-    chosen = np.argsort(distance, kind="stable")[: min(voxels, len(inside))]
-    result[inside[chosen]] = True
-    return result.reshape(allowed.shape)
+    result.flat[inside[np.argsort(distance, kind="stable")[:voxels]]] = True
+    return result
 
 
 def _lesion(tissue: Array, mni: Array, voxel_ml: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -214,8 +198,7 @@ def _lesion(tissue: Array, mni: Array, voxel_ml: float, rng: np.random.Generator
 
 def _mix(parts: list[tuple[Array, Tissue]], site: Site) -> tuple[Array, Array]:
     """Noise-free signal at b = 0 and at the site's b-value, for fractions of tissues."""
-    b0 = np.zeros_like(parts[0][0])
-    weighted = np.zeros_like(b0)
+    b0, weighted = np.zeros_like(parts[0][0]), np.zeros_like(parts[0][0])
     for fraction, tissue in parts:
         signal = fraction * np.float32(tissue.density * np.exp(-site.echo / tissue.t2))
         b0 += signal
@@ -224,9 +207,8 @@ def _mix(parts: list[tuple[Array, Tissue]], site: Site) -> tuple[Array, Array]:
 
 
 def _rician(signal: Array, sigma: float, rng: np.random.Generator) -> Array:
-    real = signal + sigma * rng.standard_normal(signal.shape, dtype=np.float32)
-    imaginary = sigma * rng.standard_normal(signal.shape, dtype=np.float32)
-    return np.asarray(np.hypot(real, imaginary), dtype=np.float32)
+    real, imaginary = (sigma * rng.standard_normal(signal.shape, dtype=np.float32) for _ in range(2))
+    return np.asarray(np.hypot(signal + real, imaginary), dtype=np.float32)
 
 
 def _write_patient(root: Path, name: str, site: Site, template: Template, rng: np.random.Generator) -> None:
@@ -252,20 +234,19 @@ def _write_patient(root: Path, name: str, site: Site, template: Template, rng: n
     brain = (tissue + fluid) > 0.5
     adc = np.log(np.maximum(b0, 1e-6) / np.maximum(weighted, 1e-6)) / site.b * 1000
     gain = site.gain * rng.uniform(0.8, 1.25)
-    _save(root, name, "dwi", np.where(brain, weighted * gain, 0).astype(np.float32), affine)
-    _save(root, name, "adc", np.where(brain, np.clip(adc, 0, 5), 0).astype(np.float32), affine)
-    _save(root, name, "msk", (lesion & brain).astype(np.uint8), affine)
+    images, stem = root / name / "ses-0001" / "dwi", f"{name}_ses-0001"
+    masks = root / "derivatives" / name / "ses-0001"
+    _save(images / f"{stem}_dwi.nii.gz", np.where(brain, weighted * gain, 0).astype(np.float32), affine)
+    _save(images / f"{stem}_adc.nii.gz", np.where(brain, np.clip(adc, 0, 5), 0).astype(np.float32), affine)
+    _save(masks / f"{stem}_msk.nii.gz", (lesion & brain).astype(np.uint8), affine)
     side_car = {"Simulated": True, "DiffusionBValue": site.b, "EchoTime": site.echo, "Site": site.name}
-    path = root / name / "ses-0001" / "dwi" / f"{name}_ses-0001_dwi.json"
-    path.write_text(json.dumps(side_car, indent=1), encoding="utf-8")
+    (images / f"{stem}_dwi.json").write_text(json.dumps(side_car, indent=1), encoding="utf-8")
 
 
-def _save(root: Path, name: str, suffix: str, values: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+def _save(path: Path, values: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
     import nibabel as nib
 
-    session = Path(name) / "ses-0001"
-    folder = root / "derivatives" / session if suffix == "msk" else root / session / "dwi"
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm", "sec")
-    nib.save(image, folder / f"{name}_ses-0001_{suffix}.nii.gz")
+    nib.save(image, path)

@@ -1,4 +1,4 @@
-"""Who is trained on, chosen on and tested on: whole patients, balanced over sites."""
+"""Which patients are for training, validation and test: whole patients, balanced over sites."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,8 +22,7 @@ def assign(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, S
             f"{len(patients)} patient(s): at least {config.min_patients} are needed (split.min_patients), "
             "so that training, validation and test share none"
         )
-    sides = given(cases)
-    return sides if sides else _draw(cases, config, seed)
+    return given(cases) or _draw(cases, config, seed)
 
 
 def given(cases: Sequence[Case]) -> dict[str, Split]:
@@ -61,12 +60,11 @@ def _draw(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, Sp
 
 
 def _furthest_behind(shares: dict[Split, float], here: list[Split], overall: list[Split]) -> Split:
-    """The split that misses most patients, at this site and over all sites together, once one more is dealt."""
-
-    def missing(split: Split) -> float:
-        return sum(shares[split] * (len(dealt) + 1) - dealt.count(split) for dealt in (here, overall))
-
-    return max(shares, key=missing)
+    """The split that lacks most patients, at this site and over all sites together, once one more is dealt."""
+    return max(
+        shares,
+        key=lambda split: sum(shares[split] * (len(dealt) + 1) - dealt.count(split) for dealt in (here, overall)),
+    )
 
 
 def _none_empty(sides: dict[str, Split], splits: list[Split]) -> dict[str, Split]:

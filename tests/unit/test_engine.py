@@ -47,7 +47,7 @@ def test_no_batch_of_one_is_left_over(dataset, size, lengths):
     train = batches(dataset, "train")
     train.size = size
     assert len(train.images) == 7
-    assert [last - first for first, last in train.bounds()] == lengths
+    assert train.sizes() == lengths
 
 
 def test_empty_slices_are_drawn_anew_and_filled_ones_always_shown(dataset):

@@ -1,6 +1,7 @@
-"""What every reader demands of a case's arrays and of its table of patients."""
+"""What all readers share: a case's files and their checks, and the table of patients."""
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -11,16 +12,28 @@ from numpy.typing import NDArray
 from segpipe.config.sections import MetricName
 from segpipe.data import codecs
 from segpipe.data.codecs import Decoded
-from segpipe.data.volume import IGNORE, Kind
+from segpipe.data.volume import IGNORE, Case, Kind
 from segpipe.errors import InputError
 
 OURS = ("case", "participant_id", "patient", "site", "split")
 RESERVED = {"outcome", "size", *get_args(MetricName)}
 
 
-def attributes(row: dict[str, str]) -> dict[str, str]:
-    """What a row of `table` says beside what every case has: subgroups to tell results by."""
-    return {name: value for name, value in row.items() if name not in OURS}
+def case_of(row: dict[str, str], name: str, subject: str, images: tuple[Path, ...], mask: Path) -> Case:
+    """A case with what its row of `table` says of it; the patient is `subject` unless the row names another."""
+    patient, site, split = row.get("patient") or subject, row.get("site") or "site", row.get("split") or None
+    more = {column: value for column, value in row.items() if column not in OURS}
+    return Case(name, patient, site, split, images, mask, more)
+
+
+def read_files(case: Case) -> tuple[list[Decoded], Decoded, str]:
+    """A case's images, its mask, and the SHA-256 (64 hex digits) of their bytes. Raises InputError naming the file."""
+    total, files = hashlib.sha256(), []
+    for path in (*case.images, case.mask):
+        data = path.read_bytes()
+        total.update(data)
+        files.append(codecs.decode(data, str(path), raw_labels=path == case.mask))
+    return files[:-1], files[-1], total.hexdigest()
 
 
 def finite(image: NDArray[np.float32], where: str) -> None:
@@ -91,7 +104,7 @@ def _known(
 def table(path: Path, key: str, delimiter: str) -> dict[str, dict[str, str]]:
     """Rows of a CSV or TSV by their `key` column; an absent file has none.
 
-    Raises InputError for a missing key column, a doubled key, an unknown split or a column named as a result.
+    Raises InputError for a missing key column, a repeated key, an unknown split or a column named like a result.
     """
     if not path.is_file():
         return {}
@@ -107,16 +120,11 @@ def table(path: Path, key: str, delimiter: str) -> dict[str, dict[str, str]]:
         row = {k: (v or "").strip() for k, v in line.items() if k}
         if row[key] in rows:
             raise InputError(f"{path}: '{row[key]}' stands twice")
+        if row.get("split", "") not in ("", "train", "val", "test"):
+            raise InputError(f"{path}: '{row[key]}' has split '{row['split']}'; allowed: train, val, test")
         if any(row.values()):
             rows[row[key]] = row
-    _check(path, rows)
-    return rows
-
-
-def _check(path: Path, rows: dict[str, dict[str, str]]) -> None:
     for column in next(iter(rows.values()), {}):
         if column in RESERVED:
             raise InputError(f"{path}: column '{column}' has the name of one of the results; rename it")
-    for name, row in rows.items():
-        if row.get("split", "") not in ("", "train", "val", "test"):
-            raise InputError(f"{path}: '{name}' has split '{row['split']}'; allowed: train, val, test")
+    return rows

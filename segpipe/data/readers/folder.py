@@ -1,6 +1,5 @@
 """`images/` and `masks/` with equal stems, and optionally `cases.csv` (case, patient, site, split)."""
 
-import hashlib
 from pathlib import Path
 
 from segpipe.config.sections import DataConfig
@@ -33,18 +32,7 @@ class FolderReader:
         if rows:
             for stem in sorted(images.keys() ^ rows.keys()):
                 raise InputError(f"{listed}: case '{stem}' " + ("has no image" if stem in rows else "is not listed"))
-        return [self._case(stem, images[stem], masks[stem], rows.get(stem, {})) for stem in sorted(images)]
-
-    def _case(self, stem: str, image: Path, mask: Path, row: dict[str, str]) -> Case:
-        return Case(
-            stem,
-            row.get("patient") or stem,
-            row.get("site") or "site",
-            row.get("split") or None,
-            (image,),
-            mask,
-            checks.attributes(row),
-        )
+        return [checks.case_of(rows.get(s, {}), s, s, (images[s],), masks[s]) for s in sorted(images)]
 
     def _stems(self, name: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
         folder = self.root / name
@@ -64,15 +52,9 @@ class FolderReader:
         return stems
 
     def load(self, case: Case) -> Volume:
-        total = hashlib.sha256()
-        decoded = []
-        for path, raw_labels in ((case.images[0], False), (case.mask, True)):
-            data = path.read_bytes()
-            total.update(data)
-            decoded.append(codecs.decode(data, str(path), raw_labels))
-        image, mask = decoded
+        (image,), mask, sha256 = checks.read_files(case)
         checks.check_mask(mask, str(case.mask), image, case.images[0].name, "picture")
         checks.finite(image.array, str(case.images[0]))
         labels = checks.labels(mask.array[0], self.classes, self.ignore, str(case.mask))
         channels = codecs.as_channels(image.array, len(self.channels), str(case.images[0]))
-        return Volume(channels, labels, image.spacing, total.hexdigest())
+        return Volume(channels, labels, image.spacing, sha256)
