@@ -1,4 +1,4 @@
-"""Masks and probabilities as text or JSON, on the grid of the file they belong to."""
+"""Masks and probabilities as text or JSON, on the grid of their file."""
 
 import base64
 from typing import Any
@@ -17,12 +17,12 @@ Plane = NDArray[np.bool_]
 def encode(
     mask: NDArray[np.uint8], like: Decoded, classes: tuple[str, ...], output: str
 ) -> str | list[dict[str, Any]] | None:
-    """A mask D,H,W as `output` asks.
+    """A mask D,H,W in the form `output`.
 
     `png`, `nifti`: base64 text of the file that `codecs.encode_mask` writes; `auto` is the one that fits. `rle`: run
     lengths of each class and slice as in COCO. `polygons`: outlines of each class and slice. `none`: None.
     Slices, rows and columns are those that the file stores: of a NIfTI `values[:, :, slice]`.
-    Raises InputError for an output that is not known, or is not one for the file.
+    Raises InputError for an unknown output, and for one that does not suit the file.
     """
     if output not in OUTPUTS:
         raise InputError(f"output={output}: expected one of {', '.join(OUTPUTS)}{nearest(output, list(OUTPUTS))}")
@@ -32,12 +32,8 @@ def encode(
         raise InputError("output=nifti is for volumes; this is a picture: png, rle, polygons or none")
     if output == "none":
         return None
-    if output in ("rle", "polygons"):
-        return _listed(mask, like, classes, output)
-    return _text(codecs.encode_mask(mask, like, len(classes)))
-
-
-def _listed(mask: NDArray[np.uint8], like: Decoded, classes: tuple[str, ...], output: str) -> list[dict[str, Any]]:
+    if output not in ("rle", "polygons"):
+        return _base64(codecs.encode_mask(mask, like, len(classes)))
     stored, found = codecs.as_stored(mask, like), list[dict[str, Any]]()
     for number, name in enumerate(classes, 1):
         inside = stored == number
@@ -72,7 +68,7 @@ def outlines(plane: Plane) -> list[dict[str, Any]]:
 
 
 def _corners(line: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points x, y of a closed line of row, column on the padded plane, without those amid a straight piece."""
+    """Points x, y of a closed line of row, column on the padded plane, without those within a straight piece."""
     points = line[:-1, ::-1] - 0.5
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     turns: Plane = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
@@ -80,7 +76,7 @@ def _corners(line: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _area(line: NDArray[np.float64]) -> float:
-    """Twice the area within a closed line of row, column; `find_contours` turns it positive around a hole."""
+    """Twice the area within a closed line of row, column; positive around a hole, as `find_contours` turns."""
     y, x = (line - line[0]).T
     return float(np.sum(y[:-1] * x[1:] - y[1:] * x[:-1]))
 
@@ -90,9 +86,9 @@ def encode_probabilities(foreground: NDArray[np.float32], like: Decoded) -> str:
     file's grid for a NIfTI.
     """
     if like.nifti is None:
-        return _text(codecs.encode_picture(np.round(foreground[0] * np.float32(65535)).astype(np.uint16)))
-    return _text(codecs.encode_nifti(codecs.as_stored(foreground, like), like.nifti.affine))
+        return _base64(codecs.encode_picture(np.round(foreground[0] * np.float32(65535)).astype(np.uint16)))
+    return _base64(codecs.encode_nifti(codecs.as_stored(foreground, like), like.nifti.affine))
 
 
-def _text(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")

@@ -53,26 +53,23 @@ def _equalised(values: Array, low: float, high: float) -> Array:
 
 
 class Fit:
-    """Where a plane of H,W lies in the network's plane of `config.size`: the way there and back.
+    """How a plane of H,W is fitted to the network's plane of `config.size`, and brought back.
 
     `resize` scales by one factor for both axes and pads what is left; `crop` keeps the scale and cuts or pads around
     the centre.
     """
 
     def __init__(self, native: tuple[int, ...], config: PreprocessConfig) -> None:
-        height, width = native
-        self.native = (height, width)
-        self.size = config.size
-        scale = min(self.size[0] / height, self.size[1] / width) if config.fit == "resize" else 1.0
-        self.scaled = tuple(
-            max(1, min(round(n * scale), limit)) if config.fit == "resize" else n
-            for n, limit in zip(self.native, self.size, strict=True)
+        self.native, self.size, self.scaled = native, config.size, native
+        if config.fit == "resize":
+            scale = min(limit / n for n, limit in zip(native, self.size, strict=True))
+            pairs = zip(native, self.size, strict=True)
+            self.scaled = tuple(max(1, min(round(n * scale), limit)) for n, limit in pairs)
+        kept = [min(n, limit) for n, limit in zip(self.scaled, self.size, strict=True)]
+        self.source, self.target = (
+            tuple(slice((n - keep) // 2, (n - keep) // 2 + keep) for n, keep in zip(whole, kept, strict=True))
+            for whole in (self.scaled, self.size)
         )
-        self.source, self.target = [], []
-        for n, limit in zip(self.scaled, self.size, strict=True):
-            keep = min(n, limit)
-            self.source.append(slice((n - keep) // 2, (n - keep) // 2 + keep))
-            self.target.append(slice((limit - keep) // 2, (limit - keep) // 2 + keep))
 
     def image(self, image: Array, lowest: Array | None = None) -> Array:
         """C,D,H,W to slices D,C,h,w; the padding has each channel's smallest value, or `lowest` C."""
@@ -81,7 +78,7 @@ class Fit:
             result[:, channel] = volume.min() if lowest is None else lowest[channel]
             for plane, values in enumerate(volume):
                 scaled = _resized(values, self.scaled, Image.Resampling.BILINEAR)
-                result[plane, channel, self.target[0], self.target[1]] = scaled[self.source[0], self.source[1]]
+                result[plane, channel][self.target] = scaled[self.source]
         return result
 
     def mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -89,7 +86,7 @@ class Fit:
         result = np.zeros((len(mask), *self.size), dtype=np.uint8)
         for plane, values in enumerate(mask):
             scaled = _resized(values, self.scaled, Image.Resampling.NEAREST)
-            result[plane, self.target[0], self.target[1]] = scaled[self.source[0], self.source[1]]
+            result[plane][self.target] = scaled[self.source]
         return result
 
     def back(self, probabilities: Array) -> Array:
@@ -99,7 +96,7 @@ class Fit:
         seen = np.zeros(self.scaled, dtype=np.float32)
         for plane in range(slices):
             for k in range(classes):
-                seen[self.source[0], self.source[1]] = probabilities[plane, k, self.target[0], self.target[1]]
+                seen[self.source] = probabilities[plane, k][self.target]
                 result[k, plane] = _resized(seen, self.native, Image.Resampling.BILINEAR)
         return result
 

@@ -37,13 +37,6 @@ class Reliability(NamedTuple):
     observed: Values
     voxels: NDArray[np.int64]
 
-    @property
-    def error(self) -> float:
-        """Expected calibration error of the foreground probability (Guo et al. 2017); NaN without any voxel."""
-        if not self.voxels.any():
-            return float("nan")
-        return float(np.nansum(self.voxels * np.abs(self.probability - self.observed)) / self.voxels.sum())
-
 
 def band(reference: Mask, spacing: Sequence[float], width: float) -> Mask:
     """The voxels within `width`, in the unit of `spacing`, of the reference, itself included; none if it is empty."""

@@ -1,4 +1,4 @@
-"""From a file's bytes to an array and, for a mask, back: the same for reading, evaluating and serving."""
+"""From a file's bytes to an array and, for a mask, back."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -12,21 +12,7 @@ from segpipe.data.codecs.nifti import encode_nifti, resample
 from segpipe.data.codecs.pictures import PICTURES, encode_picture
 from segpipe.errors import InputError
 
-__all__ = [
-    "MAX_PIXELS",
-    "PICTURES",
-    "SUFFIXES",
-    "Decoded",
-    "as_channels",
-    "as_stored",
-    "decode",
-    "encode_mask",
-    "encode_nifti",
-    "encode_picture",
-    "resample",
-    "same_grid",
-    "stack",
-]
+__all__ = ["PICTURES", "Decoded", "encode_nifti", "encode_picture", "resample"]  # beside what is defined here
 
 SUFFIXES = (*PICTURES, ".dcm", ".nii", ".nii.gz")
 CORNER_TOLERANCE_MM = 0.1
@@ -38,7 +24,7 @@ def decode(data: bytes, where: str, raw_labels: bool = False, most: int = MAX_PI
     """Decode PNG, JPEG, TIFF, BMP, NIfTI (.nii, .nii.gz) or single-frame DICOM by its content.
 
     With `raw_labels` a palette picture gives its indices rather than its colours, as masks need. A file that claims
-    more than `most` pixels or voxels is refused by its header, before anything is unfolded.
+    more than `most` pixels or voxels is refused by its header, before anything is decompressed.
     Raises InputError, beginning with `where`, for anything else or anything cut short.
     """
     if not data:

@@ -20,7 +20,7 @@ from segpipe.data.codecs.decoded import MOST_SCANS, SCAN, Decoded, Metered, limi
 from segpipe.data.volume import Spacing
 from segpipe.errors import InputError, one_line
 
-# Files are often a little odd. Told off once for the whole process: to do so for each file is not safe in threads.
+# Files are often a little odd. Silenced once for the whole process: to do so for each file is not safe in threads.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 warnings.filterwarnings("ignore", module="pydicom")
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -60,7 +60,7 @@ def decode(data: bytes, where: str, most: int) -> Decoded:
 
 
 def _read(data: bytes, where: str) -> tuple[Dataset, uid.UID]:
-    """What the file says of its pixels, and the transfer syntax it says it in."""
+    """The attributes that concern the pixels, and the transfer syntax."""
     file = Metered(data)
     file.seek(132)
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
@@ -79,12 +79,12 @@ def _unreadable(syntax: uid.UID, where: str) -> InputError:
 
 
 def _shown(text: str) -> str:
-    """A text from the file that fits into a line."""
+    """A text from the file, cut and cleaned to fit into a line."""
     return "".join(c if c.isprintable() else "?" for c in text[:LONGEST_TEXT])
 
 
 def _check(header: Dataset, syntax: uid.UID, where: str, most: int) -> None:
-    """Raise InputError for what can't be taken, ValueError for pixels that unfold to more than their header says."""
+    """Raise InputError for what is not supported, ValueError for pixels that decode to more than their header says."""
     if not header.get("PixelData"):
         raise InputError(f"{where}: no pixel data, expected an image")
     grid = (int(header.Rows), int(header.Columns))
@@ -103,36 +103,35 @@ def _check(header: Dataset, syntax: uid.UID, where: str, most: int) -> None:
     if syntax not in NATIVE:
         if header.PixelData.count(ITEM) > MOST_ITEMS:
             raise ValueError(f"over {MOST_ITEMS:,} pieces of a frame")
-        _check_frame(get_frame(header.PixelData, 0, number_of_frames=1), syntax, grid)
+        check_frame = _check_rle if syntax == uid.RLELossless else _check_jpeg
+        check_frame(get_frame(header.PixelData, 0, number_of_frames=1), grid)
 
 
-def _check_frame(frame: bytes, syntax: uid.UID, grid: tuple[int, int]) -> None:
-    if syntax == uid.RLELossless:
-        return _check_rle(frame, grid[0] * grid[1])
+def _check_jpeg(frame: bytes, grid: tuple[int, int]) -> None:
     if frame.count(SCAN) > MOST_SCANS:
         raise ValueError(f"over {MOST_SCANS} scans in one JPEG")
     opener = JpegImagePlugin.JpegImageFile if frame[:2] == b"\xff\xd8" else Jpeg2KImagePlugin.Jpeg2KImageFile
     width, height = opener(Metered(frame)).size
     if (height, width) != grid:
         raise ValueError(f"{height} x {width} pixels, by its header {grid[0]} x {grid[1]}")
-    return None
 
 
-def _check_rle(frame: bytes, most: int) -> None:
-    """Raise ValueError where a segment (PS3.5 annex G) would unfold to more than twice `most` bytes."""
+def _check_rle(frame: bytes, grid: tuple[int, int]) -> None:
+    """Raise ValueError where a segment (PS3.5 annex G) would decode to more than two bytes for each pixel."""
+    most = 2 * math.prod(grid)
     count, *offsets = struct.unpack("<16L", frame[:64])
     for start, end in zip(offsets[:count], [*offsets[1:count], len(frame)], strict=False):
         segment, at, size = frame[start:end], 0, 0
-        while at < len(segment) and size <= 2 * most:
+        while at < len(segment) and size <= most:
             run = segment[at]
             size += run + 1 if run < 128 else 257 - run
             at += run + 2 if run < 128 else 2
-        if size > 2 * most:
-            raise ValueError("run lengths of more pixels than its header speaks of")
+        if size > most:
+            raise ValueError("run lengths of more pixels than its header says")
 
 
 def _grey(pixels: NDArray[np.generic], header: Dataset) -> NDArray[np.float32]:
-    """Stored values to those of the modality, rows x columns; what is shown bright is high."""
+    """Stored values H,W to those of the modality; what is displayed bright is high."""
     values = pixels.astype(np.float32)
     if header.PhotometricInterpretation == "MONOCHROME1":
         lowest_and_highest = -1 if header.PixelRepresentation else 2**header.BitsStored - 1
@@ -143,11 +142,11 @@ def _grey(pixels: NDArray[np.generic], header: Dataset) -> NDArray[np.float32]:
 
 
 def _spacing(header: Dataset, where: str) -> Spacing | None:
-    """Slice thickness (1 where it is not told), row and column spacing in mm; None where the latter are not told."""
-    told = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
-    if not told:
+    """Slice thickness (1 where it is missing), row and column spacing in mm; None where the latter are missing."""
+    in_plane = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+    if not in_plane:
         return None
-    row, column = (float(value) for value in told)
+    row, column = (float(value) for value in in_plane)
     thickness = float(header.get("SliceThickness") or 1)
     if not all(math.isfinite(value) and value > 0 for value in (thickness, row, column)):
         raise InputError(f"{where}: voxel size {[thickness, row, column]} mm in the header, expected positive numbers")

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2 in one file, packed or not."""
+"""NIfTI-1 and NIfTI-2 in one file, compressed or not."""
 
 import io
 import logging
@@ -17,7 +17,7 @@ LARGEST_OFFSET = 1 << 24  # extensions before the voxels take kilobytes
 LONGEST_AXIS = 32_767  # of NIfTI-1, which masks are written in
 CHUNK = 1 << 16
 MEMBERS = 1 << 15  # of 64 KiB each, as bgzip has them, they make 2 GiB
-QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # nibabel tells on stderr what it mends in a header
+QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # nibabel reports on stderr what it mends in a header
 
 Value = TypeVar("Value", bound=np.generic)
 
@@ -28,7 +28,7 @@ def recognised(data: bytes) -> bool:
 
 
 def decode(data: bytes, where: str, most: int) -> Decoded:
-    """Decode a NIfTI. Of a gzip only the header, and then as many bytes as it speaks of, are unfolded.
+    """Decode a NIfTI. Of a gzip only the header, and then as many bytes as it announces, are decompressed.
 
     Raises InputError, beginning with `where`.
     """
@@ -60,7 +60,7 @@ def decode(data: bytes, where: str, most: int) -> Decoded:
 
 
 def _image(data: bytes, where: str, most: int) -> Any:
-    """The file as nibabel knows it, its voxels still as they are stored."""
+    """The file as nibabel's image, its voxels still as they are stored."""
     import nibabel as nib
 
     kind = nib.Nifti2Image if first(data, 8)[4:] == b"n+2\0" else nib.Nifti1Image
@@ -83,7 +83,7 @@ def _image(data: bytes, where: str, most: int) -> Any:
 
 
 def _length(header: Any, where: str, most: int) -> int:
-    """Bytes of a file by its header. Raises InputError for shapes and types of voxels that are not taken."""
+    """Bytes of a file by its header. Raises InputError for shapes and voxel types that are not supported."""
     shape: tuple[int, ...] = header.get_data_shape()
     dtype, offset = np.dtype(header.get_data_dtype()), header.get_data_offset()
     if len(shape) not in (3, 4):
@@ -112,7 +112,7 @@ def first(data: bytes, size: int) -> bytes:
         members += 1
         if members > MEMBERS:
             raise ValueError(f"over {MEMBERS:,} gzip members")
-        # One byte more than wanted takes zlib up to the checksum of a member that ends there.
+        # One byte more than wanted makes zlib check the checksum of a member that ends there.
         while not member.eof and found.tell() <= size:
             chunk = view[start : start + CHUNK]
             if not chunk:
@@ -129,8 +129,7 @@ def resample(moving: Decoded, fixed: Decoded) -> Decoded:
     from nibabel.processing import resample_from_to
 
     onto = resample_from_to(moving.nifti, (fixed.nifti.shape[:3], fixed.nifti.affine), order=1)
-    canonical = nib.as_closest_canonical(onto)
-    values = np.asarray(canonical.dataobj, dtype=np.float32)
+    values = np.asarray(nib.as_closest_canonical(onto).dataobj, dtype=np.float32)
     return Decoded(np.ascontiguousarray(values.transpose(2, 1, 0))[None], fixed.spacing, onto, fixed.affine)
 
 

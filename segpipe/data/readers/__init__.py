@@ -18,11 +18,9 @@ class Reader(Protocol):
 
     def cases(self) -> list[Case]:
         """All cases, sorted by name. Raises InputError naming what is missing or does not fit."""
-        ...
 
     def load(self, case: Case) -> Volume:
         """One case. Raises InputError naming the file that is damaged or does not fit."""
-        ...
 
 
 class Format(NamedTuple):
