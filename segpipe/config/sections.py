@@ -15,12 +15,8 @@ def _split(value: object) -> object:
 
 
 def _square(value: object) -> object:
-    parts = _split(value) if isinstance(value, str) else value
-    if isinstance(parts, int):
-        return (parts, parts)
-    if isinstance(parts, tuple | list) and len(parts) == 1:
-        return (parts[0], parts[0])
-    return parts
+    parts = (value,) if isinstance(value, int) else _split(value)
+    return (parts[0], parts[0]) if isinstance(parts, tuple | list) and len(parts) == 1 else parts
 
 
 def _arch(value: object) -> object:
@@ -84,7 +80,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """What is read."""
+    """The raw data."""
 
     format: Literal["phantom", "nifti", "folder"] = Field("phantom", description="how the raw data lies on disk")
     root: str = Field("", description="folder with the raw data (default: $SEGPIPE_DATA; the phantom writes to data/)")
@@ -127,7 +123,7 @@ class PreprocessConfig(Section):
 
 
 class SplitConfig(Section):
-    """Who is trained on, chosen on and tested on: by patient, balanced over sites."""
+    """Patients for training, validation and test, balanced over sites."""
 
     val: Fraction = Field(0.15, description="share of patients for validation")
     test: Fraction = Field(0.25, description="share of patients for the test set")
@@ -147,13 +143,9 @@ class ModelConfig(Section):
     encoder: str = Field("resnet18", min_length=1, description="encoder, any name segmentation-models-pytorch knows")
     encoder_depth: int = Field(5, ge=3, le=5, description="encoder stages, where the architecture allows a choice")
     encoder_weights: str = Field(
-        "none",
-        min_length=1,
-        description="none (random), imagenet (downloaded once), or a file of weights: .safetensors or a state dict",
+        "none", min_length=1, description="none (random), imagenet (download) or a file (.safetensors or state dict)"
     )
-    norm: Literal["batch", "group"] = Field(
-        "batch", description="group normalisation knows no batch: for small batches and many processes"
-    )
+    norm: Literal["batch", "group"] = Field("batch", description="group suits small batches and many processes")
     options: Options = Field({}, description="more of the architecture's own options, e.g. decoder_attention_type=scse")
 
     @property
@@ -230,7 +222,7 @@ class TrainConfig(Section):
     )
     warmup_epochs: float = Field(1.0, ge=0, description="linear warm-up")
     poly_power: float = Field(0.9, gt=0, le=10, description="polynomial: exponent")
-    plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: what the learning rate is multiplied with")
+    plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: factor of the learning rate")
     plateau_patience: int = Field(5, ge=1, description="plateau: epochs without a better validation Dice until then")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm of a step; 0: not clipped")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the weights, evaluated and saved; 0: none")
@@ -240,36 +232,25 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
     processes: int = Field(1, ge=1, le=1024, description="processes on this machine, one a GPU; started by torchrun")
     max_restarts: int = Field(3, ge=0, le=100, description="processes > 1: restarts from the last checkpoint")
-    resume: str = Field(
-        "auto", min_length=1, description="auto: continue what was interrupted; never; or the run ID to continue"
-    )
+    resume: str = Field("auto", min_length=1, description="auto: continue an interrupted run; never; or a run ID")
 
 
 class EvaluateConfig(Section):
     """How the test set is measured."""
 
     threshold: Threshold = Field(
-        "auto",
-        description="foreground probability from which a voxel is foreground; auto: chosen on the validation set",
+        "auto", description="foreground probability from which a voxel is foreground; auto: by the validation set"
     )
-    tolerance: float = Field(
-        2.0, gt=0, le=100, description="normalised surface Dice: tolerance, mm (pixels without mm)"
-    )
-    band: float = Field(
-        10.0, gt=0, le=1000, description="pixel-wise metrics: how far around the reference, mm (pixels without mm)"
-    )
-    subgroups: Names = Field(
-        ("site", "size"), description="columns to tell results by; size: tertiles of the reference"
-    )
+    tolerance: float = Field(2.0, gt=0, le=100, description="tolerance of the normalised surface Dice, mm or pixels")
+    band: float = Field(10.0, gt=0, le=1000, description="pixel-wise metrics: reach around the reference, mm or pixels")
+    subgroups: Names = Field(("site", "size"), description="columns to group by; size: tertiles of the reference")
     bootstrap_samples: int = Field(10_000, ge=100, le=1_000_000, description="resamples behind a confidence interval")
 
 
 class GateConfig(Section):
     """What a model must show before it becomes champion."""
 
-    floors: Floors = Field(
-        {}, description="metric=value,...: what the confidence bound on the bad side of each mean must reach"
-    )
+    floors: Floors = Field({}, description="metric=value,...: what the worse confidence bound of each mean must reach")
     min_patients: int = Field(6, ge=1, description="fewest test patients; 6 are the fewest that can show 2.5 %")
     metric: MetricName = Field("dice", description="metric that decides")
     rule: Literal["superiority", "non_inferiority"] = Field(
@@ -292,9 +273,7 @@ class GateConfig(Section):
 class RegistryConfig(Section):
     """Where a model is promoted."""
 
-    model_name: str = Field(
-        "segpipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$", description="name in the Model Registry"
-    )
+    model_name: str = Field("segpipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$", description="name in the registry")
 
 
 class CardConfig(Section):
@@ -344,17 +323,13 @@ class TrackingConfig(Section):
     )
     artifact_every: int = Field(10, ge=1, description="epochs between folders of pictures; each new best has one too")
     system_metrics: bool = Field(False, description="record load of CPU, memory and GPU while training")
-    outputs: str = Field(
-        "", description="folder for checkpoints, unsent records and runs without MLflow (default: outputs/ here)"
-    )
+    outputs: str = Field("", description="checkpoints, unsent records, runs without MLflow (default: outputs/ here)")
 
 
 class DriverConfig(Section):
     """How `pipeline.py` runs the steps."""
 
-    timeout: Timeouts = Field(
-        {}, description="step=seconds,...: a step that takes longer is ended, and continues with the next start"
-    )
+    timeout: Timeouts = Field({}, description="step=seconds,...: a slower step is ended; the next start continues it")
     retries: Retries = Field(
         {}, description="step=times,...: starts after a failure that can pass (connection, lock); 1 for steps not named"
     )

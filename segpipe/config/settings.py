@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from segpipe.config.sections import Config, Section
+from segpipe.config.sections import Config
 from segpipe.errors import InputError, nearest, one_line
 
 
@@ -38,12 +38,8 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _bounds(field: FieldInfo) -> str:
-    """What values a field takes, e.g. `16..4096` or `resize|crop`."""
-    return _allowed(field.annotation, field.metadata)
-
-
 def _allowed(annotation: Any, metadata: Iterable[Any]) -> str:
+    """What values a field takes, e.g. `int >=16 <=4096` or `resize|crop`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return "|".join(arguments)
@@ -65,16 +61,16 @@ def knobs() -> dict[str, Knob]:
     """Every knob by its dotted name, in the order of declaration."""
     found = {}
     for section, field in Config.model_fields.items():
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-            found[section] = Knob(section, _text(field.default), _bounds(field), field.description or "")
-            continue
-        for name, sub in field.annotation.model_fields.items():
-            dotted = f"{section}.{name}"
-            found[dotted] = Knob(dotted, _text(sub.default), _bounds(sub), sub.description or "")
+        inner: dict[str, FieldInfo] = getattr(field.annotation, "model_fields", {})
+        fields = {f"{section}.{key}": knob for key, knob in inner.items()} or {section: field}
+        for name, knob in fields.items():
+            allowed = _allowed(knob.annotation, knob.metadata)
+            found[name] = Knob(name, _text(knob.default), allowed, knob.description or "")
     return found
 
 
-def _told(error: ValidationError) -> str:
+def _fault(error: ValidationError) -> str:
+    """The first fault that was found, with the knob's name, value and what is allowed."""
     first = error.errors()[0]
     parts = [part for part in first["loc"] if isinstance(part, str)]
     name = next((known for n in (2, 1) if (known := ".".join(parts[:n])) in knobs()), ".".join(parts))
@@ -83,8 +79,8 @@ def _told(error: ValidationError) -> str:
     knob = knobs().get(name)
     if knob is None:
         return _message(first)
-    told = " or ".join(dict.fromkeys(_message(one) for one in error.errors() if one["loc"][:2] == first["loc"][:2]))
-    return f"{name}={_shown(first['input'])}: {told} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
+    faults = " or ".join(dict.fromkeys(_message(one) for one in error.errors() if one["loc"][:2] == first["loc"][:2]))
+    return f"{name}={_shown(first['input'])}: {faults} (allowed: {knob.allowed}; default {knob.default or 'empty'})"
 
 
 def _message(error: Mapping[str, Any]) -> str:
@@ -105,7 +101,7 @@ def build(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(_told(error)) from None
+        raise InputError(_fault(error)) from None
 
 
 def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
@@ -120,10 +116,7 @@ def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
         if name not in knobs():
             raise InputError(f"unknown knob '{name}'{nearest(name, list(knobs()))}")
         section, _, key = name.partition(".")
-        if key:
-            values[section] = {**values.get(section, {}), key: value}
-        else:
-            values[section] = value
+        values[section] = {**values.get(section, {}), key: value} if key else value
     config = build(values)
     root = config.data.root or (os.environ.get("SEGPIPE_DATA", "") if config.data.format != "phantom" else "")
     weights = config.model.encoder_weights
