@@ -1,8 +1,8 @@
 """A data set's folder and its manifest as one object, and selections of its cases."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,7 @@ class Dataset:
         return Selection(self, tuple(cases), split)
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """Some cases of a data set, in the order of the arrays; `split` is the one asked for, None for any."""
 
     dataset: Dataset

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr
 
 from segpipe.config.sections import PreprocessConfig, Section
 from segpipe.data.volume import KIND_OF_READER, Kind
-from segpipe.errors import InputError
+from segpipe.errors import InputError, one_line
 from segpipe.files.hashes import of_json
 
 FORMAT = 2
@@ -101,21 +101,17 @@ class Manifest(Section):
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            found = values.get("format")
+            if found not in (1, FORMAT):
+                raise InputError(f"{path}: format {found}, this version reads 1 and {FORMAT}; preprocess again")
+            current = values
+            if found == 1:  # `intensity` was never used
+                current = {name: value for name, value in values.items() if name != "intensity"}
+                current |= {"format": FORMAT, "kind": KIND_OF_READER.get(values.get("reader", ""))}
+            manifest = cls.model_validate(current)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file: the dataset was never finished; run preprocess again") from None
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: damaged ({error}); run preprocess again") from None
-        if values.get("format") not in (1, FORMAT):
-            raise InputError(
-                f"{path}: format {values.get('format')}, this version reads 1 and {FORMAT}; preprocess again"
-            )
-        current = values
-        if values["format"] == 1:  # `intensity` was never used
-            current = {name: value for name, value in values.items() if name != "intensity"}
-            current |= {"format": FORMAT, "kind": KIND_OF_READER.get(values.get("reader", ""))}
-        try:
-            manifest = cls.model_validate(current)
-        except ValidationError as error:
-            raise InputError(f"{path}: damaged ({error.error_count()} fields); run preprocess again") from None
+        except ValueError as error:  # no UTF-8, no JSON, or a wrong field
+            raise InputError(f"{path}: damaged ({one_line(error)}); run preprocess again") from None
         manifest._as_read = values
         return manifest

@@ -26,7 +26,8 @@ class Windows:
         sides = product(*(_sides(n, limit) for n, limit in zip(native, size, strict=True)))
         # What each window sees of the plane, and where in the window that is.
         self.places = [((rows, columns), (down, along)) for (rows, down), (columns, along) in sides]
-        self.weights = np.maximum(np.outer(*(_gaussian(n) for n in size)), LEAST_WEIGHT).astype(np.float32)
+        gaussians = (np.exp(-((np.arange(n) - (n - 1) / 2) ** 2) / (2 * (SIGMA * n) ** 2)) for n in size)
+        self.weights = np.maximum(np.outer(*gaussians), LEAST_WEIGHT).astype(np.float32)
         self.total = np.zeros(native, dtype=np.float32)
         for seen, inside in self.places:
             self.total[seen] += self.weights[inside]
@@ -59,9 +60,3 @@ def _sides(n: int, limit: int) -> list[Slices]:
     step = int(limit * (1 - OVERLAP))
     starts = (min(start, n - limit) for start in range(0, n - limit + step, step))
     return [(slice(start, start + limit), slice(0, limit)) for start in starts]
-
-
-def _gaussian(n: int) -> NDArray[np.float64]:
-    distances = np.arange(n) - (n - 1) / 2
-    weights: NDArray[np.float64] = np.exp(-(distances**2) / (2 * (SIGMA * n) ** 2))
-    return weights

@@ -93,14 +93,17 @@ def paired(
     ones and the observed (Phipson and Smyth 2010). `wilcoxon` is the p-value of the signed-rank test on each patient's
     mean difference. Without a pair the means are NaN and the p-values 1.
     """
+    from scipy import stats
+
     ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     differences = np.round(ours - theirs, DECIMALS)
     valid = ~np.isnan(differences)
     interval = bootstrap_mean(differences, patients, samples, seed)
     sums, counts = _by_patient(differences[valid] + margin, np.asarray(patients)[valid])
     p = _sign_flip(np.round(sums, DECIMALS), samples, np.random.default_rng([seed, 0xF11B]), alternative)
-    wilcoxon = _wilcoxon(np.round(sums / counts, DECIMALS), alternative)
-    return Difference(interval.mean, interval.low, interval.high, p, wilcoxon, interval.n_valid, len(sums))
+    means = np.round(sums / counts, DECIMALS)
+    wilcoxon = stats.wilcoxon(means[means != 0], alternative=alternative).pvalue if means.any() else 1.0
+    return Difference(interval.mean, interval.low, interval.high, p, float(wilcoxon), interval.n_valid, len(sums))
 
 
 def _sign_flip(sums: Values, samples: int, rng: np.random.Generator, alternative: str) -> float:
@@ -118,13 +121,6 @@ def _sign_flip(sums: Values, samples: int, rng: np.random.Generator, alternative
         totals, observed = np.abs(totals), abs(observed)
     reached = int((totals >= observed - ties).sum())
     return reached / len(totals) if exact else (reached + 1) / (len(totals) + 1)
-
-
-def _wilcoxon(means: Values, alternative: str) -> float:
-    from scipy import stats
-
-    means = means[means != 0]
-    return float(stats.wilcoxon(means, alternative=alternative).pvalue) if means.size else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

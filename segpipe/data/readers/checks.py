@@ -71,16 +71,7 @@ def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where
     if classes and 0 <= ignore <= len(classes):
         raise InputError(f"data.ignore_label={ignore}: the value of the background or a class; take one it has not")
     ignored = (mask == ignore) & (ignore >= 0)
-    found = _known(mask, np.unique(mask[~ignored]), classes, where)
-    found[ignored] = IGNORE
-    return found
-
-
-def _known(
-    mask: NDArray[np.float32], values: NDArray[np.float32], classes: Sequence[str], where: str
-) -> NDArray[np.uint8]:
-    """Labels of a mask that has these values, and any other only where it is ignored."""
-    shown = ", ".join(f"{v:g}" for v in values[:8]) + (", ..." if len(values) > 8 else "")
+    values = np.unique(mask[~ignored])
     if classes:
         unknown = [v for v in values if v not in range(len(classes) + 1)]
         if unknown:
@@ -88,17 +79,24 @@ def _known(
                 f"{where}: unknown label value {unknown[0]:g}; data.classes declares 1..{len(classes)}, "
                 "data.ignore_label what to leave out"
             )
-        return mask.astype(np.uint8)
+        found = mask.astype(np.uint8)
+    else:
+        found = np.asarray(mask == _foreground(values, where), dtype=np.uint8)
+    found[ignored] = IGNORE
+    return found
+
+
+def _foreground(values: NDArray[np.float32], where: str) -> np.float32:
+    """Which of a binary mask's values is the foreground."""
+    shown = ", ".join(f"{v:g}" for v in values[:8]) + (", ..." if len(values) > 8 else "")
     if len(values) > 2:
         raise InputError(
             f"{where}: label values {shown}; a binary mask has two: declare data.classes or data.ignore_label, "
             "or save masks losslessly"
         )
-    if len(values) == 2:
-        return np.asarray(mask == values[1], dtype=np.uint8)
     if len(values) == 1 and values[0] not in (0, 255):
         raise InputError(f"{where}: a single value ({shown}), foreground or background? use 0/255 or data.classes")
-    return np.asarray(mask == 255, dtype=np.uint8)
+    return values[1] if len(values) == 2 else np.float32(255)
 
 
 def table(path: Path, key: str, delimiter: str) -> dict[str, dict[str, str]]:

@@ -18,8 +18,7 @@ class FolderReader:
     """
 
     def __init__(self, data: DataConfig) -> None:
-        self.root = Path(data.root)
-        self.channels, self.classes, self.ignore = data.channels, data.classes, data.ignore_label
+        self.root, self.data = Path(data.root), data
 
     def cases(self) -> list[Case]:
         images, masks = self._stems("images", IMAGES), self._stems("masks", codecs.PICTURES)
@@ -55,6 +54,6 @@ class FolderReader:
         (image,), mask, sha256 = checks.read_files(case)
         checks.check_mask(mask, str(case.mask), image, case.images[0].name, "picture")
         checks.finite(image.array, str(case.images[0]))
-        labels = checks.labels(mask.array[0], self.classes, self.ignore, str(case.mask))
-        channels = codecs.as_channels(image.array, len(self.channels), str(case.images[0]))
+        labels = checks.labels(mask.array[0], self.data.classes, self.data.ignore_label, str(case.mask))
+        channels = codecs.as_channels(image.array, len(self.data.channels), str(case.images[0]))
         return Volume(channels, labels, image.spacing, sha256)

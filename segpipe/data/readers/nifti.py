@@ -16,9 +16,7 @@ class NiftiReader:
     """
 
     def __init__(self, data: DataConfig) -> None:
-        self.root = Path(data.root)
-        self.channels, self.mask_suffix = data.channels, data.mask_suffix
-        self.classes, self.ignore = data.classes, data.ignore_label
+        self.root, self.data = Path(data.root), data
 
     def cases(self) -> list[Case]:
         rows = checks.table(self.root / "participants.tsv", "participant_id", "\t")
@@ -27,7 +25,7 @@ class NiftiReader:
             raise InputError(f"data.root {self.root}: no sub-*/ folder; expected the ISLES'22 BIDS layout")
         derivatives = self.root / "derivatives"
         for session in _sessions(derivatives):
-            if session not in sessions and _files(derivatives / session, self.mask_suffix):
+            if session not in sessions and _files(derivatives / session, self.data.mask_suffix):
                 raise InputError(f"{derivatives / session}: a mask without its image in {self.root / session}")
         return [self._case(session, rows) for session in sessions]
 
@@ -35,16 +33,9 @@ class NiftiReader:
         subject = session.parts[0]
         if rows and subject not in rows:
             raise InputError(f"{self.root / 'participants.tsv'}: case '{subject}' is not listed")
-        images = tuple(self._only(self.root / session, channel) for channel in self.channels)
-        mask = self._only(self.root / "derivatives" / session, self.mask_suffix)
+        images = tuple(_find_one(self.root / session, channel) for channel in self.data.channels)
+        mask = _find_one(self.root / "derivatives" / session, self.data.mask_suffix)
         return checks.case_of(rows.get(subject, {}), "_".join(session.parts), subject, images, mask)
-
-    def _only(self, folder: Path, suffix: str) -> Path:
-        found = _files(folder, suffix)
-        if len(found) != 1:
-            what = "no file" if not found else f"{len(found)} files"
-            raise InputError(f"{folder}: {what} *_{suffix}.nii.gz; a case has exactly one")
-        return found[0]
 
     def load(self, case: Case) -> Volume:
         images, mask, sha256 = checks.read_files(case)
@@ -53,13 +44,21 @@ class NiftiReader:
                 raise InputError(f"{path}: {len(file.array)} volumes in one file, expected one per channel")
             checks.finite(file.array, str(path))
         checks.check_mask(mask, str(case.mask), images[0], case.images[0].name, "volume")
-        labels = checks.labels(mask.array[0], self.classes, self.ignore, str(case.mask))
+        labels = checks.labels(mask.array[0], self.data.classes, self.data.ignore_label, str(case.mask))
         return Volume(codecs.stack(images)[0], labels, images[0].spacing, sha256)
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
     patterns = [f"{below}*_{suffix}{end}" for below in ("", "*/") for end in (".nii.gz", ".nii")]
     return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
+def _find_one(folder: Path, suffix: str) -> Path:
+    found = _files(folder, suffix)
+    if len(found) != 1:
+        what = "no file" if not found else f"{len(found)} files"
+        raise InputError(f"{folder}: {what} *_{suffix}.nii.gz; a case has exactly one")
+    return found[0]
 
 
 def _sessions(root: Path) -> list[Path]:
