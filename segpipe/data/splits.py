@@ -12,9 +12,9 @@ from segpipe.errors import InputError
 
 
 def assign(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, Split]:
-    """Each patient's split. A split given by the data is honoured; otherwise it is drawn from `seed`.
+    """Each patient's split: the one that the data declares, or drawn from `seed`.
 
-    Raises InputError for too few patients, a patient on two sides, or a split given for some cases only.
+    Raises InputError for too few patients, a patient in two splits, or a split declared for some cases only.
     """
     patients = sorted({case.patient for case in cases})
     if len(patients) < config.min_patients:
@@ -22,23 +22,17 @@ def assign(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, S
             f"{len(patients)} patient(s): at least {config.min_patients} are needed (split.min_patients), "
             "so that training, validation and test share none"
         )
-    return given(cases) or _draw(cases, config, seed)
-
-
-def given(cases: Sequence[Case]) -> dict[str, Split]:
-    """The split the data itself declares, or nothing. Raises InputError where it is partial or torn."""
-    declared = [case for case in cases if case.split]
-    if not declared:
-        return {}
-    if len(declared) < len(cases):
-        missing = next(case.name for case in cases if not case.split)
-        raise InputError(f"case '{missing}' has no split, but others do; give all or none")
-    sides: dict[str, str] = {}
-    for case in declared:
-        known = sides.setdefault(case.patient, str(case.split))
-        if known != case.split:
-            raise InputError(f"patient '{case.patient}' is in both {known} and {case.split} (case '{case.name}')")
-    return {patient: next(s for s in SPLITS if s == side) for patient, side in sides.items()}
+    if not any(case.split for case in cases):
+        return _draw(cases, config, seed)
+    sides: dict[str, Split] = {}
+    for case in cases:
+        split = next((split for split in SPLITS if split == case.split), None)
+        if split is None:
+            raise InputError(f"case '{case.name}' has no split, but others do; give all or none")
+        known = sides.setdefault(case.patient, split)
+        if known != split:
+            raise InputError(f"patient '{case.patient}' is in both {known} and {split} (case '{case.name}')")
+    return sides
 
 
 def _draw(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, Split]:

@@ -92,8 +92,7 @@ def _stamp(stat: os.stat_result) -> str:
 
 
 def _memory(under: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(under.resolve())).hexdigest()[:16]
-    return cache_folder() / "digests" / f"{name}.json"
+    return cache_folder() / "digests" / f"{hashlib.sha256(os.fsencode(under.resolve())).hexdigest()[:16]}.json"
 
 
 def _load(memory: Path) -> dict[str, str]:

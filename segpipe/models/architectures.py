@@ -1,7 +1,8 @@
 """Architectures by name, built on segmentation-models-pytorch, taking images of any size."""
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segpipe.config.sections import ModelConfig
-from segpipe.errors import InputError, one_line
-from segpipe.models import encoder_weights, encoders, options
+from segpipe.errors import InputError, nearest, one_line
+from segpipe.models import encoder_weights, encoders
 from segpipe.models.attention_unet import add_gates
 from segpipe.models.group_norm import replace_batch_norm
 from segpipe.models.pruning import drop_unused
@@ -20,6 +21,14 @@ SMALLEST = 32
 VIT_MODULES = ("vision_transformer", "deit", "eva")
 DEPTH = ("encoder_depth",)
 LEVELS = ("encoder_depth", "decoder_channels")
+OPTIONS_WITH_KNOBS = {
+    "encoder_name": "model.encoder",
+    "encoder_depth": "model.encoder_depth",
+    "encoder_weights": "model.encoder_weights",
+    "in_channels": "data.channels",
+    "classes": "data.classes",
+}
+REFUSED_OPTIONS = ("activation", "aux_params")
 
 
 class Architecture(NamedTuple):
@@ -104,7 +113,7 @@ def check(config: ModelConfig) -> None:
     encoders.check(config)
     if config.encoder.startswith(encoders.TIMM):
         _check_timm(config)
-    options.check(config.arch, getattr(smp, ARCHITECTURES[config.arch].builder), config.options)
+    _check_options(config, getattr(smp, ARCHITECTURES[config.arch].builder))
 
 
 def _check_timm(config: ModelConfig) -> None:
@@ -117,6 +126,25 @@ def _check_timm(config: ModelConfig) -> None:
         raise encoders.unfit(config)
     if config.initialisation == "img" and not timm.models.is_model_pretrained(name):
         raise encoders.without_imagenet(config.encoder)
+
+
+def _check_options(config: ModelConfig, constructor: Callable[..., Any]) -> None:
+    """Raise InputError for an option that `constructor` does not declare, that has a knob of its own or that would
+    change what a network answers. What is passed on as **kwargs is no option: encoders ignore misspelt names there.
+    """
+    known = [
+        name
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in (*OPTIONS_WITH_KNOBS, *REFUSED_OPTIONS)
+    ]
+    for name in config.options:
+        if name in OPTIONS_WITH_KNOBS:
+            raise InputError(f"model.options: {name} is a knob of its own; set {OPTIONS_WITH_KNOBS[name]}")
+        if name in REFUSED_OPTIONS:
+            raise InputError(f"model.options: {name} can't be set, losses and metrics need plain logits; leave it out")
+        if name not in known:
+            hint = nearest(name, known) or f" (it has: {', '.join(known)})"
+            raise InputError(f"model.options: {config.arch} has no option '{name}'{hint}")
 
 
 def build(config: ModelConfig, channels: int, classes: int, seed: int, pretrained: bool = True) -> SegmentationModel:

@@ -138,7 +138,7 @@ def test_what_ships_inside_a_model_is_small():
         *("segpipe.data.encodings", "segpipe.data.transform", "segpipe.data.volume", "segpipe.data.windows"),
         *("segpipe.models", "segpipe.models.architectures", "segpipe.models.attention_unet"),
         *("segpipe.models.encoder_weights", "segpipe.models.encoders", "segpipe.models.group_norm"),
-        *("segpipe.models.options", "segpipe.models.pruning", "segpipe.inference", "segpipe.inference.input_assembly"),
+        *("segpipe.models.pruning", "segpipe.inference", "segpipe.inference.input_assembly"),
         *("segpipe.inference.predictor", "segpipe.inference.quantities", "segpipe.inference.spec"),
         *("segpipe.serving", "segpipe.serving.model_file", "segpipe.serving.request", "segpipe.serving.served_model"),
     }
