@@ -94,10 +94,7 @@ def _shown(value: object) -> str:
 
 
 def build(values: Mapping[str, Any]) -> Config:
-    """A Config from nested values, as they stand in a recipe.
-
-    Raises InputError naming the knob, its value and what is allowed.
-    """
+    """A Config from a recipe's nested values. Raises InputError naming the knob, its value and what is allowed."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:

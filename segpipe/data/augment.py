@@ -26,7 +26,7 @@ FARTHEST = 50.0  # weights below exp(-50) are kept from becoming denormal, which
 
 
 def draw(config: AugmentConfig, seed: int, epoch: int, samples: Sequence[int]) -> Values:
-    """What each of the N samples gets: by knob, in its unit, N float32 where 0 is "nothing".
+    """What each of the N samples gets, by knob and in its unit: N float32, where 0 changes nothing.
 
     `box` (N,4) is the dropout's height, width, top and left, each as a share of what is possible; `keys` (N,2 int32)
     seed the fields of the elastic deformation and of the noise.
@@ -45,8 +45,8 @@ def draw(config: AugmentConfig, seed: int, epoch: int, samples: Sequence[int]) -
 def apply(images: Tensor, labels: Tensor, values: Values) -> tuple[Tensor, Tensor]:
     """Change images N,C,H,W float and labels N,H,W uint8 as drawn; labels move along, by nearest neighbour.
 
-    What comes from outside is the image's border and label 0. The order: geometry, blur, gamma, contrast and
-    brightness, noise, dropout. The values stay on the CPU, so that nothing waits for a GPU.
+    Outside the image its border is repeated, with label 0. The order: geometry, blur, gamma, contrast and brightness,
+    noise, dropout. The values stay on the CPU, so that nothing waits for a GPU.
     """
     images, labels = images.clone(), labels.clone()
     warped = _any(values, WARPS)
@@ -76,7 +76,7 @@ def _select(values: Values, names: Sequence[str], chosen: Tensor, device: torch.
 
 
 def _over(amounts: Tensor, like: Tensor) -> Tensor:
-    """One number for each sample, N, ready to meet N,C,H,W of its dtype on its device; N,2 becomes N,1,1,2."""
+    """A number for each sample, N, shaped to broadcast over N,C,H,W, of its dtype, on its device; N,2 becomes N,1,1,2."""
     return amounts.view(len(amounts), 1, 1, -1).to(like, non_blocking=True)
 
 

@@ -61,10 +61,7 @@ class Batches:
         return len(self.sizes())
 
     def sizes(self) -> list[int]:
-        """How many slices each batch of an epoch has.
-
-        A remainder of one joins the batch before it, because batch statistics need two.
-        """
+        """Slices of each batch of an epoch. A remainder of one joins the batch before: batch statistics need two."""
         full, rest = divmod(len(self.filled) + self.empties, self.size)
         sizes = [self.size] * full
         if full and rest == 1:

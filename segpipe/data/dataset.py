@@ -24,8 +24,7 @@ class Dataset:
     def open(cls, folder: Path) -> "Dataset":
         """Read a folder's manifest and check its arrays.
 
-        Raises InputError where the manifest is missing, damaged or of another format, or an array is missing or cut
-        short.
+        Raises InputError where the manifest or an array is missing, damaged or of another format.
         """
         dataset = cls(folder, Manifest.read(folder / FILE))
         for name in dataset.manifest.arrays:
@@ -34,11 +33,8 @@ class Dataset:
 
     def array(self, name: str) -> Array:
         """One of the manifest's arrays, read-only. Raises InputError where it is not what the manifest says."""
-        if name not in self._arrays:
-            self._arrays[name] = self._map(name)
-        return self._arrays[name]
-
-    def _map(self, name: str) -> Array:
+        if name in self._arrays:
+            return self._arrays[name]
         record = self.manifest.arrays[name]
         path = self.folder / record.file
         try:
@@ -47,6 +43,7 @@ class Dataset:
             raise InputError(f"{path}: missing or cut short ({error}); run preprocess again") from None
         if array.shape != record.shape or array.dtype.str != record.dtype:
             raise InputError(f"{path}: {array.shape}, but the manifest says {record.shape}; run preprocess again")
+        self._arrays[name] = array
         return array
 
     def native(self, case: CaseRecord) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

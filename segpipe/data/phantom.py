@@ -66,8 +66,8 @@ MEDIAN_ML, LOG_SPREAD = 9.0, 1.2
 def simulate(base: Path, patients: int, seed: int) -> Path:
     """Write `patients` patients in the ISLES'22 BIDS layout below `base` and return the folder.
 
-    The folder is named after the arguments and this file, so an existing one is used as it is; it appears whole or not
-    at all. The same arguments give the same bytes.
+    The folder is named after the arguments and this file, so an existing one is used as it is; it appears complete or
+    not at all. The same arguments give the same bytes.
     """
     root = base / f"phantom-{hashes.of_json([hashes.digest([Path(__file__)]), patients, seed])[:10]}"
     if root.is_dir():

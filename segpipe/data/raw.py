@@ -25,11 +25,10 @@ def check_root(root: str) -> Path:
 
 
 def files(config: DataConfig, progress: hashes.Progress | None = None) -> dict[str, str]:
-    """SHA-256 (64 hex digits) of every raw file, by its path below the root; hidden files do not count, links are
-    followed. `progress` is told of files that have to be read.
+    """SHA-256 (64 hex digits) of every raw file but hidden ones, by its path below the root; links are followed.
 
-    The phantom has none, because its config and code say it all. Raises InputError where the root or a file can't be
-    read.
+    The phantom has none, because its config and code say it all. `progress` is called for files that have to be read.
+    Raises InputError where the root or a file can't be read.
     """
     if config.format == "phantom":
         return {}

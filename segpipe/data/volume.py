@@ -1,4 +1,4 @@
-"""The two types every reader speaks: a Case (where) and a Volume (what); and the kinds of data."""
+"""What every reader gives: a Case (where it is) and a Volume (its content); and the kinds of data."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ IGNORE = 255  # label of voxels that nobody could judge: left out of loss and me
 
 @dataclass(frozen=True)
 class Case:
-    """Where one case lies and whom it belongs to.
+    """The files of a case and whom it belongs to.
 
     `images` has one file per channel, or a single file that holds all channels. `split` is given by the data or None,
-    `attributes` is what else the data says of the case, by column.
+    `attributes` are further columns of the data's own table.
     """
 
     name: str

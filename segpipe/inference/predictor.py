@@ -112,7 +112,8 @@ class Predictor:
         variance = np.empty(shape, dtype=np.float32) if tta else None
         for planes in _groups(shape[0]):
             probabilities, foreground[planes], squares = self._mean(prepared, planes, FLIPS if tta else FLIPS[:1])
-            mask[planes] = _labels(probabilities, foreground[planes] >= threshold)
+            found = foreground[planes] >= threshold
+            mask[planes] = found if len(probabilities) == 1 else np.where(found, probabilities.argmax(axis=0) + 1, 0)
             if variance is not None:
                 variance[planes] = squares / len(FLIPS)
         return Segmentation(mask, foreground, variance)
@@ -185,9 +186,3 @@ def _foreground(probabilities: Slices) -> Slices:
     """K,d,H,W to d,H,W: the classes together, at most 1."""
     foreground: Slices = np.minimum(probabilities.sum(axis=0), np.float32(1))
     return foreground
-
-
-def _labels(probabilities: Slices, foreground: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    if len(probabilities) == 1:
-        return foreground.astype(np.uint8)
-    return np.where(foreground, probabilities.argmax(axis=0) + 1, 0).astype(np.uint8)

@@ -11,7 +11,7 @@ from segpipe.inference.predictor import Segmentation
 
 
 def findings(mask: NDArray[np.uint8], segmentation: Segmentation, first: codecs.Decoded) -> dict[str, Any]:
-    """What a mask D,H,W measures: voxels, mm2 of a picture or ml of a volume, lesions, and how sure the model is.
+    """What a mask D,H,W amounts to: voxels, mm2 of a picture or ml of a volume, lesions, and how sure the model is.
 
     Uncertainty is the variance of the foreground probability over the flips: its mean over the mask, or over the whole
     image where the mask is empty.

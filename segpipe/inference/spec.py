@@ -27,10 +27,7 @@ class ModelSpec(Section):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read what `Predictor.save` wrote, now or in version 0.5.0 (format 1).
-
-        Raises InputError where it is damaged or of another format.
-        """
+        """Read a spec of this version or 0.5.0 (format 1). Raises InputError for a damaged one or another format."""
         try:
             values = json.loads((folder / SPEC).read_text(encoding="utf-8"))
             if values.get("format") == 1:

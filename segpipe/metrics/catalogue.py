@@ -12,8 +12,8 @@ CONVENTION = (
 
 
 class Metric(NamedTuple):
-    """How a metric is told: its name, its unit (mm, ml or none), whether more is better, what a perfect case has, and
-    what the convention says where only one mask is empty.
+    """How a metric is shown: its name, its unit (mm, ml or none), whether more is better, the value of a perfect case,
+    and what the convention says where only one mask is empty.
     """
 
     title: str

@@ -65,9 +65,7 @@ def volume_errors(counts: Counts, voxel_ml: float) -> dict[str, Values]:
 
 
 def count(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], classes: int) -> Counts:
-    """Counts per foreground class, K each, of two label arrays of one shape with values 0..K. Voxels whose reference is
-    IGNORE count nowhere.
-    """
+    """Counts of each foreground class, K each, in label arrays 0..K of one shape, but where the reference is IGNORE."""
     bins = classes + 1
     both = np.bincount(reference[prediction == reference].ravel(), minlength=bins)[1:bins]
     predicted = np.bincount(prediction[reference != IGNORE], minlength=bins)[1:bins]

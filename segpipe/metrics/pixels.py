@@ -111,9 +111,7 @@ def roc(histogram: Histogram) -> tuple[Values, Values]:
 
 
 def pr(histogram: Histogram) -> tuple[Values, Values]:
-    """Recall and precision, BINS + 1 each, as the threshold falls from above 1 to 0; precision is 1 where nothing is
-    predicted.
-    """
+    """Recall and precision, BINS + 1 each, as the threshold falls from above 1 to 0; precision of no voxel is 1."""
     negatives, positives = _from_the_top(histogram)
     predicted = negatives + positives
     precision = np.divide(positives, predicted, out=np.ones_like(predicted), where=predicted > 0)

@@ -151,9 +151,7 @@ def letters(names: Sequence[str], different: Iterable[tuple[str, str]]) -> dict[
 
 
 def by_group(cases: pd.DataFrame, column: str, metrics: Sequence[str], samples: int, seed: int) -> pd.DataFrame:
-    """One row per group of cases and metric, groups sorted: group, metric, the fields of its Interval, and the patients
-    that have a value.
-    """
+    """One row per group and metric, groups sorted: group, metric, its Interval, and the patients that have a value."""
     rows = []
     for group, members in cases.groupby(column, sort=True):
         for metric in metrics:

@@ -62,9 +62,7 @@ def distances(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> Di
 
 
 def _to(target: Mask, source: Mask, spacing: Sequence[float]) -> Values:
-    """From each voxel of `source` to the nearest of `target`, in no order: looked up where that is near, found with a
-    tree where it is not.
-    """
+    """From each voxel of `source` to the nearest of `target`, in no order: near ones looked up, others from a tree."""
     from scipy.spatial import cKDTree
 
     if not target.any():

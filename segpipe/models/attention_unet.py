@@ -13,9 +13,7 @@ from torch.nn import functional
 
 
 class AttentionGate(nn.Module):
-    """Additive attention: a skip connection is multiplied by coefficients in 0..1 computed from itself and from a
-    gating signal of the coarser decoder level.
-    """
+    """Additive attention: multiplies a skip by coefficients in 0..1, made of it and of a coarser level's signal."""
 
     def __init__(self, skip_channels: int, gating_channels: int) -> None:
         super().__init__()

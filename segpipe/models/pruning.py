@@ -5,9 +5,7 @@ from torch import Tensor, nn
 
 
 class Unused(nn.Module):
-    """Stands where a module took no part in the answer. It may be called all the same: some encoders run a stage more
-    than they return.
-    """
+    """Stands in for a module without part in the answer. Some encoders call a stage more than they return."""
 
     def forward(self, features: Tensor, *_arguments: object) -> Tensor:
         """The features as they came."""

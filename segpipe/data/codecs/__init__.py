@@ -53,9 +53,7 @@ def as_channels(image: NDArray[np.float32], channels: int, where: str) -> NDArra
 
 
 def same_grid(one: Decoded, other: Decoded) -> bool:
-    """Whether two files have the same shape and, for NIfTI, their corner voxels in the same place to 0.1 mm, however
-    they are stored.
-    """
+    """Whether two files have one shape and, if NIfTI, however stored, their corner voxels within 0.1 mm."""
     if one.array.shape[1:] != other.array.shape[1:]:
         return False
     if one.affine is None or other.affine is None:

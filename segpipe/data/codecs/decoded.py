@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segpipe.data.volume import Spacing
 from segpipe.errors import InputError
 
-MAX_PIXELS = 178_956_970  # where Pillow, too, takes a picture for an attack
+MAX_PIXELS = 178_956_970  # from which on Pillow, too, suspects a decompression bomb
 CHANNELS = 4  # times the grid: the most values that a file of many channels may hold
 FEWEST_READS, BYTES_A_READ = 1 << 15, 1 << 10
 SCAN, MOST_SCANS = b"\xff\xda", 100  # of a JPEG: a progressive one has about ten, each goes through all of its pixels
@@ -33,9 +33,9 @@ class Decoded:
 
 
 class Metered(io.BytesIO):
-    """A file for libraries that keep an object for each of its parts: of millions of empty ones they make gigabytes.
+    """A file for libraries that keep an object for each of its parts: millions of empty ones take gigabytes.
 
-    Raises ValueError for more reads than a file of its size, in parts of a sensible size, asks for.
+    Raises ValueError for more reads than parts of a sensible size need.
     """
 
     def __init__(self, data: bytes) -> None:

@@ -28,10 +28,7 @@ def recognised(data: bytes) -> bool:
 
 
 def decode(data: bytes, where: str, most: int) -> Decoded:
-    """Decode a NIfTI. Of a gzip only the header, and then as many bytes as it announces, are decompressed.
-
-    Raises InputError, beginning with `where`.
-    """
+    """Decode a NIfTI; of a gzip no more than the header announces. Raises InputError, beginning with `where`."""
     import nibabel as nib
 
     try:

@@ -12,7 +12,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 from segpipe.data.codecs.decoded import MOST_SCANS, SCAN, Decoded, Metered, limit
 from segpipe.errors import InputError, one_line
 
-# For the whole process: what is odd about metadata that nobody reads here would be told once for each text of it.
+# For the whole process: Pillow warns of odd metadata that nobody reads here, once for each text of it.
 warnings.filterwarnings("ignore", module=r"PIL\.\w+ImagePlugin")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -50,7 +50,7 @@ def decode(data: bytes, where: str, raw_labels: bool, most: int) -> Decoded:
 
 
 def _check(picture: ImageFile.ImageFile, where: str, most: int) -> None:
-    """Raise InputError for what an opened picture's header says that can't be taken."""
+    """Raise InputError where an opened picture's header says what is not supported."""
     tags: Any = getattr(picture, "tag_v2", {})  # of a TIFF
     for grid in ((picture.height, picture.width), (tags.get(TILE_LENGTH, 1), tags.get(TILE_WIDTH, 1))):
         limit(where, grid, most, "pixels")

@@ -24,8 +24,8 @@ class Reader(Protocol):
 
 
 class Format(NamedTuple):
-    """One way in which raw data lies on disk: the reader, made from a DataConfig whose root and channels are filled in;
-    what its cases are; the channels where data.channels names none; and whether the data is simulated first.
+    """A format of raw data: its reader, made from a DataConfig whose root and channels are filled in; what its cases
+    are; the channels where data.channels names none; and whether the data is simulated first.
     """
 
     reader: Callable[[DataConfig], Reader]
@@ -47,7 +47,7 @@ def channel_names(data: DataConfig) -> tuple[str, ...]:
 
 
 def open_reader(config: Config) -> Reader:
-    """The configured reader. Simulated patients are written first, unless they lie there already.
+    """The configured reader. Simulated patients are written first, unless they are there already.
 
     Raises InputError where the data root is missing, not a folder or empty.
     """
@@ -60,6 +60,6 @@ def open_reader(config: Config) -> Reader:
 
 
 def reader_of(data: DataConfig, root: Path) -> Reader:
-    """The reader of the configured format for the files that lie in `root`; nothing is simulated."""
+    """The reader of the configured format for the files in `root`; nothing is simulated."""
     given = {"root": str(root), "channels": channel_names(data)}
     return READERS[data.format].reader(data.model_copy(update=given))
