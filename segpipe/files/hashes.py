@@ -53,7 +53,7 @@ def of(paths: Iterable[Path], under: Path, progress: Progress | None = None) -> 
     return {path: found[path] for path in stats}
 
 
-def moved(before: Path, after: Path) -> None:
+def carry_over(before: Path, after: Path) -> None:
     """Carry what is remembered of a folder's files over to its new name."""
     if known := _load(_memory(before)):
         _save(_memory(after), known)

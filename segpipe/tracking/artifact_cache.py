@@ -164,7 +164,7 @@ def _replace(target: Path, found: Folder) -> None:
         if target.exists():
             target.rename(partial / target.name)
         folder.rename(target)
-        hashes.moved(folder, target)
+        hashes.carry_over(folder, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

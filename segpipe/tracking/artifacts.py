@@ -126,7 +126,7 @@ def folder(name: str) -> Iterator[Path]:
         yield partial
         inventory.write(partial)
         partial.rename(root / name)
-        hashes.moved(partial, root / name)
+        hashes.carry_over(partial, root / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -116,7 +116,7 @@ def test_what_is_remembered_goes_with_a_folder_that_is_renamed(root, remembered)
     digests_of(root)
     falsify(remembered)
     after = root.rename(root.with_name("after"))
-    hashes.moved(root, after)
+    hashes.carry_over(root, after)
     assert set(digests_of(after).values()) == {"0" * 64}
     assert len(list(remembered.iterdir())) == 1
 
