@@ -76,7 +76,7 @@ def _select(values: Values, names: Sequence[str], chosen: Tensor, device: torch.
 
 
 def _over(amounts: Tensor, like: Tensor) -> Tensor:
-    """A number for each sample, N, shaped to broadcast over N,C,H,W, of its dtype, on its device; N,2 becomes N,1,1,2."""
+    """A number for each sample, N, shaped to broadcast over N,C,H,W, of its dtype and on its device; N,2: N,1,1,2."""
     return amounts.view(len(amounts), 1, 1, -1).to(like, non_blocking=True)
 
 

@@ -25,7 +25,7 @@ from segpipe.errors import InputError, StoreError, one_line
 from segpipe.files.staging import staged
 from segpipe.recording import logged_models
 from segpipe.serving.served_model import ARTIFACT
-from segpipe.tracking import artifacts, connection, runs
+from segpipe.tracking import artifacts, connection, locations, runs
 
 if TYPE_CHECKING:
     from segpipe.inference.predictor import Predictor
@@ -39,7 +39,7 @@ class Spool:
     def __init__(self, run_id: str, folder: Path, warn: Callable[[str], None]) -> None:
         self.run_id, self.folder, self.warn = run_id, folder, warn
         uri = MlflowClient().get_run(run_id).info.artifact_uri
-        self.root = artifacts.local_root(uri)
+        self.root = locations.local_root(uri)
         self.away, self.tried, self.refused = False, 0.0, ""
         folder.mkdir(parents=True, exist_ok=True)
         self.number = 0

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow import MlflowClient
@@ -17,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from segpipe.files import hashes, inventory
 from segpipe.files.staging import staged
 from segpipe.tracking import artifact_cache, connection, mlflow_sentences, runs
+from segpipe.tracking.locations import local_root
 
 if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
@@ -170,14 +170,6 @@ def sweep(root: str) -> None:
         for pattern in (".*.partial", ".partial-*", "*/.partial-*"):
             for left in here.glob(pattern):
                 shutil.rmtree(left, ignore_errors=True)  # another process does so too, or it is another user's
-
-
-def local_root(uri: str) -> Path | None:
-    """The folder that an artifact URI stands for; None where it is not on this machine."""
-    parts = urlparse(uri)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
-    return Path(uri) if not parts.scheme else None
 
 
 def discard(run_id: str, path: str) -> None:

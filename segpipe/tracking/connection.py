@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from segpipe.errors import InputError, SegpipeError, StoreError, one_line, redact
 from segpipe.files import project
-from segpipe.tracking import mlflow_sentences
+from segpipe.tracking import locations, mlflow_sentences
 from segpipe.tracking.mlflow_sentences import Schema
 
 if TYPE_CHECKING:
@@ -42,6 +42,23 @@ _patience = PATIENT
 
 
 def connect() -> None:
+    """Reach the tracking store. Raises InputError as `reach` does, and MovedError where its folder was moved."""
+    reach()
+    path = database()
+    if path:
+        import mlflow
+
+        everywhere = mlflow.search_experiments(view_type=mlflow.entities.ViewType.ALL)
+        locations.check(path, [experiment.artifact_location for experiment in everywhere])
+
+
+def database() -> Path | None:
+    """The file of the store that was reached; None for a server's."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def reach() -> None:
     """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder.
 
     A relative path becomes absolute, for this process and those it starts. Raises InputError where there can't be a

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from segpipe.tracking import (
     connection,  # sets what MLflow reads when it is imported
+    locations,
     run_tags,
 )
 
@@ -57,9 +58,8 @@ def experiment(name: str) -> str:
     """The ID of an experiment, created if need be; with an sqlite store its artifacts lie beside the database."""
     found = mlflow.get_experiment_by_name(name)
     if found is None:
-        uri = mlflow.get_tracking_uri()
-        beside = Path(uri.removeprefix("sqlite:///")).parent / "mlruns" if uri.startswith("sqlite") else None
-        location = (beside / hashes.of_json(name)[:8]).as_uri() if beside else None
+        path = connection.database()
+        location = (path.parent / locations.FOLDER / hashes.of_json(name)[:8]).as_uri() if path else None
         try:
             return str(mlflow.create_experiment(name, artifact_location=location))
         except MlflowException:
@@ -242,7 +242,7 @@ def log_params(run_id: str, values: dict[str, str]) -> None:
 def end_given_run(error: BaseException, reason: str) -> None:
     """End the run that MLflow Projects opened for this process, before the process does."""
     connection.hurry_after(error)
-    connection.connect()
+    connection.reach()
     if connection.passing(error):
         MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], run_tags.PASSING, "true")
     if isinstance(error, Interrupted):

@@ -129,9 +129,9 @@ def test_some_bad_files_are_exit_code_3_and_a_finished_run_with_all_results(fold
     assert tags["segpipe.figure"].startswith("8 of 9 segmented")
     assert run.data.params["cfg.predict.threshold"] == "0.4"
 
-    from segpipe.tracking import artifacts
+    from segpipe.tracking import locations
 
-    kept = artifacts.local_root(run.info.artifact_uri) / "predictions"
+    kept = locations.local_root(run.info.artifact_uri) / "predictions"
     assert {path.name for path in kept.iterdir()} == ARTIFACTS | {inventory.FILE}
     assert {k: v for k, v in without_times(kept).items() if k != inventory.FILE} == without_times(results)
     assert (kept / "outputs" / "case0.png").samefile(results / "outputs" / "case0.png")

@@ -58,7 +58,7 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tracked(store, raw, tmp_path_factory):
     """A finished run and the folder of its artifacts."""
-    from segpipe.tracking import artifacts, connection, runs
+    from segpipe.tracking import connection, locations, runs
 
     outputs = tmp_path_factory.mktemp("outputs")
     done = call(
@@ -68,7 +68,7 @@ def tracked(store, raw, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     connection.connect()
     run = runs.finished("train")[0]
-    return run, artifacts.local_root(run.info.artifact_uri)
+    return run, locations.local_root(run.info.artifact_uri)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_what_needs_mlflow_says_so(program):
 
 
 def test_an_unforeseen_error_is_an_artifact_and_a_tag(store, raw, tmp_path):
-    from segpipe.tracking import artifacts, connection, runs
+    from segpipe.tracking import connection, locations, runs
 
     program = (
         "import runpy\nfrom segpipe.plots import training\n"
@@ -194,7 +194,7 @@ def test_an_unforeseen_error_is_an_artifact_and_a_tag(store, raw, tmp_path):
     experiments = [e.experiment_id for e in client.search_experiments()]
     (run,) = client.search_runs(experiments, "tags.`segpipe.reason` = 'curves are round'")
     assert run.info.status == "FAILED"
-    told = (artifacts.local_root(run.info.artifact_uri) / "logs/traceback.txt").read_text()
+    told = (locations.local_root(run.info.artifact_uri) / "logs/traceback.txt").read_text()
     assert "ZeroDivisionError" in told
 
 
