@@ -136,6 +136,7 @@ def callback(
         with commands.refusing():
             preconditions.check_device(config, coming)
     if only_plan:
+        runs.check_experiment(config.tracking.experiment)
         for name, choice in coming():
             session.screen.answer(f"{name}: {choice.told()}")
         return

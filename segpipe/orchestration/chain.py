@@ -1,8 +1,9 @@
 """How a step finds its inputs, is reused or is started."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -15,7 +16,7 @@ from segpipe.orchestration.keys import Key
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
 from segpipe.recording import logged_models
-from segpipe.tracking import artifacts, run_tags, runs
+from segpipe.tracking import artifacts, lineage, run_tags, runs
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -102,26 +103,47 @@ def always(_run: "Run") -> str:
 
 
 def choose(
-    session: Session, name: str, config: Config, upstream: Mapping[str, str], valid: Valid = always, fresh: bool = False
+    session: Session,
+    name: str,
+    config: Config,
+    upstream: Mapping[str, str],
+    valid: Valid = always,
+    fresh: bool = False,
+    there: Collection[str] = (),
 ) -> Choice:
     """Which finished run with the right key, whole and still valid, stands for a step, or why it has to run.
 
-    `upstream` holds the keys of its inputs; `valid` says what speaks against a run, or nothing.
+    `upstream` holds the keys of its inputs, `there` the IDs of runs that stand for them; `valid` says what speaks
+    against a run, or nothing.
     """
     wanted = session.keys.key(name, config, upstream)
     if fresh:
         return Choice(wanted, None, explain.ASKED)
     faults = []
     for run in runs.finished(name, wanted.digest):
-        fault = damage(name, run) or valid(run)
+        fault = _deleted_behind(name, run, there) or damage(name, run) or valid(run)
         if not fault:
             return Choice(wanted, run, "")
         faults.append(fault)
+    faults += [runs.restore(run.info.run_id) for run in runs.finished(name, wanted.digest, deleted=True)]
     faults += [_unfinished(run) for run in runs.unfinished(name, wanted.digest)]
     if faults:
         return Choice(wanted, None, faults[0])
     known = runs.finished(name, most=explain.COMPARED)
     return Choice(wanted, None, explain.reason(session.keys, known, name, config, wanted))
+
+
+def _deleted_behind(name: str, run: "Run", there: Collection[str]) -> str:
+    """Which run that a step's run was built on, directly or not, was deleted, in words; empty where none was."""
+    inputs = {i: run.data.tags.get(run_tags.INPUT + i, "") for i in STEPS[name].inputs}
+    for step, run_id in inputs.items():
+        if run_id and run_id not in there:
+            earlier = lineage.find(run_id)
+            if earlier is None or earlier.info.lifecycle_stage == lineage.DELETED:
+                return f"its {step} {runs.restore(run_id)}"
+            if deleted := _deleted_behind(step, earlier, there):
+                return deleted
+    return ""
 
 
 def _unfinished(run: "Run") -> str:
@@ -152,7 +174,8 @@ def obtain(
     """Reuse a run that stands for a step, or run it, unless somebody else is about to: then wait, and look again."""
     began, label, upstream = time.perf_counter(), label or name, upstream_keys(built)
     session = launcher.session
-    choice = choose(session, name, config, upstream, valid, fresh)
+    look = partial(choose, session, name, config, upstream, valid, fresh, {run.info.run_id for run in built.values()})
+    choice = look()
     if choice.run:
         return reuse(choice.run, choice.told(), launcher, label)
 
@@ -160,7 +183,7 @@ def obtain(
         session.say(f"{label}: {line}")
 
     with claims.claimed(choice.wanted.digest, launcher.parent.info.run_id, say, session.guard.pause):
-        choice = choose(session, name, config, upstream, valid, fresh)
+        choice = look()
         if choice.run is None:
             say(choice.told())
             given = {f"{i}_run": run.info.run_id for i, run in built.items()}

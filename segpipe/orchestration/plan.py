@@ -52,15 +52,16 @@ def before(step: str) -> tuple[str, ...]:
 
 def plan(session: Session, config: Config, asked: Asked) -> Iterator[tuple[str, chain.Choice]]:
     """What would become of each step; nothing is run. Raises InputError as `taken` does."""
-    known: dict[str, str] = {}
+    known: dict[str, chain.Choice] = {}
     kept = taken(session, config, asked.start)
     for step in asked.names:
-        upstream = {i: known[i] for i in STEPS[step].inputs}
         if step in kept:
             choice = kept[step]
         else:
-            choice = chain.choose(session, step, config, upstream, validity(step, config), asked.anew(step))
-        known[step] = choice.key
+            upstream = {i: known[i].key for i in STEPS[step].inputs}
+            there = [made.run.info.run_id for made in known.values() if made.run]
+            choice = chain.choose(session, step, config, upstream, validity(step, config), asked.anew(step), there)
+        known[step] = choice
         yield step, choice
 
 

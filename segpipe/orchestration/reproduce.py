@@ -111,7 +111,8 @@ def recorded(found: "Lineage") -> "dict[str, Run]":
         if node is None:
             raise InputError(f"{found.uri}: no {step} run behind it; give a model version or an evaluate run")
         if node.state == lineage.DELETED:
-            raise InputError(f"{found.uri}: its {step} run {node.id} is deleted: nothing says how it was made")
+            gone = f"run {node.id} is gone: nothing says how it was made"
+            raise InputError(f"{found.uri}: its {step} {runs.restore(node.id) if lineage.find(node.id) else gone}")
         made_by[step] = runs.upstream(node.id, step)
     return made_by
 

@@ -17,7 +17,7 @@ from segpipe.tracking import (
 # isort: split
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Experiment, LifecycleStage, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -66,9 +66,27 @@ def experiment(name: str) -> str:
             found = mlflow.get_experiment_by_name(name)
             if found is None:
                 raise
-    if found.lifecycle_stage != "active":
-        raise InputError(f"tracking.experiment={name}: deleted on the server; restore it or choose another name")
+    _check_active(found)
     return str(found.experiment_id)
+
+
+def check_experiment(name: str) -> None:
+    """Raises InputError where the experiment of new runs was deleted: the one that MLflow's environment names, or else
+    this one.
+    """
+    given, client = os.environ.get("MLFLOW_EXPERIMENT_ID"), MlflowClient()
+    by_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
+    found = client.get_experiment(given) if given else client.get_experiment_by_name(by_name)
+    if found is not None:
+        _check_active(found)
+
+
+def _check_active(found: Experiment) -> None:
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        raise InputError(
+            f"experiment {found.name} was deleted; bring it back with: mlflow experiments restore --experiment-id "
+            f"{found.experiment_id}; or name another one: tracking.experiment"
+        )
 
 
 def experiment_of(run: Run) -> str:
@@ -125,8 +143,10 @@ def _start(step: str, config: Config, experiment_id: str | None, name: str, abov
     if given:
         _claim(given, tags)
         return mlflow.start_run(run_id=given, nested=above is not None, log_system_metrics=metrics)
-    if not experiment_id and not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
-        experiment_id = experiment(config.tracking.experiment)
+    if not experiment_id:
+        check_experiment(config.tracking.experiment)
+        if not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
+            experiment_id = experiment(config.tracking.experiment)
     return mlflow.start_run(
         experiment_id=experiment_id, run_name=name, tags=tags, nested=above is not None, log_system_metrics=metrics
     )
@@ -264,23 +284,38 @@ def tag(**values: str) -> None:
         mlflow.set_tags(named)
 
 
-def finished(step: str, key: str | None = None, most: int = 5) -> list[Run]:
-    """Finished runs of a step in any experiment but scratch ones, newest first; with `key` only those with that key."""
+def finished(step: str, key: str | None = None, most: int = 5, deleted: bool = False) -> list[Run]:
+    """Finished runs of a step in any experiment but scratch ones, newest first; with `key` only those with that key;
+    either those that are there, or those that were deleted.
+    """
     query = f"tags.`{run_tags.STEP}` = '{step}' and attributes.status = 'FINISHED'"
     if key:
         query += f" and tags.`{run_tags.KEY}` = '{key}'"
-    order = ["attributes.start_time DESC"]
-    return list(MlflowClient().search_runs(built_on(), query, max_results=most, order_by=order))
+    order, view = ["attributes.start_time DESC"], ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+    return list(MlflowClient().search_runs(built_on(), query, view, max_results=most, order_by=order))
 
 
-def upstream(run_id: str, step: str) -> Run:
-    """A finished run of `step`. Raises InputError where there is none of that ID, it is not finished or of another
-    step.
-    """
+def restore(run_id: str) -> str:
+    """How a deleted run is told, with the command that brings it back."""
+    return f"run {run_id} was deleted; bring it back with: mlflow runs restore --run-id {run_id}"
+
+
+def _given(knob: str, run_id: str) -> Run:
+    """The run that a knob names. Raises InputError where there is none, or it was deleted."""
     try:
         found = MlflowClient().get_run(run_id)
     except MlflowException as error:
-        raise connection.refusal(f"{step}_run={run_id}", error) from None
+        raise connection.refusal(f"{knob}={run_id}", error) from None
+    if found.info.lifecycle_stage == LifecycleStage.DELETED:
+        raise InputError(f"{knob}={run_id}: {restore(run_id)}")
+    return found
+
+
+def upstream(run_id: str, step: str) -> Run:
+    """A finished run of `step`. Raises InputError where there is none of that ID, it was deleted, is not finished or of
+    another step.
+    """
+    found = _given(f"{step}_run", run_id)
     actual = found.data.tags.get(run_tags.STEP, "no segpipe step")
     if actual != step:
         raise InputError(f"{step}_run={run_id}: that run belongs to '{actual}', not to '{step}'")
@@ -291,10 +326,7 @@ def upstream(run_id: str, step: str) -> Run:
 
 def interrupted(run_id: str, step: str) -> Run:
     """A run of `step` that has not finished. Raises InputError where there is none of that ID, or it has finished."""
-    try:
-        found = MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        raise connection.refusal(f"{step}.resume={run_id}", error) from None
+    found = _given(f"{step}.resume", run_id)
     if found.data.tags.get(run_tags.STEP) != step or found.info.status == "FINISHED":
         raise InputError(f"{step}.resume={run_id}: that is no interrupted run of {step}; use auto or never")
     return found

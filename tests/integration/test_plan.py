@@ -155,6 +155,62 @@ def test_parts_of_the_chain_can_be_asked_for(planned):
     assert set(planned("--fresh").values()) == {"run: because it was asked for"}
 
 
+def test_a_run_that_was_deleted_is_told_and_what_was_built_on_it_is_not_taken(planned, command):
+    from segpipe.tracking import runs
+
+    client, run = runs.MlflowClient(), finished("train")[0].info.run_id
+    told = f"run {run} was deleted; bring it back with: mlflow runs restore --run-id {run}"
+    client.delete_run(run)
+    lines, again = planned(), command("-m", "steps.evaluate", f"--train-run={run}")
+    restored = command("-m", "mlflow", "runs", "restore", "--run-id", run)
+    assert lines["preprocess"].startswith("reuse ")
+    assert lines["train"] == f"run: because {told}"
+    assert lines["evaluate"] == lines["register"] == f"run: because its train {told}"
+    assert (again.returncode, again.stderr.splitlines()[-1]) == (1, f"segpipe evaluate: train_run={run}: {told}")
+    assert restored.returncode == 0, restored.stderr
+    assert [line.split()[0] for line in planned().values()] == ["reuse"] * 4
+
+
+def test_a_deleted_dataset_is_told_for_all_that_was_made_from_it(planned):
+    from segpipe.tracking import runs
+
+    client, run = runs.MlflowClient(), finished("preprocess")[0].info.run_id
+    client.delete_run(run)
+    try:
+        lines = planned()
+        with pytest.raises(SystemExit):
+            planned("--from=evaluate")
+    finally:
+        client.restore_run(run)
+    assert all(f"run {run} was deleted" in line for line in lines.values())
+
+
+@pytest.mark.parametrize("words", [[], ["compare"]])
+@pytest.mark.parametrize("named_by", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "the config"])
+def test_a_deleted_experiment_is_refused_by_the_plan_as_by_the_chain(chain, words, named_by, monkeypatch, capsys):
+    import pipeline as module
+    from segpipe.tracking import runs
+
+    client, name = runs.MlflowClient(), f"study {named_by} {len(words)}"
+    experiment = runs.experiment(name)
+    client.delete_experiment(experiment)
+    before = len(runs_in_store())
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    if named_by != "the config":
+        monkeypatch.setenv(named_by, experiment if named_by.endswith("ID") else name)
+    shown = []
+    for more in (["--plan"], []):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            module.command().main([*words, *chain, f"--experiment={name}", *more])
+        assert stopped.value.code == 1
+        shown.append(capsys.readouterr().err.splitlines()[-1])
+    assert shown[0] == shown[1]
+    assert f"experiment {name} was deleted; bring it back with: mlflow experiments restore" in shown[0]
+    assert f"--experiment-id {experiment};" in shown[0]
+    assert len(runs_in_store()) == before
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -233,3 +289,18 @@ def test_earlier_steps_that_fit_together_are_found_behind_newer_ones_that_do_not
             client.delete_run(run_id)
     assert lines["preprocess"] == f"reuse {preprocess}"
     assert lines["train"] == f"reuse {train}"
+
+
+def test_a_training_that_was_deleted_is_done_again_and_evaluated_again(chain, planned):
+    from segpipe.tracking import run_tags, runs
+
+    old = finished("train")[0].info.run_id
+    runs.MlflowClient().delete_run(old)
+    done = pipeline(*chain, "--in-process")
+    assert done.returncode == 0, done.stderr
+    new = {step: finished(step)[0] for step in STEPS}
+    assert "preprocess: reuse" in done.stderr
+    assert new["train"].info.run_id != old
+    assert new["evaluate"].data.tags[run_tags.INPUT + "train"] == new["train"].info.run_id
+    assert new["register"].data.tags[run_tags.INPUT + "evaluate"] == new["evaluate"].info.run_id
+    assert planned() == {step: f"reuse {run.info.run_id}" for step, run in new.items()}

@@ -31,7 +31,7 @@ def test_a_pair_is_refused_where_it_can_not_be_built(arch, encoder):
     config = ModelConfig(arch=arch, encoder=encoder)
     row = architectures.ARCHITECTURES[arch]
     try:
-        architectures._network(config, row, 1, 1)
+        architectures._build_network(config, row, 1, 1)
     except Exception:
         with pytest.raises(InputError, match=f"model.arch={arch} model.encoder={encoder}: .*; try another encoder"):
             encoders.check(config)
