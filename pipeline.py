@@ -119,11 +119,11 @@ def callback(
             session, model, recipe, partial(_how, env_manager, backend, backend_config, in_process), tolerance, values
         )
         return
-    config = commands.resolve(recipe, values)
+    config = commands.resolve(session, recipe, values)
     if not config.tracking.enabled:
         raise UsageError("the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow")
     from segpipe.orchestration import compare, driver, launch, orphans, plan, preconditions
-    from segpipe.tracking import connection, runs
+    from segpipe.tracking import runs
 
     with commands.refusing():
         asked = plan.Asked(start or "", until or "", fresh or "")
@@ -131,7 +131,7 @@ def callback(
         preconditions.check_encoders(configs, asked)
     how = _how(env_manager, backend, backend_config, in_process, config)
     coming = partial(compare.planned if what == "compare" else plan.plan, session, config, asked)
-    connection.connect()
+    session.store.connect()
     if backend == "local":
         with commands.refusing():
             preconditions.check_device(config, coming)
@@ -141,7 +141,7 @@ def callback(
             session.screen.answer(f"{name}: {choice.told()}")
         return
     orphans.reap(session.say)
-    with runs.run(what, config, name=run_name), session.guard.watching():
+    with runs.run(session.store, what, config, name=run_name), session.guard.watching():
         launcher = launch.Launcher(session, runs.active(), how)
         if what == "compare":
             compare.run(launcher, config, then, asked)
@@ -178,10 +178,9 @@ def _reproduce(
         raise UsageError(f"reproduce takes its config from the model's runs; leave out {given}")
     from segpipe.config.sections import Config
     from segpipe.orchestration import reproduce
-    from segpipe.tracking import connection
 
     asked = how(Config())
-    connection.connect()
+    session.store.connect()
     reproduce.run(session, model, asked, tolerance, root, experiment)
 
 

@@ -84,8 +84,8 @@ def fits(work: Work, rounds: int, folder: Path) -> None:
         from segpipe.recording.spool import Spool
         from segpipe.tracking import connection, runs
 
-        connection.connect()
-        with runs.run("train", work.config) as run:
+        store = connection.connect()
+        with runs.run(store, "train", work.config) as run:
             spool = Spool(run.info.run_id, folder / "spool" / run.info.run_id, print)
             return fitted(length(number), folder, True, spool)
 

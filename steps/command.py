@@ -72,7 +72,7 @@ def refusing() -> Iterator[None]:
         raise
 
 
-def resolve(recipe: str, values: dict[str, Any]) -> Config:
+def resolve(session: Session, recipe: str, values: dict[str, Any]) -> Config:
     """The Config of a command line. Raises SegpipeError, with the exit code of a wrong command line."""
     from segpipe.files import project
 
@@ -80,7 +80,7 @@ def resolve(recipe: str, values: dict[str, Any]) -> Config:
         if recipe.startswith("runs:/"):
             from segpipe.tracking import artifacts
 
-            connection.connect()
+            session.store.connect()
             recipe = str(artifacts.local(recipe))
         simulated = values.get("data__format") in (None, "phantom")
         return settings.load(recipe or (project.PROJECT / DEFAULT_RECIPE if simulated else None), overrides(values))
@@ -109,7 +109,7 @@ def step(
         def callback(session: Session, /, recipe: str, **values: Any) -> None:
             given = {i: values.pop(f"{i}_run") for i in inputs}
             asked = {str(p.name): values.pop(str(p.name)) for p in more}
-            config = resolve(recipe, values)
+            config = resolve(session, recipe, values)
             with refusing():
                 preconditions.check(name, config)
             if elsewhere is not None and elsewhere(session, config, **asked):
@@ -144,7 +144,8 @@ def _run(session: Session, name: str, config: Config, given: dict[str, str], bod
         runs.tag(key=key.digest, parts=key.text(), **{f"input.{i}": run_id for i, run_id in run_ids.items()})
         runs.log_text(session.keys.made_of(name, config), keys.MADE_OF)
         runs.tag(work_began=str(round(time.time() * 1000)))
-        runs.tag(figure=body(session, STEPS[name].narrowed(config), **run_ids))
+        figure = body(session, STEPS[name].narrowed(config), **run_ids)
+        runs.tag(session.store.sender, figure=figure)
 
 
 @contextmanager
@@ -153,9 +154,12 @@ def recorded(session: Session, name: str, config: Config) -> Iterator[None]:
     from segpipe.orchestration import orphans, step_log
     from segpipe.tracking import runs
 
-    connection.connect()
+    session.store.connect()
     orphans.reap(session.say)
-    with runs.run(name, config), step_log.keeping(name, config.tracking.outputs, session.say) as session.log:
+    with (
+        runs.run(session.store, name, config),
+        step_log.keeping(name, config.tracking.outputs, session.say, session.store) as session.log,
+    ):
         yield
 
 
@@ -221,7 +225,7 @@ def _note(session: Session, error: BaseException) -> None:
     from segpipe.tracking import runs
 
     try:
-        runs.end_given_run(error, reason(error))
+        runs.end_given_run(session.store, error, reason(error))
     except Exception as second:  # the reason itself is told either way
         session.say(f"(not noted on the run: {one_line(second)})")
 

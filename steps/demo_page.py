@@ -23,17 +23,16 @@ def main(session: Session, /, recipe: str, no_open: bool, **values: Any) -> None
 
     The page, and all that `python -m steps.serve` answers, on one address.
     """
-    config = command.resolve(recipe, values)
+    config = command.resolve(session, recipe, values)
     from segpipe.registry import champions
     from segpipe.server import http_server
     from segpipe.server.page import routes
-    from segpipe.tracking import connection
 
     def show(address: str) -> None:
         if not no_open:
             webbrowser.open(address)
 
-    connection.connect()
+    session.store.connect()
     http_server.run(champions.named(config), config.serving, session.say, routes.routes(config.serving), show)
 
 

@@ -29,10 +29,10 @@ def main(session: Session, uri: str, as_json: bool, files: bool, verify: bool) -
     MODEL is models:/NAME@champion, models:/NAME/VERSION, or the run ID of a step.
     """
     from segpipe.orchestration import verification
-    from segpipe.tracking import connection, lineage
+    from segpipe.tracking import lineage
     from steps import lineage_tree
 
-    connection.connect()
+    session.store.connect()
     found, screen = lineage.of(uri), session.screen
     checks = list(verification.verify(session, found)) if verify else []
     if as_json:

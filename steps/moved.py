@@ -21,7 +21,7 @@ def main(session: Session) -> None:
     It changes the locations that the database records, after a copy of it, and only where the artifacts are there.
     """
     try:
-        connection.connect()
+        session.store.connect()
     except locations.MovedError as moved:
         session.say(locations.correct(moved))
         return

@@ -20,9 +20,9 @@ from steps import command
 SOME_FAILED = 3
 
 
-def checked(recipe: str, values: dict[str, Any]) -> Config:
+def checked(session: Session, recipe: str, values: dict[str, Any]) -> Config:
     """The Config of a command line that something can be predicted with. Raises UsageError."""
-    config = command.resolve(recipe, values)
+    config = command.resolve(session, recipe, values)
     asked = config.predict.input
     if not config.tracking.enabled:
         raise UsageError("predict needs MLflow, where its model is; without it there are preprocess and train")
@@ -43,7 +43,7 @@ def main(session: Session, /, recipe: str, **values: Any) -> None:
     Exit code 0: all is segmented; 3: some files failed, predictions.csv says which and why; 1: all failed, or it can't
     begin; 2: a knob is wrong; 130, 143: interrupted, the same command goes on.
     """
-    config = checked(recipe, values)
+    config = checked(session, recipe, values)
     with command.recorded(session, "predict", config):
         from segpipe.orchestration import predictions
 

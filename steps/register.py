@@ -40,8 +40,8 @@ def elsewhere(session: Session, config: Config, action: str, number: str, dry_ru
         return False
     from segpipe.orchestration import decisions
 
-    connection.connect()
-    decisions.carry_out(session.screen, action, config.registry.model_name, number, by)
+    session.store.connect()
+    decisions.carry_out(session, action, config.registry.model_name, number, by)
     return True
 
 
@@ -54,7 +54,7 @@ def main(session: Session, config: Config, preprocess: str, evaluate: str, dry_r
     """
     from segpipe.orchestration import registration
 
-    return registration.register(session.screen, config, registration.Challenger.of(preprocess, evaluate), dry_run, by)
+    return registration.register(session, config, registration.Challenger.of(preprocess, evaluate), dry_run, by)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ from steps import command
 def main(session: Session, folder: Path) -> None:
     """Send what a training could not, to the tracking server: FOLDER is outputs/spool/RUN_ID."""
     from segpipe.recording import spool
-    from segpipe.tracking import connection
 
-    connection.connect()
+    session.store.connect()
     session.say(f"{spool.send(folder.resolve(), session.say)} records sent")
 
 

@@ -20,12 +20,11 @@ def main(session: Session, /, recipe: str, **values: Any) -> None:
 
     POST /invocations as for `mlflow models serve`; GET /health, /ping, /version, /metrics.
     """
-    config = command.resolve(recipe, values)
+    config = command.resolve(session, recipe, values)
     from segpipe.registry import champions
     from segpipe.server import http_server
-    from segpipe.tracking import connection
 
-    connection.connect()
+    session.store.connect()
     http_server.run(champions.named(config), config.serving, session.say)
 
 

@@ -17,7 +17,7 @@ def elsewhere(session: Session, config: Config) -> bool:
     if int(os.environ.get("RANK", "0")) > 0:
         from segpipe.orchestration import workers
 
-        workers.follow(session.screen, config)
+        workers.follow(session, config)
     elif not config.tracking.enabled:
         from segpipe.orchestration import trainings
 

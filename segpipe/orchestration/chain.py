@@ -182,7 +182,9 @@ def obtain(
     def say(line: str) -> None:
         session.say(f"{label}: {line}")
 
-    with claims.claimed(choice.wanted.digest, launcher.parent.info.run_id, say, session.guard.pause):
+    with claims.claimed(
+        choice.wanted.digest, launcher.parent.info.run_id, say, session.guard.pause, session.store.hurry_after
+    ):
         choice = look()
         if choice.run is None:
             say(choice.told())

@@ -48,7 +48,11 @@ class DriverTags:
 
 
 def claimed(
-    key: str, run_id: str, say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep
+    key: str,
+    run_id: str,
+    say: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    hurry: Callable[[BaseException], None] = lambda _error: None,
 ) -> AbstractContextManager[Contender]:
     """Inside, nobody else alive who asks with the same key is, on any machine.
 
@@ -58,4 +62,5 @@ def claimed(
         DriverTags(key, run_id),
         lambda other, entry: say(f"waits for run {other} ({entry.owner()}), which is at work on the same"),
         sleep,
+        hurry=hurry,
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segpipe.orchestration.screen import Column, Screen, Table
+from segpipe.orchestration.session import Session
 
 if TYPE_CHECKING:
     from segpipe.evaluation.gate import Decision
@@ -40,16 +41,16 @@ def share(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else ""
 
 
-def carry_out(screen: Screen, action: str, name: str, number: str, by: str) -> None:
+def carry_out(session: Session, action: str, name: str, number: str, by: str) -> None:
     """Do what a person asks of a registered model, approve, rollback or history, and tell what came of it."""
     from segpipe.registry import champions
 
     if action == "history":
-        show_history(screen, name)
+        show_history(session.screen, name)
     elif action == "approve":
-        screen.say(champions.approve(name, number, by, screen.say))
+        session.say(champions.approve(name, number, by, session.say, session.store.hurry_after))
     else:
-        screen.say(champions.rollback(name, by, screen.say))
+        session.say(champions.rollback(name, by, session.say, session.store.hurry_after))
 
 
 def show_history(screen: Screen, name: str) -> None:

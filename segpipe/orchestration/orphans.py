@@ -21,14 +21,14 @@ def reap(say: Callable[[str], None]) -> list[str]:
     experiments = [found.experiment_id for found in client.search_experiments()]
     query = f"attributes.status = 'RUNNING' and tags.`{processes.HOST}` = '{processes.host()}'"
     gone = [run for run in client.search_runs(experiments, query) if processes.alive(run.data.tags) is False]
-    return [run.info.run_id for run in gone if _ended(run.info.run_id, say)]
+    return [run.info.run_id for run in gone if _end(run.info.run_id, say)]
 
 
-def _ended(run_id: str, say: Callable[[str], None]) -> bool:
-    """End a run as KILLED, if it still is one that has lost its process."""
+def _end(run_id: str, say: Callable[[str], None]) -> bool:
+    """End a run as KILLED, if it still is one that has lost its process; whether it was."""
     try:
         run = MlflowClient().get_run(run_id)
-        if run.info.status != "RUNNING" or processes.alive(run.data.tags) is not False or _sent(run, say):
+        if run.info.status != "RUNNING" or processes.alive(run.data.tags) is not False or _send_rest(run, say):
             return False
         if not runs.end(run_id, "KILLED", f"its process is gone (pid {run.data.tags[processes.PID]})"):
             return False
@@ -41,8 +41,8 @@ def _ended(run_id: str, say: Callable[[str], None]) -> bool:
     return True
 
 
-def _sent(run: Run, say: Callable[[str], None]) -> bool:
-    """Whether a run has ended and its last records wait on this machine, which are sent."""
+def _send_rest(run: Run, say: Callable[[str], None]) -> bool:
+    """Send the last records of a run that has ended, if they wait on this machine; whether they did."""
     folder = offline.unsent(run.data.params.get("cfg.tracking.outputs", ""), run.info.run_id)
     if not folder.is_dir():
         return False

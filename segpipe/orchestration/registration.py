@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
 from segpipe.orchestration.screen import Screen
+from segpipe.orchestration.session import Session
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,7 @@ class Challenger:
         return cls(preprocess, evaluate, model_id, cases, footprint, tags, card)
 
 
-def register(screen: Screen, config: Config, challenger: Challenger, dry_run: bool, by: str) -> str:
+def register(session: Session, config: Config, challenger: Challenger, dry_run: bool, by: str) -> str:
     """Compare a challenger with the champion until the registry has stood still meanwhile, move what the decision says,
     and show it; the key figure. With `dry_run` nothing moves.
     """
@@ -59,7 +60,7 @@ def register(screen: Screen, config: Config, challenger: Challenger, dry_run: bo
     from segpipe.registry import champions, lock
     from segpipe.tracking import runs
 
-    name = config.registry.model_name
+    name, screen = config.registry.model_name, session.screen
     if dry_run:
         runs.tag(step=DRY_RUN)
     else:
@@ -71,7 +72,7 @@ def register(screen: Screen, config: Config, challenger: Challenger, dry_run: bo
             decision = champions.withheld(decision, champions.find(name, challenger.model_id))
             would_be = told(decision, config, "")
             return decisions.show(screen, decision, f"dry run, nothing moved; it would be {would_be}")
-        with lock.turn(name, screen.say) as turn:
+        with lock.turn(name, screen.say, session.store.hurry_after) as turn:
             if champions.number(champions.holder(name)) == champions.number(champion):
                 decision, version = carry_out(turn, challenger, champion, decision, config, by)
                 break

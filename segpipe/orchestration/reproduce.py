@@ -91,7 +91,7 @@ def run(
         devices.check(configs["train"].train, training=True)
     before = {path: artifacts.local(f"runs:/{made_by['evaluate'].info.run_id}/{path}") for path in (SUMMARY, CASES)}
     scratch = runs.scratch(experiment or f"{runs.experiment_of(made_by['train'])}-reproduce")
-    with runs.run("reproduce", configs["train"], scratch), session.guard.watching():
+    with runs.run(session.store, "reproduce", configs["train"], scratch), session.guard.watching():
         runs.tag(reproduces=uri)
         report = compare(
             uri, tolerance, made_by, again(launch.Launcher(session, runs.active(), how), made_by, configs), before

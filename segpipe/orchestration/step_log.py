@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from segpipe.errors import one_line, redact
 from segpipe.recording import offline
 from segpipe.tracking import artifacts, connection, runs
+from segpipe.tracking.connection import Sender, Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -106,7 +107,7 @@ def path(named: str, run_id: str) -> Path:
 
 
 @contextmanager
-def keeping(name: str, outputs: str, say: Say) -> Iterator[Log]:
+def keeping(name: str, outputs: str, say: Say, store: Store) -> Iterator[Log]:
     """Log what the block writes to stderr, and the error that ends it, as an artifact of the active run. A process that
     is killed leaves the file. `outputs` is tracking.outputs.
     """
@@ -115,10 +116,10 @@ def keeping(name: str, outputs: str, say: Say) -> Iterator[Log]:
             yield log
         except BaseException as error:
             log.write(f"segpipe {name}: {connection.reason(error)}\n")
-            connection.hurry_after(error)
+            store.hurry_after(error)
             raise
         finally:
-            _store(log, say)
+            _hand_over(log, say, store.sender)
 
 
 @contextmanager
@@ -131,11 +132,11 @@ def joining(outputs: str, run_id: str) -> Iterator[Log]:
         yield log
 
 
-def _store(log: Log, say: Say) -> None:
+def _hand_over(log: Log, say: Say, sender: Sender | None) -> None:
     """Store a log with the active run. Where that fails, the step's result stands."""
     try:
         if text := log.text():
-            runs.log_text(text, ARTIFACT)
+            runs.log_text(text, ARTIFACT, sender)
         log.path.unlink(missing_ok=True)
     except Exception as error:
         say(f"(log not stored with the run, it stays in {log.path}: {connection.told(error)})")

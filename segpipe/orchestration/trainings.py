@@ -24,7 +24,7 @@ def train(session: Session, config: Config, preprocess: str) -> str:
     run_id = runs.active().info.run_id
     artifacts.log_dataset(dataset.manifest.reader, uri, dataset.manifest.digest, "train")
     spool = Spool(run_id, offline.unsent(config.tracking.outputs, run_id), session.say)
-    runs.speak_through(spool)
+    session.store.speak_through(spool)
     job = Job(
         config=config,
         dataset=dataset.folder,

@@ -76,7 +76,7 @@ def launch(job: "Job") -> str:
     return (job.checkpoints / FIGURE).read_text(encoding="utf-8")
 
 
-def follow(screen: Screen, config: Config) -> None:
+def follow(session: Session, config: Config) -> None:
     """Take part in a training whose process 0, started by the same torchrun, records it."""
     from segpipe.runtime import process_group
 
@@ -85,17 +85,17 @@ def follow(screen: Screen, config: Config) -> None:
     if job is None:
         raise StepError("process 0 has nothing to train")
     if not job.dataset.is_dir():
-        from segpipe.tracking import artifacts, connection, runs
+        from segpipe.tracking import artifacts
 
-        connection.connect()
+        session.store.connect()
         job = job.model_copy(update={"dataset": artifacts.local(job.dataset_uri)})
     try:
-        take_part(screen, job, accelerator, None)
+        take_part(session.screen, job, accelerator, None)
     except SegpipeError:
         if job.run_id and process_group.lost_one():
-            from segpipe.tracking import connection, runs
+            from segpipe.tracking import runs
 
-            connection.connect()
+            session.store.connect()
             runs.end(job.run_id, "FAILED", str(LostPeerError()))
         raise
 
@@ -153,9 +153,8 @@ def work(session: Session, path: Path) -> None:
         if job.run_id:
             from segpipe.orchestration import step_log
             from segpipe.recording.spool import Spool
-            from segpipe.tracking import connection
 
-            connection.connect()
+            session.store.connect()
             stack.enter_context(step_log.joining(job.config.tracking.outputs, job.run_id))
             recorder = Spool(job.run_id, job.record, session.say)
         figure = take_part(session.screen, job, accelerator, recorder)

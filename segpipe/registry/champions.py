@@ -28,6 +28,7 @@ MOVE = "segpipe.move"  # tag of a version: the move that makes it champion, writ
 WITHDRAWN = "rolled_back"  # tag of a version that was rolled back, until somebody approves it
 
 Say = Callable[[str], None]
+Hurry = Callable[[BaseException], None]
 
 
 def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
@@ -224,14 +225,14 @@ def _point(turn: Contender, name: str, alias: str, target: str) -> None:
         client.delete_registered_model_alias(name, alias)
 
 
-def approve(name: str, wanted: str, by: str, say: Say) -> str:
+def approve(name: str, wanted: str, by: str, say: Say, hurry: Hurry) -> str:
     """Make champion a version that waits for approval or was rolled back; what came of it as a line.
 
     Raises InputError where its decision was another one, ConflictError where it was made against another champion than
     today's.
     """
     history(name)
-    with lock.turn(name, say) as turn:
+    with lock.turn(name, say, hurry) as turn:
         moves, chosen = settle(turn, name), version(name, wanted)
         tags, champion = chosen.tags, number(holder(name))
         if champion == wanted:
@@ -253,13 +254,13 @@ def approve(name: str, wanted: str, by: str, say: Say) -> str:
     return f"approved: version {wanted} is champion" + (f" in the place of version {champion}" if champion else "")
 
 
-def rollback(name: str, by: str, say: Say) -> str:
+def rollback(name: str, by: str, say: Say, hurry: Hurry) -> str:
     """Make champion again who was it before the current one, which is not promoted again until it is approved.
 
     Raises InputError where nobody was.
     """
     history(name)
-    with lock.turn(name, say) as turn:
+    with lock.turn(name, say, hurry) as turn:
         moves, current = settle(turn, name), holder(name)
         champions = line(moves, _versions(name))
         if current is None or len(champions) < 2:

@@ -41,11 +41,15 @@ def _process(value: str) -> dict[str, str]:
     return dict(zip(names, parts, strict=False)) if len(parts) == len(names) + 1 else {}
 
 
-def turn(name: str, say: Callable[[str], None]) -> AbstractContextManager[Contender]:
+def turn(
+    name: str, say: Callable[[str], None], hurry: Callable[[BaseException], None] = lambda _error: None
+) -> AbstractContextManager[Contender]:
     """One's turn at an existing registered model: nobody else who asks for one is inside, on any machine.
 
     What is done inside asks `check()` before each write.
     """
     return exclusive(
-        ModelTags(name), lambda _, other: say(f"waiting for another registration of {name} ({other.owner()})")
+        ModelTags(name),
+        lambda _, other: say(f"waiting for another registration of {name} ({other.owner()})"),
+        hurry=hurry,
     )

@@ -116,7 +116,7 @@ def folder(name: str) -> Iterator[Path]:
     """
     root = local_root(runs.active().info.artifact_uri)
     if root is None:
-        with _sent(name) as temporary:
+        with _sending(name) as temporary:
             yield temporary
         return
     partial = root / f".{name}.partial"
@@ -138,7 +138,7 @@ def files(name: str) -> Iterator[Path]:
     """
     root = local_root(runs.active().info.artifact_uri)
     if root is None:
-        with _sent(name) as temporary:
+        with _sending(name) as temporary:
             yield temporary
         return
     target = root / name
@@ -150,7 +150,7 @@ def files(name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _sent(name: str) -> Iterator[Path]:
+def _sending(name: str) -> Iterator[Path]:
     """A folder that is sent to the active run's server when the block ends well, then the inventory of all that is
     there: until that has come, what was there and is replaced counts as damaged.
     """

@@ -5,10 +5,10 @@ import os
 import shlex
 import sqlite3
 from collections.abc import Iterator
-from functools import cache
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from segpipe.errors import InputError, SegpipeError, StoreError, one_line, redact
@@ -33,23 +33,124 @@ PATIENT = Patience(4, 60)  # half a minute for a server that is started again
 SPOOLING = Patience(2, 60)  # what a server does not take within seconds waits on disk
 ENDING = Patience(1, 2)  # somebody waits for the process to end, or the store has been waited for already
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-_retries = int(os.environ.setdefault(RETRIES, str(PATIENT.retries)))
-_patience = PATIENT
+MLFLOW_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    RETRIES: str(PATIENT.retries),
+}
 
 
-def connect() -> None:
-    """Reach the tracking store. Raises InputError as `reach` does, and MovedError where its folder was moved."""
-    reach()
-    path = database()
-    if path:
+class Sender(Protocol):
+    """What speaks for the active run where its server may be away (see `spool.Spool`)."""
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Set tags, now or later."""
+
+    def files(self) -> AbstractContextManager[Path]:
+        """A folder whose content joins the run's artifacts, now or later."""
+
+    def end(self, status: str, tags: dict[str, str]) -> bool:
+        """End the run; whether everything has been sent."""
+
+
+class Store:
+    """The tracking store as a command uses it: how long it is waited for, and what speaks for the active run where a
+    server may be away. It is made before MLflow is imported, which reads the environment then.
+    """
+
+    def __init__(self) -> None:
+        for name, value in MLFLOW_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        self._asked = os.environ[RETRIES]
+        self._retries = int(self._asked) if self._asked.isdecimal() else PATIENT.retries
+        self._patience, self._listens = PATIENT, False
+        self.sender: Sender | None = None
+
+    def connect(self) -> None:
+        """Reach the store. Raises what `reach` does, and MovedError where the folder of the store was moved."""
+        self.reach()
+        if path := database():
+            import mlflow
+
+            everywhere = mlflow.search_experiments(view_type=mlflow.entities.ViewType.ALL)
+            locations.check(path, [experiment.artifact_location for experiment in everywhere])
+
+    def reach(self) -> None:
+        """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder.
+
+        A relative path becomes absolute, for this process and those it starts. Raises InputError where there can't be a
+        store, StoreError where it does not answer or is another MLflow's.
+        """
+        self._check_retries()
+        uri, path = _location()
+        if path:
+            self._wait_for_locks()
+        os.environ["MLFLOW_TRACKING_URI"] = uri
         import mlflow
 
-        everywhere = mlflow.search_experiments(view_type=mlflow.entities.ViewType.ALL)
-        locations.check(path, [experiment.artifact_location for experiment in everywhere])
+        mlflow_sentences.quieten()
+        mlflow.set_tracking_uri(uri)
+        try:
+            if path and not path.exists():
+                _make(path)
+            _check_schema(uri)
+            mlflow.MlflowClient().search_experiments(max_results=1)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(f"tracking store {redact(uri)} does not answer: {told(error)}") from None
+
+    def speak_through(self, sender: Sender) -> None:
+        """Let `sender` tag and end the active run from now on; what it can't send soon waits."""
+        self.sender = sender
+        self.wait_with(SPOOLING)
+
+    def wait_with(self, patience: Patience) -> None:
+        """How long the store is waited for from now on; a server never longer than the user's own $RETRIES asks."""
+        self._patience = patience
+        os.environ[RETRIES] = str(min(self._retries, patience.retries))
+
+    def hurry_after(self, error: BaseException) -> None:
+        """Wait little from now on after an interrupt, or where the store has been waited for in vain."""
+        if isinstance(error, KeyboardInterrupt) or passing(error):
+            self.wait_with(ENDING)
+
+    def _check_retries(self) -> None:
+        """Raises InputError for a number of retries that is none; once, so that the reason can be noted on the run."""
+        asked, self._asked = self._asked, str(self._retries)
+        if not asked.isdecimal():
+            os.environ[RETRIES] = self._asked
+            raise InputError(f"{RETRIES}={asked}: not a whole number from 0 on; unset it, or give one")
+
+    def _wait_for_locks(self) -> None:
+        """Let sqlite wait for another process's lock as patience says, in connections that are made from now on."""
+        from sqlalchemy import event
+        from sqlalchemy.engine import Engine
+
+        if not self._listens:
+            self._listens = True
+            event.listen(Engine, "connect", self._begin_patiently)
+            event.listen(Engine, "before_cursor_execute", self._stay_patient, retval=True)
+
+    def _begin_patiently(self, connection: Any, _record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute(mlflow_sentences.busy_timeout(self._patience.lock))
+
+    def _stay_patient(
+        self, _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object
+    ) -> tuple[str, Any]:
+        if mlflow_sentences.sets_busy_timeout(statement):
+            statement = mlflow_sentences.busy_timeout(self._patience.lock)
+        return statement, parameters
+
+
+def connect() -> Store:
+    """Connect to the tracking store as a command does (see `Store.connect`)."""
+    store = Store()
+    store.connect()
+    return store
 
 
 def database() -> Path | None:
@@ -58,47 +159,27 @@ def database() -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
-def reach() -> None:
-    """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder.
-
-    A relative path becomes absolute, for this process and those it starts. Raises InputError where there can't be a
-    store, StoreError where it does not answer or is another MLflow's.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.PROJECT / 'mlflow.db'}"
-    if uri.startswith("sqlite:///"):
-        path = Path(unquote(uri.removeprefix("sqlite:///"))).resolve()  # `mlflow run` writes %20 for a space
-        if not path.parent.is_dir():
-            raise InputError(f"tracking store {uri}: no such folder {path.parent}")
-        if {"?", "%"} & set(str(path)):
-            raise InputError(f"tracking store {uri}: no path with ? or % can be one; choose another")
-        if not path.exists() and {"'", '"'} <= set(str(Path.cwd())):
-            raise InputError(
-                f"{Path.cwd()}: MLflow makes no store from a folder with both quotes in its name; rename it"
-            )
-        uri = f"sqlite:///{path}"
-        _wait_for_locks()
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    import mlflow
-
-    mlflow_sentences.quieten()
-    mlflow.set_tracking_uri(uri)
-    try:
-        if uri.startswith("sqlite:///") and not path.exists():
-            _make(path)
-        _check_schema(uri)
-        mlflow.MlflowClient().search_experiments(max_results=1)
-    except StoreError:
-        raise
-    except Exception as error:
-        raise StoreError(f"tracking store {redact(uri)} does not answer: {told(error)}") from None
-
-
 def user() -> str:
     """The name of who runs this, on the server or else on this machine, or its number where it has none."""
     try:
         return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
+
+
+def _location() -> tuple[str, Path | None]:
+    """The URI of the store, and where an sqlite database is. Raises InputError where MLflow could not use that."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.PROJECT / 'mlflow.db'}"
+    if not uri.startswith("sqlite:///"):
+        return uri, None
+    path = Path(unquote(uri.removeprefix("sqlite:///"))).resolve()  # `mlflow run` writes %20 for a space
+    if not path.parent.is_dir():
+        raise InputError(f"tracking store {uri}: no such folder {path.parent}")
+    if {"?", "%"} & set(str(path)):
+        raise InputError(f"tracking store {uri}: no path with ? or % can be one; choose another")
+    if not path.exists() and {"'", '"'} <= set(str(Path.cwd())):
+        raise InputError(f"{Path.cwd()}: MLflow makes no store from a folder with both quotes in its name; rename it")
+    return f"sqlite:///{path}", path
 
 
 def _make(path: Path) -> None:
@@ -142,42 +223,6 @@ def _put(partial: Path, path: Path) -> None:
     except OSError:  # a file system without hard links
         if not path.exists():
             partial.rename(path)
-
-
-@cache
-def _wait_for_locks() -> None:
-    """Let sqlite wait a minute for another process's lock, in connections that are made from now on."""
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    event.listen(Engine, "connect", _begin_patiently)
-    event.listen(Engine, "before_cursor_execute", _stay_patient, retval=True)
-
-
-def _begin_patiently(connection: Any, _record: object) -> None:
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute(_busy_timeout())
-
-
-def _stay_patient(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: object) -> tuple[str, Any]:
-    return (_busy_timeout() if mlflow_sentences.sets_busy_timeout(statement) else statement), parameters
-
-
-def _busy_timeout() -> str:
-    return f"PRAGMA busy_timeout = {1000 * _patience.lock}"
-
-
-def wait_with(patience: Patience) -> None:
-    """How long the store is waited for from now on; a server never longer than the user's own $RETRIES asks."""
-    global _patience  # noqa: PLW0603  # sqlite's connections ask for it
-    _patience = patience
-    os.environ[RETRIES] = str(min(_retries, patience.retries))
-
-
-def hurry_after(error: BaseException) -> None:
-    """Wait little from now on where an error is an interrupt, or says that the store has been waited for in vain."""
-    if isinstance(error, KeyboardInterrupt) or passing(error):
-        wait_with(ENDING)
 
 
 def link(run: "Run") -> str:

@@ -27,6 +27,7 @@ FIXES = {
     "not authenticated": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to what the server knows",
     "Permission denied": "ask for MANAGE on the experiment and the model",
 }
+BUSY_TIMEOUT = "PRAGMA busy_timeout ="
 # What they log, with a traceback, is also raised, and told in a line.
 LOUD = {"mlflow": logging.WARNING, "mlflow.store.db.utils": logging.CRITICAL, "alembic": logging.WARNING}
 FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<name>\S+)$', re.MULTILINE)
@@ -97,9 +98,14 @@ def schema(uri: str) -> Schema:
     return Schema.OLDER if found in {script.revision for script in scripts.walk_revisions()} else Schema.NEWER
 
 
+def busy_timeout(seconds: int) -> str:
+    """The statement that tells sqlite how long to wait for another process's lock."""
+    return f"{BUSY_TIMEOUT} {1000 * seconds}"
+
+
 def sets_busy_timeout(statement: str) -> bool:
-    """Whether MLflow is about to tell sqlite how long to wait for a lock: it begins each session with 20 s."""
-    return statement.startswith("PRAGMA busy_timeout =")
+    """Whether MLflow is about to say so itself: it begins each session with 20 s."""
+    return statement.startswith(BUSY_TIMEOUT)
 
 
 def is_transaction(module: str) -> bool:

@@ -16,7 +16,6 @@ from mlflow.exceptions import MlflowException
 
 from segpipe.errors import ConflictError
 from segpipe.runtime import processes
-from segpipe.tracking import connection
 
 PAUSE, LONGEST_PAUSE = 1.0, 8.0  # seconds between two attempts, at first and after several that met another's
 BEAT = 5.0  # seconds between two signs of life
@@ -131,10 +130,12 @@ def exclusive(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = seconds_since_boot,
     heart: Callable[[Contender], AbstractContextManager[None]] = heartbeat,
+    hurry: Callable[[BaseException], None] = lambda _error: None,
 ) -> Iterator[Contender]:
     """Wait until nobody else is inside, then run the block. Calls `waiting` once, with whom it waits for.
 
-    The wait ends with what `sleep` raises. The entry goes with the block, whatever ends it.
+    The wait ends with what `sleep` raises. The entry goes with the block, whatever ends it; an error goes to `hurry`
+    (`Store.hurry_after`) before that.
     """
     contender, pause, told = Contender(board, clock), PAUSE, False
     try:
@@ -148,7 +149,7 @@ def exclusive(
         with heart(contender):
             yield contender
     except BaseException as error:
-        connection.hurry_after(error)
+        hurry(error)
         with suppress(MlflowException):  # an entry that stays does not count once its process has ended
             board.remove()
         raise

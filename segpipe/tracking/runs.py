@@ -4,17 +4,8 @@ import os
 import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Protocol
+from contextlib import contextmanager
 
-from segpipe.tracking import (
-    connection,  # sets what MLflow reads when it is imported
-    locations,
-    run_tags,
-)
-
-# isort: split
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Param, Run, RunTag, ViewType
@@ -27,31 +18,11 @@ from segpipe.errors import InputError, SegpipeError, redact
 from segpipe.files import hashes
 from segpipe.runtime import processes
 from segpipe.runtime.signals import Interrupted
+from segpipe.tracking import connection, locations, run_tags
+from segpipe.tracking.connection import Sender, Store
 
 CONFIG = "config/resolved.yaml"
 PARAMS_PER_CALL, LONGEST_PARAM = 100, 6000
-
-
-class Sender(Protocol):
-    """What speaks for the active run where its server may be away (see `spool.Spool`)."""
-
-    def tags(self, values: dict[str, str]) -> None:
-        """Set tags, now or later."""
-
-    def files(self) -> AbstractContextManager[Path]:
-        """A folder whose content joins the run's artifacts, now or later."""
-
-    def end(self, status: str, tags: dict[str, str]) -> bool:
-        """End the run; whether everything has been sent."""
-
-
-_sender: list[Sender] = []
-
-
-def speak_through(sender: Sender) -> None:
-    """Let `sender` tag and end the active run from now on; what it can't send soon waits."""
-    _sender[:] = [sender]
-    connection.wait_with(connection.SPOOLING)
 
 
 def experiment(name: str) -> str:
@@ -112,7 +83,7 @@ def built_on() -> list[str]:
 
 
 @contextmanager
-def run(step: str, config: Config, experiment_id: str | None = None, name: str = "") -> Iterator[Run]:
+def run(store: Store, step: str, config: Config, experiment_id: str | None = None, name: str = "") -> Iterator[Run]:
     """The MLflow run that stands for one step, or for the whole chain: the one MLflow Projects has opened for this
     process, or a new one of that name (else the step's), in the experiment given or configured. Where a run is active
     already it is nested below that one. The resolved config is logged at once.
@@ -125,13 +96,14 @@ def run(step: str, config: Config, experiment_id: str | None = None, name: str =
         log_params(started.info.run_id, {f"cfg.{knob}": value for knob, value in settings.flat(config).items()})
         mlflow.log_text(settings.dump(config), CONFIG)
         yield started
-        _end("FINISHED", {})
+        _end(store, "FINISHED", {})
     except BaseException as error:
         if mlflow.active_run() not in (None, above):
-            _break_off(error)
+            _break_off(store, error)
         raise
     finally:
-        connection.wait_with(connection.PATIENT)
+        store.sender = None
+        store.wait_with(connection.PATIENT)
 
 
 def _start(step: str, config: Config, experiment_id: str | None, name: str, above: Run | None) -> Run:
@@ -157,7 +129,7 @@ def _claim(run_id: str, tags: dict[str, str]) -> None:
     MlflowClient().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
-def _break_off(error: BaseException) -> None:
+def _break_off(store: Store, error: BaseException) -> None:
     """Close the active run as KILLED or FAILED, with an error as its reason. What prevents that is noted on the error:
     the run stays RUNNING, until somebody finds its process gone.
     """
@@ -167,32 +139,33 @@ def _break_off(error: BaseException) -> None:
         tags[run_tags.SIGNAL] = signal.Signals(error.number).name
     if not killed and connection.passing(error):
         tags[run_tags.PASSING] = "true"
-    connection.hurry_after(error)
+    store.hurry_after(error)
     try:
         if not isinstance(error, SegpipeError | KeyboardInterrupt):
-            log_text(redact(traceback.format_exc()), "logs/traceback.txt")
+            log_text(redact(traceback.format_exc()), "logs/traceback.txt", store.sender)
     except Exception as second:
         error.add_note(f"its traceback could not be logged: {connection.told(second)}")
     try:
-        _end("KILLED" if killed else "FAILED", tags)
+        _end(store, "KILLED" if killed else "FAILED", tags)
     except Exception as second:
         error.add_note(f"its run could not be closed: {connection.told(second)}")
 
 
-def _end(status: str, tags: dict[str, str]) -> None:
+def _end(store: Store, status: str, tags: dict[str, str]) -> None:
     """Close the active run. One whose server is away is closed here, and there by the records that wait."""
-    if not _sender:
+    if store.sender is None:
         try:
             mlflow.set_tags(tags)
         finally:
             mlflow.end_run(status)  # in any case no longer the active one, which MLflow would end as FINISHED at exit
         return
     try:
-        sent = _sender.pop().end(status, tags)
+        sender, store.sender = store.sender, None
+        sent = sender.end(status, tags)
     except OSError:  # there is no room to keep its records, which are left where they are
         if status == "FINISHED":
             raise
-        _end(status, tags)
+        _end(store, status, tags)
         return
     try:
         mlflow.end_run(status if sent else "RUNNING")
@@ -201,12 +174,12 @@ def _end(status: str, tags: dict[str, str]) -> None:
             raise
 
 
-def log_text(text: str, path: str) -> None:
-    """Write a file among the active run's artifacts."""
-    if not _sender:
+def log_text(text: str, path: str, sender: Sender | None = None) -> None:
+    """Write a file among the active run's artifacts, now or as soon as its sender can."""
+    if sender is None:
         mlflow.log_text(text, path, run_id=active().info.run_id)
         return
-    with _sender[0].files() as folder:
+    with sender.files() as folder:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
 
@@ -259,10 +232,10 @@ def log_params(run_id: str, values: dict[str, str]) -> None:
         client.log_batch(run_id, params=fresh[first : first + PARAMS_PER_CALL])
 
 
-def end_given_run(error: BaseException, reason: str) -> None:
+def end_given_run(store: Store, error: BaseException, reason: str) -> None:
     """End the run that MLflow Projects opened for this process, before the process does."""
-    connection.hurry_after(error)
-    connection.reach()
+    store.hurry_after(error)
+    store.reach()
     if connection.passing(error):
         MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], run_tags.PASSING, "true")
     if isinstance(error, Interrupted):
@@ -275,11 +248,11 @@ def history(run_id: str, metric: str) -> list[float]:
     return [point.value for point in sorted(MlflowClient().get_metric_history(run_id, metric), key=lambda p: p.step)]
 
 
-def tag(**values: str) -> None:
-    """Set tags `segpipe.NAME` on the active run."""
+def tag(sender: Sender | None = None, /, **values: str) -> None:
+    """Set tags `segpipe.NAME` on the active run, now or as soon as its sender can."""
     named = {f"segpipe.{name}": value for name, value in values.items()}
-    if _sender:
-        _sender[0].tags(named)
+    if sender:
+        sender.tags(named)
     else:
         mlflow.set_tags(named)
 

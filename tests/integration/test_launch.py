@@ -420,7 +420,7 @@ def chain(config, *names, made=None, **how):
     session = new_session()
     if how.pop("in_process", False):
         how["in_process"] = command_line.perform
-    with runs.run("pipeline", config), session.guard.watching():
+    with runs.run(session.store, "pipeline", config), session.guard.watching():
         launcher = launch.Launcher(session, runs.active(), launch.How(**how))
         for name in names:
             inputs = {f"{known}_run": run.info.run_id for known, run in made.items()}

@@ -28,7 +28,7 @@ from steps import command as cli
 @click.argument("outputs")
 @click.pass_obj
 def main(session, outputs):
-    config = cli.resolve("", {"tracking.outputs": outputs})
+    config = cli.resolve(session, "", {"tracking.outputs": outputs})
     with cli.recorded(session, "train", config):
         session.say("begun")
         time.sleep(100)
@@ -129,7 +129,7 @@ def test_a_step_that_could_not_get_its_config_says_so_on_its_run_and_that_it_can
         2,
         "segpipe preprocess: runs:/x/config/resolved.yaml: the server is away\n",
     )
-    connection.wait_with(connection.PATIENT)
+    connection.connect()
     run = client.get_run(given)
     assert (run.info.status, run.data.tags[run_tags.PASSING]) == ("FAILED", "true")
     assert run.data.tags[run_tags.REASON] == "runs:/x/config/resolved.yaml: the server is away"

@@ -30,7 +30,7 @@ def client(store, monkeypatch):
     monkeypatch.setattr(one_at_a_time, "PAUSE", 0.05)
     client = runs.MlflowClient()
     yield client
-    stores.wait_with(stores.PATIENT)
+    stores.connect()
     for run in client.search_runs([e.experiment_id for e in client.search_experiments()], "status = 'RUNNING'"):
         client.set_terminated(run.info.run_id)
 

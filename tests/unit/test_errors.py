@@ -84,3 +84,16 @@ def test_a_damaged_knob_in_a_process_is_one_line_and_2():
     ended = subprocess.run(program, cwd=PROJECT, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
     assert "train.epochs" in ended.stderr
+
+
+def test_a_number_of_retries_that_is_none_is_named_and_noted_on_the_run(step, monkeypatch):
+    client = mlflow.MlflowClient()
+    given = client.create_run(os.environ["MLFLOW_EXPERIMENT_ID"]).info.run_id
+    told = "MLFLOW_HTTP_REQUEST_MAX_RETRIES=many: not a whole number from 0 on; unset it, or give one"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "many")
+    assert step("lineage", "models:/m@champion") == (1, f"segpipe lineage: {told}\n")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "many")
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    assert step("preprocess") == (1, f"segpipe preprocess: {told}\n")
+    run = client.get_run(given)
+    assert (run.info.status, run.data.tags["segpipe.reason"]) == ("FAILED", told)

@@ -81,7 +81,7 @@ def test_a_run_in_any_experiment_is_found(client, begun, gone):
 def test_a_run_that_another_process_has_continued_meanwhile_stays(client, begun):
     from segpipe.orchestration import orphans
 
-    assert not orphans._ended(begun(**processes.here()), lambda _: None)
+    assert not orphans._end(begun(**processes.here()), lambda _: None)
 
 
 def test_one_run_that_cannot_be_ended_does_not_keep_the_others(client, begun, gone, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_run_is_continued_in_its_own_experiment(client, begun, monkeypatch):
     interrupted = begun()
     client.set_terminated(interrupted, "KILLED")
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
-    with runs.run("train", Config(tracking=TrackingConfig(experiment="another"))):
+    with runs.run(stores.Store(), "train", Config(tracking=TrackingConfig(experiment="another"))):
         assert runs.experiment_of(runs.active()) == "another"
         runs.continue_run(interrupted, system_metrics=False)
     assert client.get_run(interrupted).info.status == "FINISHED"
@@ -146,14 +146,14 @@ def test_a_run_is_tagged_with_its_process_and_a_given_one_as_well(client, begun,
     from segpipe.config.sections import Config
     from segpipe.tracking import runs
 
-    with runs.run("pipeline", Config(), name="mine") as run:
+    with runs.run(stores.Store(), "pipeline", Config(), name="mine") as run:
         assert client.get_run(run.info.run_id).data.tags.items() >= processes.here().items()
         assert run.info.run_name == "mine"
         given = begun(**of(1))
         monkeypatch.setenv("MLFLOW_RUN_ID", given)
-        with runs.run("preprocess", Config()) as inner:
+        with runs.run(stores.Store(), "preprocess", Config()) as inner:
             assert inner.info.run_id == given
-        with runs.run("evaluate", Config()) as inner:
+        with runs.run(stores.Store(), "evaluate", Config()) as inner:
             assert inner.data.tags["mlflow.parentRunId"] == run.info.run_id
         assert runs.active().info.run_id == run.info.run_id
     assert client.get_run(given).data.tags.items() >= processes.here().items()
@@ -173,7 +173,7 @@ def test_how_a_run_is_left_is_its_status(client, error, status, reason):
     from segpipe.config.sections import Config
     from segpipe.tracking import run_tags, runs
 
-    with pytest.raises(type(error)), runs.run("evaluate", Config()) as run:
+    with pytest.raises(type(error)), runs.run(stores.Store(), "evaluate", Config()) as run:
         raise error
     found = client.get_run(run.info.run_id)
     assert (found.info.status, found.data.tags[run_tags.REASON]) == (status, reason)
@@ -184,7 +184,7 @@ def test_a_failure_that_can_pass_is_tagged_so(client):
     from segpipe.config.sections import Config
     from segpipe.tracking import run_tags, runs
 
-    with pytest.raises(ConnectionRefusedError), runs.run("evaluate", Config()) as run:
+    with pytest.raises(ConnectionRefusedError), runs.run(stores.Store(), "evaluate", Config()) as run:
         raise ConnectionRefusedError
     assert client.get_run(run.info.run_id).data.tags[run_tags.PASSING] == "true"
 
@@ -232,7 +232,7 @@ def test_a_new_store_comes_whole_and_never_over_another_one_also_without_hard_li
 
 
 def test_a_locked_store_is_told_in_a_line_and_can_pass(store, monkeypatch):
-    monkeypatch.setattr(stores, "_patience", stores.Patience(0, 0))
+    stores.connect().wait_with(stores.Patience(0, 0))
     other = sqlite3.connect(store / "mlflow.db")
     other.execute("BEGIN IMMEDIATE")
     try:
@@ -269,12 +269,11 @@ def test_a_server_that_is_away_can_pass_and_what_it_refuses_can_not(store):
 
 
 def test_patience_with_a_server_never_exceeds_the_users(monkeypatch):
-    monkeypatch.setenv(stores.RETRIES, "4")
-    for asked, expected in ((4, ["1", "2", "4"]), (0, ["0", "0", "0"]), (9, ["1", "2", "4"])):
-        monkeypatch.setattr(stores, "_retries", asked)
-        shown = []
+    for asked, expected in (("4", ["1", "2", "4"]), ("0", ["0", "0", "0"]), ("9", ["1", "2", "4"])):
+        monkeypatch.setenv(stores.RETRIES, asked)
+        made, shown = stores.Store(), []
         for patience in (stores.ENDING, stores.SPOOLING, stores.PATIENT):
-            stores.wait_with(patience)
+            made.wait_with(patience)
             shown.append(os.environ[stores.RETRIES])
         assert shown == expected
 

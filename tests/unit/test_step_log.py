@@ -7,6 +7,7 @@ import pytest
 
 from segpipe.config import settings
 from segpipe.orchestration import step_log
+from segpipe.tracking import connection as stores
 from steps.terminal import Terminal as Screen
 
 say = Screen().say
@@ -118,7 +119,10 @@ def test_a_steps_log_is_an_artifact_with_its_reason_and_its_tail_is_found(store,
     from segpipe.tracking import artifacts, runs
 
     def fails(told):
-        with runs.run("evaluate", config) as run, step_log.keeping("evaluate", config.tracking.outputs, say):
+        with (
+            runs.run(stores.Store(), "evaluate", config) as run,
+            step_log.keeping("evaluate", config.tracking.outputs, say, stores.Store()),
+        ):
             for n in range(20):
                 say(f"line {n}")
             told.append(client.get_run(run.info.run_id))
@@ -141,6 +145,9 @@ def test_a_step_that_says_nothing_has_no_log(store, config):
 
     from segpipe.tracking import runs
 
-    with runs.run("evaluate", config) as run, step_log.keeping("evaluate", config.tracking.outputs, say):
+    with (
+        runs.run(stores.Store(), "evaluate", config) as run,
+        step_log.keeping("evaluate", config.tracking.outputs, say, stores.Store()),
+    ):
         pass
     assert step_log.tail(mlflow.MlflowClient().get_run(run.info.run_id)) == []
