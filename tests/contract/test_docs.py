@@ -67,8 +67,15 @@ def test_the_index_of_decisions_has_a_row_for_each_and_says_what_replaced_it():
     assert [line for line in index if line.startswith("| [")] == rows
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as they are made on GitHub."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
-def test_links_lead_to_files(page: Path):
-    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
-    local = [link for link in links if not re.match(r"[a-z]+:", link)]
-    assert [link for link in local if not (page.parent / link).exists()] == []
+def test_links_lead_to_files_and_headings(page: Path):
+    links = re.findall(r"\]\((?![a-z]+:)([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8"))
+    targets = [((page.parent / path if path else page), anchor) for path, anchor in links]
+    assert [target for target, _ in targets if not target.exists()] == []
+    assert [anchor for target, anchor in targets if anchor and anchor not in anchors(target)] == []
