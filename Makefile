@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
-NUMERICAL := tests/equivalence tests/regression/test_kept_files.py \
+NUMERICAL := tests/equivalence/test_processes.py tests/regression/test_kept_files.py \
   $(patsubst %,tests/unit/test_%.py,augment engine evaluation inference losses models prediction serving windows)
 export MLFLOW_DISABLE_TELEMETRY := true
 
