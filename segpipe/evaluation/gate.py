@@ -168,12 +168,12 @@ def _title(metric: str) -> str:
     return METRICS[metric].title
 
 
-def _told(value: float, metric: str, sign: str = "") -> str:
+def _number(value: float, metric: str, sign: str = "") -> str:
     return f"{value:{sign}.4f} {METRICS[metric].unit}".rstrip()
 
 
 def _interval(mean: Interval | Difference, metric: str, sign: str = "") -> str:
-    return f"{_told(mean.mean, metric, sign)} [{mean.low:{sign}.4f}, {mean.high:{sign}.4f}]"
+    return f"{_number(mean.mean, metric, sign)} [{mean.low:{sign}.4f}, {mean.high:{sign}.4f}]"
 
 
 def _value(mean: Interval, gate: GateConfig) -> Comparison:
@@ -239,16 +239,16 @@ def _gain(shared: _Shared, metric: str, gate: GateConfig, rule: str, margin: flo
     """Whether the gain in a metric is above -margin, by the paired test at gate.alpha."""
     gain = shared.difference(metric, margin)
     passed = gain.p <= gate.alpha and gain.mean > -margin
-    claim = f"not worse by gate.margin {_told(margin, metric)}" if margin else "better"
+    claim = f"not worse by gate.margin {_number(margin, metric)}" if margin else "better"
     detail = (
         f"gain in mean {_title(metric)} {_interval(gain, metric, '+')} over the champion, {gain.n} cases of "
         f"{gain.patients} patients: {claim if passed else f'not shown to be {claim}'}, "
         f"one-sided p {gain.p:.2g} for gate.alpha {gate.alpha:g} (signed rank {gain.wilcoxon:.2g})"
     )
-    return _compared(f"gain in mean {_title(metric)}", gain, 0.0 - margin, passed, detail, rule)
+    return _comparison(f"gain in mean {_title(metric)}", gain, 0.0 - margin, passed, detail, rule)
 
 
-def _compared(name: str, gain: Difference, required: float, passed: bool, detail: str, rule: str) -> Comparison:
+def _comparison(name: str, gain: Difference, required: float, passed: bool, detail: str, rule: str) -> Comparison:
     return Comparison(name, gain.mean, required, passed, gain.low, gain.high, gain.p, gain.patients, detail, rule)
 
 
@@ -268,10 +268,10 @@ def _subgroups(shared: _Shared, gate: GateConfig, columns: Sequence[str]) -> lis
         if gain.patients >= gate.subgroup_patients:
             passed = gain.mean >= -gate.subgroup_margin - ROUNDING
             name = f"{group}: gain in mean {_title(gate.metric)}"
-            margin = f"gate.subgroup_margin {_told(gate.subgroup_margin, gate.metric)}"
+            margin = f"gate.subgroup_margin {_number(gate.subgroup_margin, gate.metric)}"
             told = f"{name} {_interval(gain, gate.metric, '+')}, {gain.patients} patients"
             detail = f"{told}: {'within' if passed else 'beyond'} {margin}"
-            found.append(_compared(name, gain, -gate.subgroup_margin, passed, detail, "guards"))
+            found.append(_comparison(name, gain, -gate.subgroup_margin, passed, detail, "guards"))
     return found
 
 

@@ -113,18 +113,18 @@ def _outcome(attempt: "Attempt", wait: Callable[[], bool], cancel: Callable[[], 
         wait()
         said.put(f"{job} ended without a word")
 
-    _told(waited, said)
+    _start(waited, said)
     while said.empty() and not attempt.over():
         time.sleep(processes.TICK)
     if said.empty():
-        _told(cancel, said)
+        _start(cancel, said)
     try:
         return said.get(timeout=PATIENCE)
     except Empty:
         return f"{job} was cancelled, and had not ended after {PATIENCE:.0f} s"
 
 
-def _told(act: Callable[[], None], said: "SimpleQueue[str]") -> None:
+def _start(act: Callable[[], None], said: "SimpleQueue[str]") -> None:
     """Do something in a thread that nobody has to wait for; what goes wrong is said."""
 
     def run() -> None:

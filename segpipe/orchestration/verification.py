@@ -47,7 +47,7 @@ def verify(session: Session, found: Lineage) -> Iterator[Check]:
             yield from _dataset(session.screen, node)
 
 
-def _compared(item: str, recorded: str, now: str) -> Check:
+def _compare(item: str, recorded: str, now: str) -> Check:
     return Check(item, OK, now) if recorded == now else Check(item, DIFFERS, f"{now}, recorded {recorded}")
 
 
@@ -57,7 +57,7 @@ def _made_with(keys: Keys, step: str, parts: Mapping[str, str]) -> Iterator[Chec
         del made_with[CODE]
         yield Check(f"{step}: code", GONE, "its digest is an earlier segpipe's, which can't be compared")
     for part, now in made_with.items():
-        yield _compared(f"{step}: {part}", parts.get(part, "nothing"), now)
+        yield _compare(f"{step}: {part}", parts.get(part, "nothing"), now)
 
 
 def _weights(found: Lineage) -> Iterator[Check]:
@@ -71,13 +71,13 @@ def _weights(found: Lineage) -> Iterator[Check]:
         return
     now = hashes.sha256(path)
     if recorded:
-        yield _compared("weights: recorded digest", recorded, now)
+        yield _compare("weights: recorded digest", recorded, now)
     train, left = found.first("train"), f"final_model/weights/{path.name}"
     if train is None or not artifacts.has(train.id, left):
         yield Check("weights: the training's own", GONE, left)
         return
     own = artifacts.local(f"runs:/{train.id}/{left}")
-    yield _compared("weights: the training's own", hashes.sha256(own), now)
+    yield _compare("weights: the training's own", hashes.sha256(own), now)
 
 
 def _cases_table(evaluate: Node) -> Iterator[Check]:
@@ -87,7 +87,7 @@ def _cases_table(evaluate: Node) -> Iterator[Check]:
     if not artifacts.has(evaluate.id, path):
         yield Check(path, GONE, evaluate.id)
         return
-    yield _compared(path, run.data.tags[TABLE_TAG], hashes.sha256(artifacts.local(f"runs:/{evaluate.id}/{path}")))
+    yield _compare(path, run.data.tags[TABLE_TAG], hashes.sha256(artifacts.local(f"runs:/{evaluate.id}/{path}")))
 
 
 def _dataset(screen: Screen, node: Node) -> Iterator[Check]:
@@ -98,7 +98,7 @@ def _dataset(screen: Screen, node: Node) -> Iterator[Check]:
     except InputError as error:
         yield Check("dataset", GONE, str(error))
         return
-    yield _compared("dataset digest", node.facts["dataset digest"], manifest.digest)
+    yield _compare("dataset digest", node.facts["dataset digest"], manifest.digest)
     dataset = Dataset(folder, manifest)
     for name, record in manifest.arrays.items():
         if not (folder / record.file).is_file():
@@ -118,7 +118,7 @@ def _array(dataset: Dataset, name: str) -> Check:
     total = hashlib.sha256()
     for first in range(0, len(flat), CHUNK):
         total.update(flat[first : first + CHUNK].tobytes())
-    return _compared(item, recorded, total.hexdigest())
+    return _compare(item, recorded, total.hexdigest())
 
 
 def raw_cases(screen: Screen, manifest: Manifest, recipe: Path) -> Iterator[Check]:
@@ -147,7 +147,7 @@ def raw_cases(screen: Screen, manifest: Manifest, recipe: Path) -> Iterator[Chec
             if now == record.sha256:
                 agree += 1
             else:
-                yield _compared(item, record.sha256, now)
+                yield _compare(item, record.sha256, now)
         advance(done, len(manifest.cases), record.case)
     if agree:
         yield Check("raw files", OK, f"{agree} of {len(manifest.cases)} cases")
