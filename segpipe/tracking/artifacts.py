@@ -14,12 +14,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from segpipe.files import hashes, inventory
+from segpipe.files.inventory import Inventory
 from segpipe.files.staging import staged
 from segpipe.tracking import artifact_cache, connection, mlflow_sentences, runs
 from segpipe.tracking.locations import local_root
 
 if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
+    from mlflow.entities import Run
 
 WEIGHTS = "artifacts/segpipe"  # the folder with the inventory in a logged model: its artifact serving.ARTIFACT
 OF_RUN = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+?)/*")
@@ -114,9 +116,10 @@ def folder(name: str) -> Iterator[Path]:
 
     In a store on this machine it is written where it stays, so nothing is stored twice.
     """
-    root = local_root(runs.active().info.artifact_uri)
+    run = runs.active()
+    root = local_root(run.info.artifact_uri)
     if root is None:
-        with _sending(name) as temporary:
+        with _sending(name, run) as temporary:
             yield temporary
         return
     partial = root / f".{name}.partial"
@@ -132,35 +135,45 @@ def folder(name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def files(name: str) -> Iterator[Path]:
-    """A folder whose content joins the active run's artifact folder `name`, and its inventory, when the block ends
-    well. A file that was damaged before does not become whole by that.
+def files(name: str, run: "Run | None" = None) -> Iterator[Path]:
+    """A folder whose content joins an artifact folder of a run, by default the active one, and its inventory, when the
+    block ends well. Until all of it is there the inventory names no file that is replaced: a kill damages nothing. A
+    file that was damaged before does not become whole by that.
     """
-    root = local_root(runs.active().info.artifact_uri)
+    run = run or runs.active()
+    root = local_root(run.info.artifact_uri)
     if root is None:
-        with _sending(name) as temporary:
+        with _sending(name, run) as temporary:
             yield temporary
         return
     target = root / name
     with staged(target) as staging:
         yield staging
         added = inventory.of(staging)
-    known = inventory.read(target) if (target / inventory.FILE).is_file() else inventory.of(target)
-    inventory.save(known | added, target)
+        inventory.save(_others(target, added), target)
+    inventory.save(_others(target, added) | added, target)
+
+
+def _others(folder: Path, added: Inventory) -> Inventory:
+    """What a folder's inventory names beside what is added; without an inventory, what is there."""
+    known = inventory.read(folder) if (folder / inventory.FILE).is_file() else inventory.of(folder)
+    return {path: written for path, written in known.items() if path not in added}
 
 
 @contextmanager
-def _sending(name: str) -> Iterator[Path]:
-    """A folder that is sent to the active run's server when the block ends well, then the inventory of all that is
-    there: until that has come, what was there and is replaced counts as damaged.
-    """
-    run = runs.active().info
+def _sending(name: str, run: "Run") -> Iterator[Path]:
+    """A folder that is sent to a run's server when the block ends well, in the order of `files`."""
     with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
-        yield Path(temporary)
-        added, before = inventory.of(Path(temporary)), artifact_cache.find(run.artifact_uri, name)
-        mlflow.log_artifacts(temporary, name)
-        inventory.save((before.entries() if before else {}) | added, Path(temporary))
-        mlflow.log_artifact(str(Path(temporary) / inventory.FILE), name)
+        folder, run_id = Path(temporary), run.info.run_id
+        yield folder
+        added, before = inventory.of(folder), artifact_cache.find(run.info.artifact_uri, name)
+        known = before.entries() if before else {}
+        others = {path: written for path, written in known.items() if path not in added}
+        if others != known:
+            mlflow.log_text(inventory.text(others), f"{name}/{inventory.FILE}", run_id=run_id)
+        mlflow.log_artifacts(temporary, name, run_id=run_id)
+        inventory.save(others | added, folder)
+        mlflow.log_artifact(str(folder / inventory.FILE), name, run_id=run_id)
 
 
 def sweep(root: str) -> None:

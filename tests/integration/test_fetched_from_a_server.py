@@ -124,6 +124,28 @@ def test_files_that_join_a_folder_join_its_inventory(server):
     assert (folder / "decision.json").read_text() == '{"a": 1}'
 
 
+def test_files_of_a_finished_run_are_replaced_and_a_kill_amid_it_damages_nothing(server, monkeypatch):
+    with mlflow.start_run() as run, artifacts.folder("evaluation") as folder:
+        (folder / "cases.csv").write_text("measured")
+        (folder / "report.html").write_text("old")
+    finished, seen = mlflow.get_run(run.info.run_id), []
+    log = mlflow.log_artifacts
+
+    def looked_at(*arguments, **named):
+        seen.append(set(artifact_cache.find(finished.info.artifact_uri, "evaluation").entries()))
+        log(*arguments, **named)
+        seen.append(damage(run.info.run_id, "evaluation"))
+
+    monkeypatch.setattr(mlflow, "log_artifacts", looked_at)
+    with artifacts.files("evaluation", finished) as folder:
+        (folder / "report.html").write_text("new")
+    assert seen == [{"cases.csv"}, ""]
+    assert damage(run.info.run_id, "evaluation") == ""
+    whole = artifacts.local(f"runs:/{run.info.run_id}/evaluation")
+    assert [(whole / name).read_text() for name in ("cases.csv", "report.html")] == ["measured", "new"]
+    assert vars(mlflow.get_run(run.info.run_id).info) == vars(finished.info)
+
+
 def test_what_has_no_inventory_comes_as_a_copy_of_this_process(server):
     with mlflow.start_run() as run:
         runs.log_text("seed: 1", "config/resolved.yaml")
