@@ -5,6 +5,8 @@ import steps
 if __name__ == "__main__":
     steps.start_quietly()
 
+import json
+
 from segpipe.config.sections import Config
 from segpipe.orchestration.session import Session
 from steps import command
@@ -15,9 +17,10 @@ def main(session: Session, config: Config, preprocess: str, train: str) -> str:
     """Measure the trained model on the test set, case by case, with confidence intervals over patients."""
     from segpipe.data.dataset import Dataset
     from segpipe.evaluation import measuring
+    from segpipe.evaluation.kept import CASES, Kept
     from segpipe.files import hashes
     from segpipe.inference.predictor import Predictor
-    from segpipe.orchestration import evaluation_pages
+    from segpipe.orchestration import pages
     from segpipe.recording import logged_models
     from segpipe.runtime import devices
     from segpipe.tracking import artifacts, run_tags, runs
@@ -30,15 +33,16 @@ def main(session: Session, config: Config, preprocess: str, train: str) -> str:
     model_id = logged_models.with_threshold(predictor, trained, choice.threshold)
     progress = session.screen.progress("evaluate")
     found = measuring.evaluate(predictor, dataset, choice.threshold, knobs, progress)
-    summary = measuring.summarise(found, choice, knobs.bootstrap_samples, config.seed)
-    summary |= logged_models.weights(model_id)
+    weights = logged_models.weights(model_id)
+    summary = measuring.summarise(found, choice, weights, knobs.bootstrap_samples, config.seed)
+    masks = measuring.examples(predictor, dataset, found.cases, choice.threshold)
 
     with artifacts.folder("evaluation") as folder:
-        evaluation_pages.write(config, train, predictor, dataset, found, choice, summary, folder)
-        measuring.save(found, summary, folder)
-        runs.tag(cases_sha256=hashes.sha256(folder / "cases.csv"))
+        Kept(found, summary, choice.val_dice, masks).write(folder)
+        pages.of_evaluation(runs.active().info.run_id, config, folder, kept=folder)
+        runs.tag(pages=json.dumps(session.keys.pages(config)), cases_sha256=hashes.sha256(folder / CASES))
     logged_models.log_evaluation(summary, model_id, dataset.manifest, f"runs:/{preprocess}/dataset")
-    return measuring.headline(summary)
+    return summary.headline()
 
 
 if __name__ == "__main__":

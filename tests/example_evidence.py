@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 
 from segpipe.evaluation.report import page
+from segpipe.evaluation.summary import Summary
 from segpipe.metrics import pixels
 from segpipe.metrics.catalogue import CONVENTION, METRICS
+from segpipe.metrics.statistics import Interval
 
 NASTY = "a<b>&\"'$x$\N{GREEK SMALL LETTER ALPHA}\N{CJK UNIFIED IDEOGRAPH-4E2D}|`*"
 
@@ -36,37 +38,34 @@ def table(count: int = 8) -> pd.DataFrame:
     return cases
 
 
-def summarised(cases: pd.DataFrame) -> dict:
+def summarised(cases: pd.DataFrame) -> Summary:
     """A summary of `table`; its intervals are from the lowest to the highest value."""
-    metrics = {
-        name: {
-            "mean": float(cases[name].mean()), "low": float(cases[name].min()), "high": float(cases[name].max()),
-            "n": len(cases), "n_valid": int(cases[name].notna().sum()),
-        }
-        for name in METRICS
-        if cases[name].notna().any()
-    }  # fmt: skip
-    return {
-        "metrics": metrics,
-        "outcomes": cases["outcome"].value_counts().to_dict(),
-        "patients": cases["patient"].nunique(),
-        "threshold": 0.42,
-        "threshold_from": "chosen on the validation set",
-        "interval": "95 %, bootstrap over patients, 100 resamples",
-        "convention": CONVENTION,
-        "lesions": {"lesions": 4, "found": 3, "predicted": 5, "false": 2},
-        "confusion": {"tp": 50, "fp": 7, "fn": 9, "tn": 400},
-        "latency_ms": 12.5,
-        "size_mb": 3.25,
-    }
+    known = {name: cases[name] for name in METRICS if cases[name].notna().any()}
+    return Summary(
+        metrics={
+            name: Interval(values.mean(), values.min(), values.max(), len(cases), values.notna().sum())
+            for name, values in known.items()
+        },
+        outcomes=cases["outcome"].value_counts().to_dict(),
+        patients=cases["patient"].nunique(),
+        threshold=0.42,
+        threshold_from="chosen on the validation set",
+        interval="95 %, bootstrap over patients, 100 resamples",
+        convention=CONVENTION,
+        lesions={"lesions": 4, "found": 3, "predicted": 5, "false": 2},
+        confusion={"tp": 50, "fp": 7, "fn": 9, "tn": 400},
+        latency_ms=12.5,
+        weights_sha256="0" * 64,
+        size_mb=3.25,
+    )
 
 
 def by_group(cases: pd.DataFrame) -> pd.DataFrame:
     """Each site's means."""
     rows = [
-        {"column": "site", "group": site, "metric": name, "patients": part["patient"].nunique(), **values}
+        {"column": "site", "group": site, "metric": name, "patients": part["patient"].nunique(), **values._asdict()}
         for site, part in cases.groupby("site")
-        for name, values in summarised(part)["metrics"].items()
+        for name, values in summarised(part).metrics.items()
     ]
     columns = ["column", "group", "metric", "patients", "mean", "low", "high", "n", "n_valid"]
     return pd.DataFrame(rows, columns=columns)
@@ -111,10 +110,13 @@ def nothing() -> page.Evidence:
     cases["outcome"] = "both empty"
     cases[[*METRICS, "reference_ml", "predicted_ml"]] = np.nan
     cases[["reference_voxels", "predicted_voxels"]] = 0
-    summary = {**summarised(cases), "lesions": dict.fromkeys(("lesions", "found", "predicted", "false"), 0)}
+    none = {
+        "lesions": dict.fromkeys(("lesions", "found", "predicted", "false"), 0),
+        "confusion": dict.fromkeys(("tp", "fp", "fn", "tn"), 0),
+    }
     empty = evidence()
     return evidence(
-        summary={**summary, "confusion": dict.fromkeys(("tp", "fp", "fn", "tn"), 0)},
+        summary=summarised(cases).model_copy(update=none),
         cases=cases,
         lesions=empty.lesions[:0],
         subgroups=empty.subgroups[:0],

@@ -6,15 +6,18 @@ The list of fields follows MONAI's metadata for model bundles (Cardoso et al. 20
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from segpipe.config.sections import Config, PreprocessConfig
 from segpipe.data.manifest import SPLITS, CaseRecord, Manifest
+from segpipe.evaluation.summary import Summary
 from segpipe.metrics.catalogue import METRICS
+from segpipe.metrics.statistics import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
+FILE = "model_card.md"
 LARGEST = 5000  # characters: what a model version's description holds
 FEW_PATIENTS, GROUP_PATIENTS = 20, 3
 # Metrics, subgroups, characters of a text and of a name that are told, from all to least.
@@ -32,7 +35,7 @@ Section = tuple[str, list[str]]
 
 
 def card(
-    config: Config, manifest: Manifest, summary: Mapping[str, Any], subgroups: "pd.DataFrame", facts: Mapping[str, str]
+    config: Config, manifest: Manifest, summary: Summary, subgroups: "pd.DataFrame", facts: Mapping[str, str]
 ) -> str:
     """A model card of at most LARGEST characters; where it would be longer, tables and lists are cut, and say so.
 
@@ -50,7 +53,7 @@ def card(
 def _card(
     config: Config,
     manifest: Manifest,
-    summary: Mapping[str, Any],
+    summary: Summary,
     subgroups: "pd.DataFrame",
     facts: Mapping[str, str],
     room: tuple[int, int, int, int],
@@ -167,18 +170,18 @@ def _training(config: Config, facts: Mapping[str, str]) -> list[str]:
 
 
 def _evaluation(
-    manifest: Manifest, summary: Mapping[str, Any], subgroups: "pd.DataFrame", room: tuple[int, int, int, int]
+    manifest: Manifest, summary: Summary, subgroups: "pd.DataFrame", room: tuple[int, int, int, int]
 ) -> list[str]:
     metrics, groups, prose, name = room
-    found = [key for key in METRICS if key in summary["metrics"] and summary["metrics"][key]["n_valid"]]
-    outcomes = ", ".join(f"{count} {_plain(outcome, 20)}" for outcome, count in summary["outcomes"].items())
+    found = [key for key in METRICS if key in summary.metrics and summary.metrics[key].n_valid]
+    outcomes = ", ".join(f"{count} {_plain(outcome, 20)}" for outcome, count in summary.outcomes.items())
     lines = [
-        f"- {summary['patients']} test patients; outcomes: {outcomes}",
-        f"- Threshold {summary['threshold']:.3g}, {_plain(summary['threshold_from'], 200)}",
-        f"- Intervals: {_plain(summary['interval'], 120)}",
-        f"- Convention: {_plain(summary['convention'], prose)}",
+        f"- {summary.patients} test patients; outcomes: {outcomes}",
+        f"- Threshold {summary.threshold:.3g}, {_plain(summary.threshold_from, 200)}",
+        f"- Intervals: {_plain(summary.interval, 120)}",
+        f"- Convention: {_plain(summary.convention, prose)}",
         "",
-        *_metrics(summary["metrics"], found[:metrics], "mm" if _spaced(manifest) else "pixels"),
+        *_metrics(summary.metrics, found[:metrics], "mm" if _spaced(manifest) else "pixels"),
     ]
     rows = subgroups[subgroups["metric"] == "dice"].to_dict("records")
     if rows and groups:
@@ -196,14 +199,14 @@ def _spaced(manifest: Manifest) -> bool:
     return any(case.spacing for case in manifest.cases)
 
 
-def _metrics(values: Mapping[str, Mapping[str, float]], names: Iterable[str], length: str) -> list[str]:
+def _metrics(values: Mapping[str, Interval], names: Iterable[str], length: str) -> list[str]:
     rows = []
     for key in names:
         metric, value = METRICS[key], values[key]
-        mean, low, high = (_number(value[part], 2 if metric.unit else 3) for part in ("mean", "low", "high"))
+        mean, low, high = (_number(part, 2 if metric.unit else 3) for part in value[:3])
         unit = length if metric.unit == "mm" else metric.unit
         title = f"{metric.title}, {unit}" if unit else metric.title
-        rows.append(f"| {title} | {mean} | {low} to {high} | {value['n_valid']}/{value['n']} |")
+        rows.append(f"| {title} | {mean} | {low} to {high} | {value.n_valid}/{value.n} |")
     return (
         ["| metric | mean | 95 % interval | cases |", "|---|---|---|---|", *rows]
         if rows
@@ -212,30 +215,30 @@ def _metrics(values: Mapping[str, Mapping[str, float]], names: Iterable[str], le
 
 
 def _limits(
-    config: Config, manifest: Manifest, summary: Mapping[str, Any], subgroups: "pd.DataFrame", prose: int, name: int
+    config: Config, manifest: Manifest, summary: Summary, subgroups: "pd.DataFrame", prose: int, name: int
 ) -> list[str]:
     """What the user knows, then what the data and the results show by themselves."""
-    patients, sites = summary["patients"], sorted({case.site for case in manifest.cases})
-    lesions, outcomes = summary.get("lesions", {}), summary["outcomes"]
-    missed = lesions.get("lesions", 0) - lesions.get("found", 0)
+    patients, sites = summary.patients, sorted({case.site for case in manifest.cases})
+    lesions, outcomes = summary.lesions, summary.outcomes
+    missed = lesions["lesions"] - lesions["found"]
     shown = {
         _prose(config.card.limits, prose): bool(config.card.limits),
         f"few test patients: {patients}; the intervals are too narrow for so few": patients < FEW_PATIENTS,
         f"one site only ({_names(sites, name)}): nothing is known about any other": len(sites) == 1,
-        f"missed {missed} of {lesions.get('lesions')} reference lesions": missed > 0,
+        f"missed {missed} of {lesions['lesions']} reference lesions": missed > 0,
         f"missed everything in {outcomes.get('missed', 0)} test case(s)": outcomes.get("missed", 0) > 0,
         f"false alarm in {outcomes.get('false alarm', 0)} empty test case(s)": outcomes.get("false alarm", 0) > 0,
         "no spacing: distances are in pixels, volumes unknown": not _spaced(manifest),
-        "no test case has a Dice: the results say nothing": not summary["metrics"].get("dice", {}).get("n_valid"),
+        "no test case has a Dice: the results say nothing": "dice" not in summary.metrics,
     }
     lines = [line for line, holds in shown.items() if holds]
-    return [*lines, *_worse(summary["metrics"].get("dice", {}), subgroups, name)] or ["none known"]
+    return [*lines, *_worse(summary, subgroups, name)] or ["none known"]
 
 
-def _worse(dice: Mapping[str, float], subgroups: "pd.DataFrame", name: int) -> list[str]:
+def _worse(summary: Summary, subgroups: "pd.DataFrame", name: int) -> list[str]:
     """The subgroups whose whole interval lies below the mean over all cases."""
     rows = subgroups[(subgroups["metric"] == "dice") & (subgroups["patients"] >= GROUP_PATIENTS)].to_dict("records")
-    overall = dice.get("mean", math.nan)
+    overall = summary.metrics["dice"].mean if "dice" in summary.metrics else math.nan
     return [
         f"clearly worse for {_plain(row['column'], name)} {_plain(row['group'], name)}: "
         f"Dice {row['mean']:.3f}, {overall:.3f} over all"

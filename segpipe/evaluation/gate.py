@@ -1,10 +1,9 @@
 """What a model must show to become champion: a pure decision on two tables of test cases."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -60,9 +59,9 @@ class Decision:
     reasons: tuple[str, ...]
     comparisons: tuple[Comparison, ...] = ()
 
-    def to_json(self, **more: object) -> str:
-        """The decision as valid JSON (NaN is null), with what else is to be remembered about it."""
-        return json.dumps(_finite({**asdict(self), **more}), indent=1, allow_nan=False)
+    def record(self, **more: object) -> dict[str, Any]:
+        """The decision as values of JSON (NaN is None), with what else is to be remembered about it."""
+        return {key: _finite(value) for key, value in {**asdict(self), **more}.items()}
 
 
 def _finite(value: object) -> object:

@@ -1,11 +1,9 @@
 """Measure a model on the test set, case by case, on each case's own grid; choose its threshold on validation cases."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,18 +14,18 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.manifest import CaseRecord, Manifest
 from segpipe.data.volume import IGNORE, volume_ml
 from segpipe.errors import InputError, nearest
+from segpipe.evaluation.summary import Summary
 from segpipe.metrics import catalogue, lesions, measurement, overlaps, pixels, statistics
 
 if TYPE_CHECKING:
     from segpipe.inference.predictor import Predictor
 
 Progress = Callable[[int, int, str], None]
-Summary = dict[str, Any]
-NAMES = ("case", "patient", "site", "outcome", "size")
 COUNTS = ("lesions", "lesions_found", "lesions_predicted", "lesions_false")
 THRESHOLDS = np.arange(5, 96) / 100
 ROUNDING = 1e-9
 Table = NDArray[np.float64]
+Mask = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Measurement:
 
     `cases` has one row per case and `lesions` one per reference lesion (docs/reference/metrics.md names the columns),
     `band` and `whole` are histograms of the foreground probability (see `pixels.histograms`) over all cases,
-    `confusion` the voxels of the band, `sweep` the Dice of each case (rows) at each of `THRESHOLDS`, `embeddings` what
-    the encoder says of each case, `latency_ms` the median time of a case.
+    `confusion` the voxels of the band, `test_dice` the mean Dice at each of `THRESHOLDS`, `embeddings` what the encoder
+    says of each case, `latency_ms` the median time of a case.
     """
 
     cases: pd.DataFrame
@@ -45,7 +43,7 @@ class Measurement:
     band: NDArray[np.int64]
     whole: NDArray[np.int64]
     confusion: dict[str, int]
-    sweep: Table
+    test_dice: Table
     embeddings: NDArray[np.float32]
     latency_ms: float
 
@@ -105,7 +103,7 @@ def evaluate(
         band,
         whole,
         dict(zip(("tp", "fp", "fn", "tn"), confusion.tolist(), strict=True)),
-        np.stack(sweep),
+        _mean_of_known(np.stack(sweep)),
         np.stack(embeddings),
         1000 * float(np.median(seconds[1:] or seconds)),
     )
@@ -150,7 +148,7 @@ def _lesions(case: CaseRecord, measured: measurement.Measured, classes: tuple[st
     ]
 
 
-def mean_of_known(values: Table) -> Table:
+def _mean_of_known(values: Table) -> Table:
     """Mean down each column of what is not NaN; NaN where a column has nothing else."""
     return pd.DataFrame(values).mean().to_numpy(dtype=np.float64)
 
@@ -181,7 +179,7 @@ def choose(predictor: "Predictor", dataset: Dataset, asked: float | str) -> Choi
         foreground = predictor.forward(images[lying].astype(np.float32)).sum(axis=1)
         rows.append(_by_threshold(pixels.histograms(foreground, reference > 0, reference != IGNORE)))
     dice = np.stack(rows)
-    shown = mean_of_known(dice)
+    shown = _mean_of_known(dice)
     if asked != "auto":
         return Choice(float(asked), "given", shown)
     silent = np.where(np.isnan(dice), 1.0, dice)
@@ -193,26 +191,27 @@ def choose(predictor: "Predictor", dataset: Dataset, asked: float | str) -> Choi
     return Choice(chosen, f"{near}, on {len(losses)} validation patients", shown)
 
 
-def summarise(found: Measurement, choice: Choice, samples: int, seed: int) -> Summary:
-    """Means with confidence intervals over patients, counts of outcomes and lesions, threshold and convention."""
+def summarise(found: Measurement, choice: Choice, weights: tuple[str, float], samples: int, seed: int) -> Summary:
+    """What was measured, in figures; `weights` are the SHA-256 of the model's and their megabytes."""
     cases = found.cases
     names = [name for name in catalogue.METRICS if cases[name].notna().any()]
-    intervals = {
-        name: statistics.bootstrap_mean(cases[name].astype(float), cases["patient"], samples, seed)._asdict()
-        for name in names
-    }
-    return {
-        "metrics": intervals,
-        "outcomes": {str(k): int(v) for k, v in cases["outcome"].value_counts().items()},
-        "patients": int(cases["patient"].nunique()),
-        "lesions": {name.removeprefix("lesions_"): int(cases[name].sum()) for name in COUNTS},
-        "confusion": found.confusion,
-        "threshold": choice.threshold,
-        "threshold_from": choice.origin,
-        "latency_ms": found.latency_ms,
-        "interval": f"95 %, bootstrap over patients, {samples} resamples",
-        "convention": catalogue.CONVENTION,
-    }
+    return Summary(
+        metrics={
+            name: statistics.bootstrap_mean(cases[name].astype(float), cases["patient"], samples, seed)
+            for name in names
+        },
+        outcomes={str(k): int(v) for k, v in cases["outcome"].value_counts().items()},
+        patients=int(cases["patient"].nunique()),
+        lesions={name.removeprefix("lesions_"): int(cases[name].sum()) for name in COUNTS},
+        confusion=found.confusion,
+        threshold=choice.threshold,
+        threshold_from=choice.origin,
+        latency_ms=found.latency_ms,
+        interval=f"95 %, bootstrap over patients, {samples} resamples",
+        convention=catalogue.CONVENTION,
+        weights_sha256=weights[0],
+        size_mb=weights[1],
+    )
 
 
 def subgroups(cases: pd.DataFrame, columns: Sequence[str], samples: int, seed: int) -> pd.DataFrame:
@@ -223,21 +222,6 @@ def subgroups(cases: pd.DataFrame, columns: Sequence[str], samples: int, seed: i
         part.insert(0, "column", column)
         parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def save(found: Measurement, summary: Summary, folder: Path) -> None:
-    """Write cases.csv, lesions.csv and, last, summary.json."""
-    found.cases.to_csv(folder / "cases.csv", index=False)
-    found.lesions.to_csv(folder / "lesions.csv", index=False)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-
-
-def read(path: Path) -> pd.DataFrame:
-    """What `save` wrote as cases.csv; what is not a number stays text, whatever it looks like."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    numbers = table.columns[list(table).index("size") + 1 :]
-    table[numbers] = table[numbers].apply(pd.to_numeric)
-    return table
 
 
 def ranked(cases: pd.DataFrame) -> dict[str, str]:
@@ -252,10 +236,10 @@ def ranked(cases: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def headline(summary: Summary) -> str:
-    """The test Dice with its interval, as one phrase."""
-    if "dice" not in summary["metrics"]:
-        return "no test case has any foreground"
-    dice = summary["metrics"]["dice"]
-    valid = f"{dice['n_valid']} of {dice['n']} cases"
-    return f"test Dice {dice['mean']:.3f} [{dice['low']:.3f}, {dice['high']:.3f}], {valid}"
+def examples(predictor: "Predictor", dataset: Dataset, cases: pd.DataFrame, threshold: float) -> dict[str, Mask]:
+    """The predicted labels D,H,W uint8 of the worst, median and best case."""
+    records = {case.case: case for case in dataset.where(split="test").cases}
+    return {
+        rank: predictor.segment(dataset.native(records[name])[0], threshold).mask
+        for rank, name in ranked(cases).items()
+    }

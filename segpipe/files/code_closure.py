@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from segpipe.files import hashes
 from segpipe.files.project import PROJECT
 
 PACKAGES = ("segpipe", "steps")
@@ -66,9 +67,13 @@ class Code:
         return sorted(seen)
 
     def meanings(self, paths: Iterable[Path]) -> dict[str, str]:
-        """Each Python file's `Source.meaning`, by its path below the project."""
-        python = (path for path in paths if path.suffix == ".py")
-        return {path.relative_to(self.project).as_posix(): self.source(path).meaning for path in python}
+        """Each Python file's `Source.meaning`, by its path below the project; of other files the SHA-256."""
+        return {
+            path.relative_to(self.project).as_posix(): self.source(path).meaning
+            if path.suffix == ".py"
+            else hashes.sha256(path)
+            for path in paths
+        }
 
 
 def read(text: str) -> Source:

@@ -36,12 +36,16 @@ def write(folder: Path) -> None:
     save(of(folder), folder)
 
 
+def text(entries: Inventory) -> str:
+    """An inventory as its file holds it."""
+    return json.dumps({name: entries[name]._asdict() for name in sorted(entries)}, indent=1) + "\n"
+
+
 def save(entries: Inventory, folder: Path) -> None:
     """Write a folder's inventory atomically."""
     partial = folder / f".{FILE}.{os.getpid()}"
     try:
-        content = {name: entries[name]._asdict() for name in sorted(entries)}
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(text(entries), encoding="utf-8")
         partial.replace(folder / FILE)
     finally:
         partial.unlink(missing_ok=True)

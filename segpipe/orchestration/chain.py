@@ -11,7 +11,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
-from segpipe.orchestration import claims, explain, launch
+from segpipe.orchestration import claims, explain, launch, pages
 from segpipe.orchestration.keys import Key
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
@@ -27,11 +27,14 @@ Valid = Callable[["Run"], str]
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to become of a step: the finished run that stands for it, or why it has to run."""
+    """What is to become of a step: the finished run that stands for it and what becomes of its pages, or why it has to
+    run.
+    """
 
     wanted: Key
     run: "Run | None"
     because: str
+    pages: str = ""
 
     @property
     def key(self) -> str:
@@ -42,7 +45,8 @@ class Choice:
         """The choice, as a line."""
         if self.run is None:
             return f"run: because {self.because}"
-        return f"reuse {self.run.info.run_id}" + (f" as it is, although {self.because}" if self.because else "")
+        reuse = f"reuse {self.run.info.run_id}" + (f" as it is, although {self.because}" if self.because else "")
+        return f"{reuse}, {self.pages}" if self.pages else reuse
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def choose(
     for run in runs.finished(name, wanted.digest):
         fault = _deleted_behind(name, run, there) or damage(name, run) or valid(run)
         if not fault:
-            return Choice(wanted, run, "")
+            return Choice(wanted, run, "", pages.told(session.keys, name, run, config))
         faults.append(fault)
     faults += [runs.restore(run.info.run_id) for run in runs.finished(name, wanted.digest, deleted=True)]
     faults += [_unfinished(run) for run in runs.unfinished(name, wanted.digest)]
@@ -177,7 +181,7 @@ def obtain(
     look = partial(choose, session, name, config, upstream, valid, fresh, {run.info.run_id for run in built.values()})
     choice = look()
     if choice.run:
-        return reuse(choice.run, choice.told(), launcher, label)
+        return reuse(name, choice.run, choice, config, launcher, label)
 
     def say(line: str) -> None:
         session.say(f"{label}: {line}")
@@ -193,13 +197,17 @@ def obtain(
             result = Result(run, False, time.perf_counter() - began)
             say(f"ran {run.info.run_id} in {result.seconds:.1f} s")
             return result
-    return reuse(choice.run, choice.told(), launcher, label)
+    return reuse(name, choice.run, choice, config, launcher, label)
 
 
-def reuse(run: "Run", told: str, launcher: launch.Launcher, label: str) -> Result:
-    """Let a run stand for a step, as told: under the parent appears a nested run that links to it."""
+def reuse(name: str, run: "Run", choice: Choice, config: Config, launcher: launch.Launcher, label: str) -> Result:
+    """Let a run stand for a step, as chosen, with pages as they would be made now: under the parent appears a nested
+    run that links to it.
+    """
+    told, source, parent, client = choice.told(), run.info, launcher.parent, mlflow.MlflowClient()
     launcher.session.say(f"{label}: {told}")
-    source, parent, client = run.info, launcher.parent, mlflow.MlflowClient()
+    if choice.pages:
+        pages.renew(launcher.session, name, source.run_id, config, parent.info.run_id, label)
     tags = {
         MLFLOW_PARENT_RUN_ID: parent.info.run_id,
         MLFLOW_RUN_NOTE: f"Reuses [{source.run_name}](#/experiments/{source.experiment_id}/runs/{source.run_id}).",

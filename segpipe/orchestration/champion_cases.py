@@ -6,7 +6,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from segpipe.config import settings
 from segpipe.config.sections import Config
-from segpipe.evaluation import measuring
+from segpipe.evaluation import kept, measuring
 from segpipe.metrics.catalogue import METRICS
 from segpipe.tracking import artifacts, runs
 
@@ -42,11 +42,11 @@ def cases_of(champion: ModelVersion, preprocess: str, config: Config, progress: 
 
 def _evaluated(run_id: str, config: Config) -> pd.DataFrame | None:
     """The table of an evaluation, unless it is gone, or was made with another tolerance, band or set of metrics."""
-    path = "evaluation/cases.csv"
+    path = f"evaluation/{kept.CASES}"
     if not artifacts.has(run_id, path):
         return None
     params, knobs = MlflowClient().get_run(run_id).data.params, settings.flat(config)
     if any(params.get(f"cfg.{knob}") != knobs[knob] for knob in ("evaluate.tolerance", "evaluate.band")):
         return None
-    cases = measuring.read(artifacts.local(f"runs:/{run_id}/{path}"))
+    cases = kept.table(artifacts.local(f"runs:/{run_id}/{path}"))
     return cases if set(METRICS) <= set(cases) else None

@@ -56,12 +56,13 @@ def carry_out(session: Session, action: str, name: str, number: str, by: str) ->
 def show_history(screen: Screen, name: str) -> None:
     """Show who was champion when, how it came, through whom and why; the current one has a star."""
     from segpipe.registry import champions, record
+    from segpipe.tracking import run_tags
 
     moves, champion = record.history(name), champions.number(champions.holder(name))
     rows = []
     for place, move in enumerate(moves, start=1):
         tags = champions.tags_of(name, move.version)
-        dice, low, high = (float(tags.get(f"test_dice{end}", "nan")) for end in ("", "_ci_low", "_ci_high"))
+        dice, low, high = run_tags.dice_of(tags)
         star = "*" if place == len(moves) and move.version == champion else ""
         measured = f"{share(dice)} {span(low, high)}".strip() if tags else "deleted"
         rows.append((star, f"{move.at[:19]}Z", move.version, move.how, move.by, move.why, measured))

@@ -35,7 +35,7 @@ def advance(
     kept = plan.taken(launcher.session, config, asked.start)
     for step in names:
         if (choice := kept.get(step)) and choice.run:
-            results[step] = chain.reuse(choice.run, choice.told(), launcher, step)
+            results[step] = chain.reuse(step, choice.run, choice, config, launcher, step)
             continue
         inputs = {i: results[i].run for i in STEPS[step].inputs}
         results[step] = chain.obtain(step, config, inputs, launcher, plan.validity(step, config), asked.anew(step))
@@ -65,7 +65,7 @@ def show_champion(screen: Screen, name: str) -> None:
         return
     environment = Path(sys.prefix) / "bin" / "activate"
     activate = f"  source {shlex.quote(str(environment))}\n" if environment.is_file() else ""
-    dice, low, high = (float(holder.tags.get(f"test_dice{end}", "nan")) for end in ("", "_ci_low", "_ci_high"))
+    dice, low, high = run_tags.dice_of(holder.tags)
     screen.answer(
         f"Champion: {name} version {holder.version}, test Dice {dice:.3f} [{low:.3f}, {high:.3f}]\n\n"
         f"Serve it:\n{activate}  MLFLOW_TRACKING_URI={shlex.quote(redact(os.environ['MLFLOW_TRACKING_URI']))} \\\n"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.data import raw
 from segpipe.errors import InputError
@@ -23,6 +24,8 @@ FORMAT, CURRENT = "key format", "2"  # keys of segpipe 0.5 name none: they are o
 WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_restarts")
 # Knobs that came after keys had been made, with the value at which all is as before: a key leaves them out then.
 AS_BEFORE: Mapping[str, object] = {}
+# What the pages of an evaluation are made from beside what it keeps: sections of the config, and code.
+PAGES_SECTIONS, PAGES_CODE = ("card", "registry"), "segpipe.evaluation.pages"
 # What only words, shows, finds, starts and records: the result is the same. What a config says is in the key itself.
 WITHOUT_EFFECT_ON_RESULTS = (
     *("segpipe.errors", "segpipe.config", "segpipe.files", "segpipe.plots", "segpipe.tracking", "segpipe.recording"),
@@ -78,6 +81,14 @@ class Keys:
     def deciding(self, name: str) -> dict[str, str]:
         """The project's files that decide a step's result, each with a digest of what it does."""
         return self.code.meanings(self.code.closure(STEPS[name].code, WITHOUT_EFFECT_ON_RESULTS))
+
+    def pages(self, config: Config) -> dict[str, str]:
+        """What the pages of an evaluation are made from, each knob and file with a digest (8 hex digits) of it."""
+        files = self.code.meanings(
+            self.code.closure([PAGES_CODE], ("segpipe.errors", "segpipe.config", "segpipe.files"))
+        )
+        values = settings.flat(config.narrowed(PAGES_SECTIONS)) | files
+        return {name: hashes.of_json(value)[:8] for name, value in values.items()}
 
     def made_of(self, name: str, config: Config) -> str:
         """What stands behind the digests in a step's key, as JSON: each source file with a digest of what it does, each

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
-from segpipe.orchestration import chain, explain
+from segpipe.orchestration import chain, explain, pages
 from segpipe.orchestration.keys import Key
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
@@ -122,5 +122,7 @@ def _together(
         fault = ", ".join(explain.differences(run, config, Key(essential), now)) or chain.damage(step, run)
         if fault:
             return {}, f"{step} run {run.info.run_id}: {fault}"
-        kept[step] = chain.Choice(key, run, ", ".join(explain.differences(run, config, key, now)))
+        although = ", ".join(explain.differences(run, config, key, now))
+        paged = "" if although else pages.told(session.keys, step, run, config)
+        kept[step] = chain.Choice(key, run, although, paged)
     return kept, ""

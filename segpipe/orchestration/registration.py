@@ -2,7 +2,8 @@
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
     from segpipe.evaluation.gate import Decision, Footprint
     from segpipe.tracking.one_at_a_time import Contender
 
-EVALUATION = "evaluation"
+EVALUATION, DECISION = "evaluation", "decision.json"
 DRY_RUN = "register --dry-run"  # the step that its run is tagged with: no later register is replaced by it
 
 
 @dataclass(frozen=True)
 class Challenger:
-    """What register knows about the evaluated model before it has a version."""
+    """What register knows about the evaluated model before it has a version; `pages` is what its pages were made from,
+    empty where that is not known.
+    """
 
     preprocess: str
     evaluate: str
@@ -31,25 +34,37 @@ class Challenger:
     footprint: "Footprint"
     tags: dict[str, str]
     card: str
+    pages: str
 
     @classmethod
     def of(cls, preprocess: str, evaluate: str) -> "Challenger":
-        """What an evaluation left. Raises InputError where an earlier version of segpipe made it."""
-        from segpipe.evaluation import measuring
+        """What an evaluation left. Raises InputError where a version before 0.5.0 made it."""
+        from mlflow import MlflowClient
+
+        from segpipe.evaluation import kept
         from segpipe.evaluation.gate import Footprint
+        from segpipe.evaluation.summary import Summary
         from segpipe.tracking import artifacts, run_tags, runs
 
+        pages = MlflowClient().get_run(evaluate).data.tags.get(run_tags.PAGES, "")  # before they are read
         folder = artifacts.local(f"runs:/{evaluate}/{EVALUATION}")
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         try:
-            footprint = Footprint(summary["latency_ms"], summary["size_mb"])
-            card = (folder / "model_card.md").read_text(encoding="utf-8")
-        except (KeyError, FileNotFoundError):
+            summary, described = Summary.read(folder), card(evaluate)
+        except InputError:
             raise InputError(f"evaluate_run={evaluate} was made by an earlier version; run evaluate again") from None
+        footprint = Footprint(summary.latency_ms, summary.size_mb)
         model_id = runs.tag_of(evaluate, run_tags.MODEL)
-        cases = measuring.read(folder / "cases.csv")
+        cases = kept.table(folder / kept.CASES)
         tags = runs.version_tags(preprocess, evaluate)
-        return cls(preprocess, evaluate, model_id, cases, footprint, tags, card)
+        return cls(preprocess, evaluate, model_id, cases, footprint, tags, described, pages)
+
+
+def card(evaluate: str) -> str:
+    """The model card of an evaluation."""
+    from segpipe.evaluation.card import FILE
+    from segpipe.tracking import artifacts
+
+    return artifacts.local(f"runs:/{evaluate}/{EVALUATION}/{FILE}").read_text(encoding="utf-8")
 
 
 def register(session: Session, config: Config, challenger: Challenger, dry_run: bool, by: str) -> str:
@@ -58,7 +73,7 @@ def register(session: Session, config: Config, challenger: Challenger, dry_run: 
     """
     from segpipe.orchestration import decisions
     from segpipe.registry import champions, lock
-    from segpipe.tracking import runs
+    from segpipe.tracking import artifacts, runs
 
     name, screen = config.registry.model_name, session.screen
     if dry_run:
@@ -74,12 +89,15 @@ def register(session: Session, config: Config, challenger: Challenger, dry_run: 
             return decisions.show(screen, decision, f"dry run, nothing moved; it would be {would_be}")
         with lock.turn(name, screen.say, session.store.hurry_after) as turn:
             if champions.number(champions.holder(name)) == champions.number(champion):
-                decision, version = carry_out(turn, challenger, champion, decision, config, by)
+                decision, decided = carry_out(turn, challenger, champion, decision, config, by)
                 break
         screen.say("another version became champion meanwhile: comparing with that one")
-    report(challenger, version)
+    with artifacts.files("register") as folder:
+        report(challenger.evaluate, decided, folder)
+    if challenger.pages:
+        runs.tag(pages=challenger.pages)
     runs.tag(champion=champions.number(champions.holder(name)))
-    return decisions.show(screen, decision, told(decision, config, champions.number(version)))
+    return decisions.show(screen, decision, told(decision, config, decided["version"]["version"]))
 
 
 def compare(screen: Screen, challenger: Challenger, champion: "ModelVersion | None", config: Config) -> "Decision":
@@ -113,9 +131,10 @@ def carry_out(
     decision: "Decision",
     config: Config,
     by: str,
-) -> "tuple[Decision, ModelVersion]":
-    """Inside the turn: what a decision means for the registry. The version and its tags come first, then decision.json,
-    then the aliases; a version that is the champion already only gets the tags of its newest evaluation.
+) -> tuple["Decision", dict[str, Any]]:
+    """Inside the turn: what a decision means for the registry, and what decision.json holds. The version and its tags
+    come first, then decision.json, then the aliases; a version that is the champion already only gets the tags of its
+    newest evaluation.
     """
     from segpipe.registry import champions, record
     from segpipe.tracking import artifacts, runs
@@ -127,29 +146,32 @@ def carry_out(
     moving = decision.rule != champions.CHAMPION
     tags = champions.decision_tags(decision, config.gate.approval, against, by, run, at) if moving else {}
     version = champions.version_of(turn, name, challenger.model_id, challenger.tags | tags, challenger.card)
+    decided = decision.record(
+        verdict=champions.verdict(decision, config.gate.approval),
+        who=by,
+        when=at,
+        version=champions.describe(version),
+        champion=champion and champions.describe(champion),
+    )
     with artifacts.folder("register") as folder:
-        about = {"version": champions.describe(version), "champion": champion and champions.describe(champion)}
-        verdict = champions.verdict(decision, config.gate.approval)
-        text = decision.to_json(verdict=verdict, who=by, when=at, **about)
-        (folder / "decision.json").write_text(text, encoding="utf-8")
+        (folder / DECISION).write_text(json.dumps(decided, indent=1, allow_nan=False), encoding="utf-8")
     if moving:
         champions.apply(turn, version, against)
-    return decision, version
+    return decision, decided
 
 
-def report(challenger: Challenger, version: "ModelVersion") -> None:
-    """The evaluation's report with the decision in it, beside decision.json."""
+def report(evaluate: str, decided: dict[str, Any], folder: Path) -> None:
+    """Write an evaluation's report with the decision in it."""
     from segpipe.evaluation.report import page as pages
-    from segpipe.tracking import artifacts, lineage, runs
+    from segpipe.registry import record
+    from segpipe.tracking import artifacts, lineage
 
-    run_id = runs.active().info.run_id
-    decided = json.loads(artifacts.local(f"runs:/{run_id}/register/decision.json").read_text(encoding="utf-8"))
-    decided |= {"version": str(version.version), "promote": decided["verdict"] == "promoted"}
-    page = artifacts.local(f"runs:/{challenger.evaluate}/{EVALUATION}/report.html").read_text(encoding="utf-8")
-    origin = lineage.of(f"models:/{version.name}/{version.version}")
-    whole = pages.with_decision(page, decided, origin.rows(), origin.picture())
-    with artifacts.files("register") as folder:
-        (folder / "report.html").write_text(whole, encoding="utf-8")
+    page = artifacts.local(f"runs:/{evaluate}/{EVALUATION}/{pages.FILE}").read_text(encoding="utf-8")
+    name, number = (decided["version"][part] for part in ("name", "version"))
+    shown = {**decided, "version": number, "promote": decided["verdict"] == record.PROMOTED}
+    origin = lineage.of(f"models:/{name}/{number}")
+    whole = pages.with_decision(page, shown, origin.rows(), origin.picture())
+    (folder / pages.FILE).write_text(whole, encoding="utf-8")
 
 
 def told(decision: "Decision", config: Config, version: str) -> str:

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import Run
 
+    from segpipe.metrics.statistics import Interval
     from segpipe.tracking.lineage_graph import Lineage
 
 AGAIN = ("preprocess", "train", "evaluate")
 IDENTICAL, TOLERATED, REFUTED = "bit-identical", "within tolerance", "NOT reproduced"
-REPORT, CASES, SUMMARY = "reproduction/report.json", "evaluation/cases.csv", "evaluation/summary.json"
+REPORT, EVALUATION, CASES = "reproduction/report.json", "evaluation", "cases.csv"
 CIRCUMSTANCES = ("cfg.hardware.", "cfg.version.")
 
 
@@ -89,7 +90,7 @@ def run(
     configs = checked(session, uri, made_by, {"data.root": root} if root else {})
     if how.backend == "local":
         devices.check(configs["train"].train, training=True)
-    before = {path: artifacts.local(f"runs:/{made_by['evaluate'].info.run_id}/{path}") for path in (SUMMARY, CASES)}
+    before = artifacts.local(f"runs:/{made_by['evaluate'].info.run_id}/{EVALUATION}")
     scratch = runs.scratch(experiment or f"{runs.experiment_of(made_by['train'])}-reproduce")
     with runs.run(session.store, "reproduce", configs["train"], scratch), session.guard.watching():
         runs.tag(reproduces=uri)
@@ -181,21 +182,19 @@ def again(launcher: launch.Launcher, made_by: "dict[str, Run]", configs: dict[st
     return done
 
 
-def compare(
-    uri: str, tolerance: float, made_by: "dict[str, Run]", repeated: "dict[str, Run]", before: Mapping[str, Path]
-) -> Report:
-    """What was recorded, with the evaluation's files in `before`, beside what came out now."""
-    after = {path: artifacts.local(f"runs:/{repeated['evaluate'].info.run_id}/{path}") for path in before}
+def compare(uri: str, tolerance: float, made_by: "dict[str, Run]", repeated: "dict[str, Run]", before: Path) -> Report:
+    """What was recorded, with the evaluation's folder in `before`, beside what came out now."""
+    from segpipe.evaluation.summary import Summary
+
+    after = artifacts.local(f"runs:/{repeated['evaluate'].info.run_id}/{EVALUATION}")
     return Report(
         model=uri,
         tolerance=tolerance,
         runs={step: Pair(made_by[step].info.run_id, repeated[step].info.run_id, None) for step in AGAIN},
         dataset=_tags(made_by["preprocess"], repeated["preprocess"], "segpipe.dataset_digest"),
         weights=_weights(made_by["evaluate"], repeated["evaluate"]),
-        metrics=means(
-            *(json.loads(files[SUMMARY].read_text(encoding="utf-8"))["metrics"] for files in (before, after))
-        ),
-        cases=_tables(before[CASES], after[CASES]),
+        metrics=means(Summary.read(before).metrics, Summary.read(after).metrics),
+        cases=_tables(before / CASES, after / CASES),
         circumstances=_circumstances(made_by["train"], repeated["train"]),
     )
 
@@ -204,11 +203,11 @@ def _tags(ours: "Run", theirs: "Run", name: str) -> Pair:
     return Pair(ours.data.tags.get(name, "unknown"), theirs.data.tags[name], None)
 
 
-def means(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping[str, float]]) -> dict[str, Pair]:
+def means(ours: "Mapping[str, Interval]", theirs: "Mapping[str, Interval]") -> dict[str, Pair]:
     """Every test metric's mean; a metric that has no value in one of them differs by no number."""
     names = [*ours, *(name for name in theirs if name not in ours)]
     return {
-        name: _numbers(*(values.get(name, {}).get("mean", math.nan) for values in (ours, theirs))) for name in names
+        name: _numbers(*(found[name].mean if name in found else math.nan for found in (ours, theirs))) for name in names
     }
 
 
@@ -241,12 +240,12 @@ def largest_difference(ours: Path, theirs: Path) -> float:
 
 def _tables(ours: Path, theirs: Path) -> Pair:
     """SHA-256 of both tables of cases, and the largest difference of a number in them."""
-    from segpipe.evaluation import measuring
+    from segpipe.evaluation import kept
 
     digests = hashes.sha256(ours), hashes.sha256(theirs)
     if digests[0] == digests[1]:
         return Pair(*digests, 0.0)
-    return Pair(*digests, largest_cell(measuring.read(ours), measuring.read(theirs)))
+    return Pair(*digests, largest_cell(kept.table(ours), kept.table(theirs)))
 
 
 def largest_cell(ours: "pd.DataFrame", theirs: "pd.DataFrame") -> float | None:

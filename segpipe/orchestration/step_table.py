@@ -50,7 +50,7 @@ STEPS = {
             sections=("evaluate", "seed"),
             reads=("registry", "card", "train", "tracking"),
             inputs=("preprocess", "train"),
-            code=("segpipe.evaluation.measuring",),
+            code=("segpipe.evaluation.measuring", "segpipe.evaluation.kept"),
             output="evaluation",
         ),
         Step(
@@ -58,7 +58,7 @@ STEPS = {
             sections=("gate", "registry", "evaluate", "seed"),
             reads=("train", "tracking"),
             inputs=("preprocess", "evaluate"),
-            code=("segpipe.evaluation.gate", "segpipe.evaluation.measuring"),
+            code=("segpipe.evaluation.gate", "segpipe.evaluation.measuring", "segpipe.evaluation.kept"),
             output="register",
         ),
     )

@@ -21,7 +21,7 @@ from segpipe.tracking import artifacts, mlflow_sentences, run_tags, runs
 
 if TYPE_CHECKING:
     from segpipe.data.manifest import Manifest
-    from segpipe.evaluation.measuring import Summary
+    from segpipe.evaluation.summary import Summary
     from segpipe.inference.predictor import Predictor
 
 ARTIFACT = artifacts.WEIGHTS.rpartition("/")[2]
@@ -101,12 +101,12 @@ def damage(model_id: str) -> str:
     return artifacts.damage(root, artifacts.WEIGHTS)
 
 
-def weights(model_id: str) -> "Summary":
-    """Identity and size of a logged model's weights: `weights_sha256`, `size_mb` (1 MB = 10^6 bytes)."""
+def weights(model_id: str) -> tuple[str, float]:
+    """SHA-256 of a logged model's weights, and their size in MB (10^6 bytes)."""
     from segpipe.inference.spec import WEIGHTS
 
     path = folder(f"models:/{model_id}") / WEIGHTS
-    return {"weights_sha256": hashes.sha256(path), "size_mb": path.stat().st_size / 1e6}
+    return hashes.sha256(path), path.stat().st_size / 1e6
 
 
 def with_threshold(predictor: "Predictor", model_id: str, threshold: float) -> str:
@@ -123,12 +123,11 @@ def with_threshold(predictor: "Predictor", model_id: str, threshold: float) -> s
 
 def log_evaluation(summary: "Summary", model_id: str, manifest: "Manifest", uri: str) -> None:
     """The test metrics with their intervals, on the active run and tied to the model and the dataset."""
-    values: dict[str, float] = {}
-    for name, interval in summary["metrics"].items():
-        values |= {f"test_{name}": interval["mean"], f"test_{name}_n": interval["n_valid"]}
-        values |= {f"test_{name}_ci_low": interval["low"], f"test_{name}_ci_high": interval["high"]}
-    values |= {"latency_ms": summary["latency_ms"], "size_mb": summary["size_mb"], "threshold": summary["threshold"]}
+    values = {"latency_ms": summary.latency_ms, "size_mb": summary.size_mb, "threshold": summary.threshold}
+    for name, found in summary.metrics.items():
+        values |= {f"test_{name}": found.mean, f"test_{name}_n": found.n_valid}
+        values |= {f"test_{name}_ci_low": found.low, f"test_{name}_ci_high": found.high}
     data = artifacts.dataset(f"{manifest.reader}-test", uri, manifest.test_digest)
     mlflow.log_input(data, context="test")
     mlflow.log_metrics(values, model_id=model_id, dataset=data)
-    runs.tag(weights_sha256=summary["weights_sha256"])
+    runs.tag(weights_sha256=summary.weights_sha256)

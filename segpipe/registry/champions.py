@@ -111,11 +111,16 @@ def version_of(turn: Contender, name: str, model_id: str, tags: dict[str, str], 
         known = client.create_model_version(
             name, f"models:/{model_id}", model.source_run_id, tags, description=description, model_id=model_id
         )
-    if (known.description or "") != description:
-        turn.check()
-        client.update_model_version(name, number(known), description)
+    present(turn, known, description)
     _tag(turn, known, tags)
     return client.get_model_version(name, number(known))
+
+
+def present(turn: Contender, known: ModelVersion, description: str) -> None:
+    """Let a version have this description."""
+    if (known.description or "") != description:
+        turn.check()
+        MlflowClient().update_model_version(known.name, number(known), description)
 
 
 def _tag(turn: Contender, known: ModelVersion, tags: dict[str, str]) -> None:

@@ -97,7 +97,7 @@ def _version(version: ModelVersion, parent: str) -> Node:
     tags = version.tags
     facts = {"registered": _utc(version.creation_timestamp), "aliases": ", ".join(sorted(version.aliases)) or "none"}
     if "test_dice" in tags:
-        dice, low, high = (float(tags.get(f"test_dice{end}", "nan")) for end in ("", "_ci_low", "_ci_high"))
+        dice, low, high = run_tags.dice_of(tags)
         facts["test Dice"] = f"{dice:.4f} [{low:.4f}, {high:.4f}]"
     facts |= _weights(model_of(version), tags.get("weights_sha256", ""))
     name = f"models:/{version.name}/{version.version}"

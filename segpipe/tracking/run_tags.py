@@ -1,4 +1,6 @@
-"""The names of the tags that segpipe sets on runs."""
+"""The names of the tags that segpipe sets on runs, and the figures in those of a model version."""
+
+from collections.abc import Mapping
 
 STEP, KEY, PARTS = "segpipe.step", "segpipe.key", "segpipe.parts"
 SIGNAL = "segpipe.signal"  # the name of the signal that ended a run
@@ -8,3 +10,10 @@ CONTINUED, RESUMED = "segpipe.continued", "segpipe.resumed"
 PASSING = "segpipe.passing"
 INPUT = "segpipe.input."
 SCRATCH = "segpipe.scratch"
+PAGES = "segpipe.pages"  # what the pages of a run were made from (see orchestration.pages)
+
+
+def dice_of(version: Mapping[str, str]) -> tuple[float, float, float]:
+    """The test Dice in a version's tags, and its 95 % interval; NaN where it has none."""
+    dice, low, high = (float(version.get(f"test_dice{end}", "nan")) for end in ("", "_ci_low", "_ci_high"))
+    return dice, low, high

@@ -120,12 +120,13 @@ def test_the_version_remembers_where_it_came_from(chain, client):
 
 
 def test_evaluation_leaves_a_table_a_summary_and_pictures(chain, client):
+    from segpipe.evaluation.summary import Summary
     from segpipe.tracking import artifacts
 
     folder = artifacts.local(f"runs:/{runs(client, 'evaluate')[-1].info.run_id}/evaluation")
-    summary = json.loads((folder / "summary.json").read_text())
-    assert "left out of the mean" in summary["convention"]
-    assert summary["metrics"]["dice"]["n_valid"] <= summary["metrics"]["dice"]["n"]
+    summary = Summary.read(folder)
+    assert "left out of the mean" in summary.convention
+    assert summary.metrics["dice"].n_valid <= summary.metrics["dice"].n
     tables = {"cases.csv", "lesions.csv", "subgroups.csv", "sweep.csv", "failures.csv"}
     assert {p.name for p in folder.iterdir()} >= {"summary.json", "report.html", "model_card.md", *tables}
     assert {p.name for p in (folder / "plots").iterdir()} >= {"distributions.png", "sweep.png", "lineage.png"}

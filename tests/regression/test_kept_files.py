@@ -14,7 +14,8 @@ import pytest
 from segpipe.config.sections import EvaluateConfig, GateConfig
 from segpipe.data import codecs
 from segpipe.data.dataset import Dataset
-from segpipe.evaluation import gate, measuring
+from segpipe.evaluation import gate, kept, measuring
+from segpipe.evaluation.summary import FILE, Summary
 from segpipe.inference.predictor import Predictor
 from segpipe.metrics.catalogue import METRICS
 
@@ -80,13 +81,17 @@ def test_the_logged_model_is_served(store, tmp_path, monkeypatch):
 
 def test_the_evaluation_is_read_and_measured_again_is_the_same(measured, tmp_path):
     found, choice = measured
-    summary = json.loads((KEPT / "evaluation" / "summary.json").read_text(encoding="utf-8"))
-    now = measuring.summarise(found, choice, 100, 0)
-    measuring.save(found, now, tmp_path)
-    assert choice.threshold == summary["threshold"]
-    assert measuring.headline(summary) == measuring.headline(now)
-    assert (summary["outcomes"], summary["lesions"]) == (now["outcomes"], now["lesions"])
-    tables = [measuring.read(folder / "cases.csv") for folder in (KEPT / "evaluation", tmp_path)]
+    summary = Summary.read(KEPT / "evaluation")
+    now = measuring.summarise(found, choice, (summary.weights_sha256, summary.size_mb), 100, 0)
+    kept.Kept(found, now, choice.val_dice, {}).write(tmp_path)
+    assert choice.threshold == summary.threshold
+    assert summary.headline() == now.headline()
+    assert (summary.outcomes, summary.lesions) == (now.outcomes, now.lesions)
+    assert list(summary.metrics) == list(now.metrics)
+    written = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in (KEPT / "evaluation", tmp_path)]
+    assert list(written[0]) == list(written[1])
+    assert written[0]["metrics"]["dice"] == pytest.approx(written[1]["metrics"]["dice"], rel=1e-5)
+    tables = [kept.table(folder / "cases.csv") for folder in (KEPT / "evaluation", tmp_path)]
     pd.testing.assert_frame_equal(*tables, rtol=1e-5)
     assert set(METRICS) <= set(tables[0])
     lesions = [(folder / "lesions.csv").read_text(encoding="utf-8") for folder in (KEPT / "evaluation", tmp_path)]
@@ -94,7 +99,7 @@ def test_the_evaluation_is_read_and_measured_again_is_the_same(measured, tmp_pat
 
 
 def test_the_gate_compares_a_new_table_with_it(measured):
-    champion, challenger = measuring.read(KEPT / "evaluation" / "cases.csv"), measured[0].cases
+    champion, challenger = kept.table(KEPT / "evaluation" / "cases.csv"), measured[0].cases
     more = [gate.Footprint(1.0, 1.0), 100, 0]
     knobs = GateConfig(min_patients=1, alpha=0.49)
     equal = gate.decide(challenger, champion, knobs, *more)

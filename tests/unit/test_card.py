@@ -43,7 +43,7 @@ def made(config=None, data=None, summary=None, subgroups=None, facts=FACTS):
 
 
 def test_a_card_has_every_section_and_the_runs_own_figures():
-    text, dice = made(), summarised(table())["metrics"]["dice"]
+    text, dice = made(), summarised(table()).metrics["dice"]
     assert text.startswith("# segpipe\n")
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
     assert titles == ["Model", "Data", "Training", "Evaluation", "Limits", "Requirements"]
@@ -62,7 +62,7 @@ def test_a_card_has_every_section_and_the_runs_own_figures():
         "cuda (H100), 2 process(es), precision bf16",
         "Threshold 0.42, chosen on the validation set",
         "Convention: Per case",
-        f"| Dice | {dice['mean']:.3f} | {dice['low']:.3f} to {dice['high']:.3f} | 7/8 |",
+        f"| Dice | {dice.mean:.3f} | {dice.low:.3f} to {dice.high:.3f} | 7/8 |",
         "| HD95, mm |",
         "| site: site0 | 4 |",
         "python 3.11.9, torch 2.15.0",
@@ -108,14 +108,14 @@ def test_limits_are_what_the_data_and_the_results_show():
 
 def test_a_model_without_known_limits_says_so():
     cases, summary = table(), summarised(table())
-    fine = {**summary, "patients": 50, "outcomes": {"found": 60}, "lesions": {"lesions": 4, "found": 4}}
-    assert "## Limits\n- none known\n" in made(summary=fine, subgroups=by_group(cases)[:0])
+    fine = {"patients": 50, "outcomes": {"found": 60}, "lesions": {"lesions": 4, "found": 4}}
+    assert "## Limits\n- none known\n" in made(summary=summary.model_copy(update=fine), subgroups=by_group(cases)[:0])
 
 
 def test_a_subgroup_is_clearly_worse_where_its_interval_lies_below_the_mean():
     groups = by_group(table())
     row = (groups["metric"] == "dice") & (groups["group"] == "site1")
-    dice = summarised(table())["metrics"]["dice"]["mean"]
+    dice = summarised(table()).metrics["dice"].mean
     assert "clearly worse" not in made(subgroups=groups)
     groups.loc[row, ["mean", "low", "high"]] = [0.2, 0.1, dice - 0.01]
     assert f"- clearly worse for site site1: Dice 0.200, {dice:.3f} over all" in made(subgroups=groups)

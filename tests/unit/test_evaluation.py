@@ -12,7 +12,7 @@ from segpipe.data import dataset_writer
 from segpipe.data.dataset import Dataset
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
-from segpipe.evaluation import measuring
+from segpipe.evaluation import kept, measuring
 from segpipe.metrics import pixels
 from segpipe.metrics.catalogue import CONVENTION, METRICS
 
@@ -38,35 +38,70 @@ def cases(**columns):
 
 
 def measurement(table):
-    histogram, lesions = np.zeros((2, pixels.BINS), np.int64), pd.DataFrame({"case": ["001"], "found": [1]})
+    histogram, lesions = np.zeros((2, pixels.BINS), np.int64), pd.DataFrame({"class": ["1"], "found": [1]})
     confusion = dict(zip(("tp", "fp", "fn", "tn"), (1, 2, 3, 4), strict=True))
-    curve, features = np.zeros((len(table), len(measuring.THRESHOLDS))), np.zeros((len(table), 2), np.float32)
+    curve, features = np.zeros(len(measuring.THRESHOLDS)), np.zeros((len(table), 2), np.float32)
     return measuring.Measurement(table, lesions, histogram, histogram, confusion, curve, features, 12.5)
 
 
 CHOICE = measuring.Choice(0.4, "given", np.zeros(len(measuring.THRESHOLDS)))
+WEIGHTS = ("0" * 64, 3.25)
 
 
-def test_a_table_reads_back_equal_whatever_its_cases_are_called(tmp_path):
-    measuring.save(measurement(cases()), {}, tmp_path)
-    pd.testing.assert_frame_equal(measuring.read(tmp_path / "cases.csv"), cases(), check_dtype=False)
+def pickled(path):
+    np.savez(path.with_suffix(".npz"), band=np.array([{}], dtype=object))
+    path.with_suffix(".npz").replace(path)
 
 
-def test_a_summary_counts_what_it_leaves_out():
-    summary = measuring.summarise(measurement(cases()), CHOICE, 200, seed=0)
-    dice = summary["metrics"]["dice"]
-    assert (dice["n"], dice["n_valid"], dice["mean"]) == (3, 2, 0.4)
-    assert summary["metrics"]["volume_error_ml"]["mean"] == pytest.approx(4 / 3)
-    assert summary["outcomes"] == {"found": 1, "both empty": 1, "missed": 1}
-    assert summary["lesions"] == {"lesions": 3, "found": 1, "predicted": 3, "false": 2}
-    assert (summary["patients"], summary["convention"]) == (2, CONVENTION)
-    assert (summary["threshold"], summary["threshold_from"], summary["latency_ms"]) == (0.4, "given", 12.5)
-    assert measuring.headline(summary).startswith("test Dice 0.400 [0.000, 0.800], 2 of 3 cases")
+def summarised(**columns):
+    return measuring.summarise(measurement(cases(**columns)), CHOICE, WEIGHTS, 200, seed=0)
+
+
+def keep(folder):
+    masks = {"worst": np.eye(3, dtype=np.uint8)[None], "best": np.zeros((2, 4, 5), np.uint8)}
+    whole = kept.Kept(measurement(cases()), summarised(), CHOICE.val_dice + 0.5, masks)
+    whole.write(folder)
+    return whole
+
+
+def test_what_is_kept_reads_back_equal_whatever_its_cases_are_called(tmp_path):
+    wrote = keep(tmp_path)
+    read = kept.Kept.read(tmp_path)
+    pd.testing.assert_frame_equal(read.found.cases, cases(), check_dtype=False)
+    pd.testing.assert_frame_equal(read.found.lesions, wrote.found.lesions)
+    assert read.summary == wrote.summary
+    for name in kept.MEASURED:
+        np.testing.assert_array_equal(getattr(read.found, name), getattr(wrote.found, name), strict=True)
+    np.testing.assert_array_equal(read.val_dice, wrote.val_dice)
+    assert read.masks.keys() == wrote.masks.keys()
+    for rank, mask in read.masks.items():
+        np.testing.assert_array_equal(mask, wrote.masks[rank], strict=True)
+
+
+@pytest.mark.parametrize("file", ["cases.csv", "lesions.csv", "measured.npz", "summary.json"])
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"PK"), pickled])
+def test_what_is_kept_and_damaged_is_refused_in_a_line(tmp_path, file, spoil):
+    keep(tmp_path)
+    spoil(tmp_path / file)
+    with pytest.raises(InputError, match=r"no summary of an evaluation|not what evaluate keeps"):
+        kept.Kept.read(tmp_path)
+
+
+def test_a_summary_counts_what_it_leaves_out(tmp_path):
+    summary = summarised()
+    dice = summary.metrics["dice"]
+    assert (dice.n, dice.n_valid, dice.mean) == (3, 2, 0.4)
+    assert summary.metrics["volume_error_ml"].mean == pytest.approx(4 / 3)
+    assert summary.outcomes == {"found": 1, "both empty": 1, "missed": 1}
+    assert summary.lesions == {"lesions": 3, "found": 1, "predicted": 3, "false": 2}
+    assert (summary.patients, summary.convention) == (2, CONVENTION)
+    assert (summary.threshold, summary.threshold_from, summary.latency_ms) == (0.4, "given", 12.5)
+    assert (summary.weights_sha256, summary.size_mb) == WEIGHTS
+    assert summary.headline().startswith("test Dice 0.400 [0.000, 0.800], 2 of 3 cases")
 
 
 def test_pictures_without_a_spacing_have_no_volume_error():
-    summary = measuring.summarise(measurement(cases(volume_error_ml=[math.nan] * 3)), CHOICE, 200, seed=0)
-    assert "volume_error_ml" not in summary["metrics"]
+    assert "volume_error_ml" not in summarised(volume_error_ml=[math.nan] * 3).metrics
 
 
 def test_best_median_and_worst_are_among_cases_that_have_a_dice():

@@ -14,6 +14,7 @@ from rich.console import Console
 from segpipe.config import settings
 from segpipe.errors import InputError
 from segpipe.files import hashes
+from segpipe.metrics.statistics import Interval
 from segpipe.orchestration import reproduce, verification
 from segpipe.orchestration.keys import FORMAT
 from segpipe.orchestration.reproduce import IDENTICAL, REFUTED, TOLERATED, Pair, Report
@@ -321,9 +322,13 @@ def test_the_verdict_follows_weights_cases_and_means(changed, verdict):
 
 def test_means_are_paired_by_name_and_a_missing_one_has_no_difference():
     nan = float("nan")
-    ours = {"dice": {"mean": 0.5}, "hd95": {"mean": nan}, "nsd": {"mean": nan}}
-    theirs = {"dice": {"mean": 0.75}, "hd95": {"mean": 3.0}, "nsd": {"mean": nan}}
-    pairs = reproduce.means(ours, theirs)
+
+    def found(*means):
+        return {
+            name: Interval(mean, mean, mean, 1, 1) for name, mean in zip(("dice", "hd95", "nsd"), means, strict=True)
+        }
+
+    pairs = reproduce.means(found(0.5, nan, nan), found(0.75, 3.0, nan))
     assert pairs["dice"] == (0.5, 0.75, 0.25)
     assert pairs["hd95"] == ("none", 3.0, None)
     assert pairs["nsd"].equal

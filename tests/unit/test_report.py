@@ -82,8 +82,8 @@ def test_the_page_stands_alone(whole):
 
 
 def test_the_headline_has_its_interval_and_its_counts(whole):
-    words, dice = Page(whole[1]).words, evidence().summary["metrics"]["dice"]
-    assert f"{dice['mean']:.3f} 95 % interval {dice['low']:.3f} to {dice['high']:.3f}, 7 of 8 cases" in words
+    words, dice = Page(whole[1]).words, evidence().summary.metrics["dice"]
+    assert f"{dice.mean:.3f} 95 % interval {dice.low:.3f} to {dice.high:.3f}, 7 of 8 cases" in words
     assert "3 / 4 lesions found; 2 of 5 predicted are false" in words
     assert "5 found, 1 missed, 1 false alarm, 1 both empty" in words
     assert "With 4 patients they are too narrow" in words
@@ -91,7 +91,7 @@ def test_the_headline_has_its_interval_and_its_counts(whole):
 
 def test_the_convention_is_printed_with_the_rule_of_every_metric(whole):
     words = Page(whole[1]).words
-    assert evidence().summary["convention"] in words
+    assert evidence().summary.convention in words
     assert all(f"{metric.title}" in words and metric.one_empty in words for metric in METRICS.values())
 
 

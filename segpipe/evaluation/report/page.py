@@ -15,6 +15,7 @@ from segpipe.data.volume import IGNORE, Kind
 from segpipe.errors import InputError
 from segpipe.evaluation.report import embedding, tables
 from segpipe.evaluation.report.embedding import Planes
+from segpipe.evaluation.summary import Summary
 from segpipe.metrics import pixels
 from segpipe.metrics.catalogue import METRICS
 from segpipe.plots import evidence as charts
@@ -52,7 +53,7 @@ class Evidence:
 
     title: str
     kind: Kind
-    summary: dict[str, Any]
+    summary: Summary
     cases: "pd.DataFrame"
     lesions: "pd.DataFrame"
     subgroups: "pd.DataFrame"
@@ -79,7 +80,7 @@ def write(evidence: Evidence, folder: Path) -> None:
         .get_template("template.html")
         .render(
             e=evidence,
-            rows=tables.metric_rows(evidence.summary, evidence.cases),
+            rows=tables.metric_rows(evidence.summary.metrics, evidence.cases),
             convention=METRICS,
             failures=written["failures"].to_dict("records"),
             groups=tables.pivot(evidence.subgroups, SUBGROUP_METRICS),
@@ -150,7 +151,7 @@ def _tables(evidence: Evidence, planes: Planes | None) -> "dict[str, pd.DataFram
 def _charts(evidence: Evidence, planes: Planes | None, folder: Path) -> dict[str, str]:
     """The charts that the evidence is enough for, as files in `folder`, and their data: URIs by name."""
     cases, band, sweep = evidence.cases, evidence.band, evidence.sweep
-    confusion = evidence.summary.get("confusion", {})
+    confusion = evidence.summary.confusion
     values, bins = tables.values(cases), tables.lesion_bins(evidence.lesions)
     regions = {"band around the reference": band, "whole image": evidence.whole}
     reliable = {title: pixels.reliability(counts) for title, counts in regions.items() if counts.any()}
@@ -158,7 +159,7 @@ def _charts(evidence: Evidence, planes: Planes | None, folder: Path) -> dict[str
     points = dict(zip(("PCA", "t-SNE"), planes or (), strict=False))
     drawn: dict[str, tuple[bool, Callable[[Path], None]]] = {
         "distributions": (bool(values), lambda p: charts.distributions(values, p)),
-        "sweep": (swept, lambda p: charts.sweep(sweep, evidence.summary["threshold"], p)),
+        "sweep": (swept, lambda p: charts.sweep(sweep, evidence.summary.threshold, p)),
         "roc_pr": (bool(band.any(axis=1).all()), lambda p: charts.roc_pr(pixels.roc(band), pixels.pr(band), p)),
         "reliability": (bool(reliable), lambda p: charts.reliability(reliable, p)),
         "confusion": (any(confusion.values()), lambda p: charts.confusion(**confusion, path=p)),

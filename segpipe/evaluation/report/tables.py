@@ -1,6 +1,6 @@
 """The report's figures as tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from segpipe.metrics import pixels
 from segpipe.metrics.catalogue import METRICS, Metric
+from segpipe.metrics.statistics import Interval
 
 LOWEST = 10
 SIZES = ("small", "medium", "large", "none")
@@ -33,13 +34,12 @@ def unit(metric: Metric, cases: pd.DataFrame) -> str:
     return metric.unit if spaced or metric.unit != "mm" else "pixels"
 
 
-def metric_rows(summary: dict[str, Any], cases: pd.DataFrame) -> list[Row]:
+def metric_rows(found: Mapping[str, Interval], cases: pd.DataFrame) -> list[Row]:
     """The metrics of a summary that any case has a value of, in the order of METRICS."""
-    found = summary.get("metrics", {})
     return [
-        Row(metric, unit(metric, cases), **{key: found[name][key] for key in Row._fields[2:]})
+        Row(metric, unit(metric, cases), *found[name])
         for name, metric in METRICS.items()
-        if name in found and found[name]["n_valid"]
+        if name in found and found[name].n_valid
     ]
 
 
