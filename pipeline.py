@@ -138,7 +138,7 @@ def callback(
     if only_plan:
         runs.check_experiment(config.tracking.experiment)
         for name, choice in coming():
-            session.screen.answer(f"{name}: {choice.told()}")
+            session.screen.answer(f"{name}: {choice.line()}")
         return
     orphans.reap(session.say)
     with runs.run(session.store, what, config, name=run_name), session.guard.watching():

@@ -41,7 +41,7 @@ class Choice:
         """What later steps' keys are made from."""
         return self.run.data.tags[run_tags.KEY] if self.run else self.wanted.digest
 
-    def told(self) -> str:
+    def line(self) -> str:
         """The choice, as a line."""
         if self.run is None:
             return f"run: because {self.because}"
@@ -127,7 +127,7 @@ def choose(
     for run in runs.finished(name, wanted.digest):
         fault = _deleted_behind(name, run, there) or damage(name, run) or valid(run)
         if not fault:
-            return Choice(wanted, run, "", pages.told(session.keys, name, run, config))
+            return Choice(wanted, run, "", pages.describe(session.keys, name, run, config))
         faults.append(fault)
     faults += [runs.restore(run.info.run_id) for run in runs.finished(name, wanted.digest, deleted=True)]
     faults += [_unfinished(run) for run in runs.unfinished(name, wanted.digest)]
@@ -191,7 +191,7 @@ def obtain(
     ):
         choice = look()
         if choice.run is None:
-            say(choice.told())
+            say(choice.line())
             given = {f"{i}_run": run.info.run_id for i, run in built.items()}
             run = launch.launch(name, given, launcher, choice.because)
             result = Result(run, False, time.perf_counter() - began)
@@ -204,15 +204,15 @@ def reuse(name: str, run: "Run", choice: Choice, config: Config, launcher: launc
     """Let a run stand for a step, as chosen, with pages as they would be made now: under the parent appears a nested
     run that links to it.
     """
-    told, source, parent, client = choice.told(), run.info, launcher.parent, mlflow.MlflowClient()
-    launcher.session.say(f"{label}: {told}")
+    line, source, parent, client = choice.line(), run.info, launcher.parent, mlflow.MlflowClient()
+    launcher.session.say(f"{label}: {line}")
     if choice.pages:
         pages.renew(launcher.session, name, source.run_id, config, parent.info.run_id, label)
     tags = {
         MLFLOW_PARENT_RUN_ID: parent.info.run_id,
         MLFLOW_RUN_NOTE: f"Reuses [{source.run_name}](#/experiments/{source.experiment_id}/runs/{source.run_id}).",
         REUSED: source.run_id,
-        run_tags.BECAUSE: told,
+        run_tags.BECAUSE: line,
         run_tags.FIGURE: run.data.tags.get(run_tags.FIGURE, ""),
         **launch.origin(parent),
     }

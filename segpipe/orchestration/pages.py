@@ -28,7 +28,7 @@ NONE_YET = "{}"
 PAGED = ("evaluate", "register")
 
 
-def told(made: keys.Keys, step: str, run: "Run", config: Config) -> str:
+def describe(made: keys.Keys, step: str, run: "Run", config: Config) -> str:
     """What is to become of the pages of a run that is reused, as a phrase; empty where they stay, or it has none."""
     if step not in PAGED:
         return ""

@@ -123,6 +123,6 @@ def _together(
         if fault:
             return {}, f"{step} run {run.info.run_id}: {fault}"
         although = ", ".join(explain.differences(run, config, key, now))
-        paged = "" if although else pages.told(session.keys, step, run, config)
+        paged = "" if although else pages.describe(session.keys, step, run, config)
         kept[step] = chain.Choice(key, run, although, paged)
     return kept, ""

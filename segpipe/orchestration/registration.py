@@ -85,7 +85,7 @@ def register(session: Session, config: Config, challenger: Challenger, dry_run: 
         decision = compare(screen, challenger, champion, config)
         if dry_run:
             decision = champions.withheld(decision, champions.find(name, challenger.model_id))
-            would_be = told(decision, config, "")
+            would_be = outcome(decision, config, "")
             return decisions.show(screen, decision, f"dry run, nothing moved; it would be {would_be}")
         with lock.turn(name, screen.say, session.store.hurry_after) as turn:
             if champions.number(champions.holder(name)) == champions.number(champion):
@@ -97,7 +97,7 @@ def register(session: Session, config: Config, challenger: Challenger, dry_run: 
     if challenger.pages:
         runs.tag(pages=challenger.pages)
     runs.tag(champion=champions.number(champions.holder(name)))
-    return decisions.show(screen, decision, told(decision, config, decided["version"]["version"]))
+    return decisions.show(screen, decision, outcome(decision, config, decided["version"]["version"]))
 
 
 def compare(screen: Screen, challenger: Challenger, champion: "ModelVersion | None", config: Config) -> "Decision":
@@ -174,7 +174,7 @@ def report(evaluate: str, decided: dict[str, Any], folder: Path) -> None:
     (folder / pages.FILE).write_text(whole, encoding="utf-8")
 
 
-def told(decision: "Decision", config: Config, version: str) -> str:
+def outcome(decision: "Decision", config: Config, version: str) -> str:
     """What became of a version and the reason that decided, in a line, with the command that approves it where it
     waits.
     """
