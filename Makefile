@@ -12,7 +12,7 @@ demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" python pipeline.py
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
 
 portable: .venv/installed-dev
 	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default \
@@ -42,7 +42,7 @@ lock: .venv/uv
 	$(BIN)/uv pip compile --quiet --universal --no-header --no-emit-index-url --python-version 3.11 --group dev -c requirements.txt -o requirements-dev.txt
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
