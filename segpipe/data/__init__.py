@@ -1,1 +1,1 @@
-"""From raw files to the data set on disk and from there to batches. No network."""
+"""From raw files to the data set on disk, and from there to batches. No network is involved."""

@@ -1,6 +1,5 @@
-"""Random changes of a batch, on its device. What sample i gets in epoch e depends on (seed, e, i) alone.
-
-Everything geometric is one resampling. A change is computed for the samples that drew it, and for no others.
+"""Random augmentation of a batch, on its device. What sample i gets in epoch e depends only on (seed, e, i). All
+geometric changes are a single resampling. A change is computed only for the samples that drew it.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +42,7 @@ def draw(config: AugmentConfig, seed: int, epoch: int, samples: Sequence[int]) -
 
 
 def apply(images: Tensor, labels: Tensor, values: Values) -> tuple[Tensor, Tensor]:
-    """Change images N,C,H,W float and labels N,H,W uint8 as drawn; labels move along, by nearest neighbour.
+    """Augment images N,C,H,W float and labels N,H,W uint8 as drawn; labels are moved by nearest neighbour.
 
     Outside the image its border is repeated, with label 0. The order: geometry, blur, gamma, contrast and brightness,
     noise, dropout. The values stay on the CPU, so that nothing waits for a GPU.
@@ -65,7 +64,7 @@ def apply(images: Tensor, labels: Tensor, values: Values) -> tuple[Tensor, Tenso
 
 
 def _any(values: Values, names: Sequence[str]) -> Tensor:
-    """Which samples drew any of these changes, N bool."""
+    """N bool: the samples that drew any of these changes."""
     return torch.stack([values[name] for name in names]).any(dim=0)
 
 
@@ -161,7 +160,7 @@ def _gamma(images: Tensor, values: Values) -> Tensor:
 
 
 def _centred(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each channel less its mean, the mean, and the standard deviation."""
+    """Each channel minus its mean, the mean, and the standard deviation."""
     mean = images.mean(dim=(2, 3), keepdim=True)
     rest = images - mean
     return rest, mean, torch.linalg.vector_norm(rest, dim=(2, 3), keepdim=True) / images[0, 0].numel() ** 0.5

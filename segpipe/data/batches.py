@@ -22,8 +22,8 @@ Samples = NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """The part of a batch that this process works on: images N,C,h,w float32, labels N,h,w uint8, the case (index into
-    `Batches.cases`) of each slice; and how many slices the batch has over all processes.
+    """The part of a batch that belongs to this process: images N,C,h,w float32, labels N,h,w uint8, and the case (index
+    into `Batches.cases`) of each slice; `size` is the number of slices over all processes.
     """
 
     images: Tensor
@@ -78,7 +78,7 @@ class Batches:
         return self._ahead(self._split(np.arange(len(self.rows))))
 
     def examples(self, count: int) -> tuple[Batch, list[CaseRecord]]:
-        """The slice with most foreground of each of the first `count` cases that have any, and those cases."""
+        """The slice with the most foreground of each of the first `count` cases that have any, and those cases."""
         chosen: list[int] = []
         for number, case in enumerate(self.cases):
             if len(chosen) == count:
@@ -89,8 +89,8 @@ class Batches:
         return self._load(np.array(chosen), len(chosen)), [self.cases[i] for i in self.case_of[chosen]]
 
     def shuffled(self, seed: int, epoch: int, config: AugmentConfig, start: int = 0) -> Iterator[Batch]:
-        """An epoch's batches from number `start`, chosen and ordered by (seed, epoch) alone, augmented where that is
-        enabled. A slice shown again in an epoch is another sample: it is augmented in another way.
+        """An epoch's batches from number `start` on, chosen and ordered by (seed, epoch) alone, and augmented if that
+        is enabled. A slice that is repeated in an epoch is a new sample, with its own augmentation.
         """
         rng = np.random.default_rng([seed, epoch, STREAM])
         chosen = rng.permutation(self.empty)[: self.empties]
@@ -143,6 +143,6 @@ def _counted(batch: Batch) -> Batch:
 
 
 def _mine(samples: Samples) -> Samples:
-    """The part of this process; the first sample stands in where there are more processes than samples."""
+    """The part of this process; the first sample stands in if there are more processes than samples."""
     part = process_group.parts(len(samples))[process_group.rank()]
     return samples[part.start : part.stop] if part else samples[:1]

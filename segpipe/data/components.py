@@ -13,8 +13,8 @@ def label(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
 
 
 def clean(mask: NDArray[np.uint8], largest: bool, fewest: int) -> NDArray[np.uint8]:
-    """A mask D,H,W without its components of fewer than `fewest` voxels, class by class; with `largest` only each
-    class's largest one is left, of equally large ones the first.
+    """A mask D,H,W without components of fewer than `fewest` voxels, class by class; with `largest`, only the largest
+    component of each class is kept, the first of equally large ones.
     """
     if not largest and fewest <= 1:
         return mask

@@ -51,7 +51,7 @@ class ArrayWriter:
         self.file.close()
 
     def record(self) -> ArrayRecord:
-        """What the manifest says of this file."""
+        """The manifest's record of this file."""
         return ArrayRecord(
             file=self.path.name, dtype=self.dtype.str, shape=(self.rows, *self.row), sha256=self.hash.hexdigest()
         )
@@ -113,7 +113,7 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
 
 
 def _write_table(manifest: Manifest, path: Path) -> None:
-    """The cases as a table for a person to read."""
+    """The cases as a table for people to read."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         more = list(manifest.cases[0].attributes)

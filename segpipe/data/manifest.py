@@ -24,7 +24,7 @@ class CaseRecord(Section):
     `shape` is D,H,W as acquired and `spacing` mm along the same axes, or None where the file has none. `voxels` counts
     each foreground class as acquired, `volume_ml` all of them. `start` is the first slice in the split's arrays for
     train and val; for test, where cases keep their own size, it is the first element of the flat mask array.
-    `attributes` are further columns of the data's own table.
+    `attributes` are additional columns of the data's own table.
     """
 
     case: str

@@ -1,4 +1,4 @@
-"""The folder with the raw data: whether it is there, and what it holds."""
+"""The folder with the raw data: whether it exists, and what it holds."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ def files(config: DataConfig, progress: hashes.Progress | None = None) -> dict[s
     try:
         return {path.relative_to(root).as_posix(): known for path, known in hashes.of(shown, root, progress).items()}
     except OSError as error:
-        raise InputError(f"data.root {root}: {error.filename}: {error.strerror}; mend or remove that file") from None
+        raise InputError(f"data.root {root}: {error.filename}: {error.strerror}; repair or remove that file") from None
 
 
 def digest(files: Mapping[str, str]) -> str:

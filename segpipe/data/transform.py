@@ -14,8 +14,8 @@ Array = NDArray[np.float32]
 def normalise(image: Array, config: PreprocessConfig) -> Array:
     """Clip each channel of C,D,H,W at its percentiles and scale it; a constant channel becomes 0.
 
-    Percentiles, mean and deviation are those of the voxels that are not 0 in every channel, so that the share of empty
-    background (a skull-stripped brain, a collimated X-ray) does not shift the scale.
+    Percentiles, mean and standard deviation are taken over the voxels that are not 0 in every channel, so that the
+    amount of empty background (a skull-stripped brain, a collimated X-ray) does not shift the scale.
     """
     inside = np.asarray(image.any(axis=0))
     whole = bool(inside.all()) or not inside.any()
@@ -90,7 +90,7 @@ class Fit:
         return result
 
     def back(self, probabilities: Array) -> Array:
-        """Slices D,K,h,w to K,D,H,W on the native grid; what the network did not see is 0."""
+        """Slices D,K,h,w to K,D,H,W on the native grid; 0 where the network saw nothing."""
         slices, classes = probabilities.shape[:2]
         result = np.empty((classes, slices, *self.native), dtype=np.float32)
         seen = np.zeros(self.scaled, dtype=np.float32)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Spacing = tuple[float, float, float]
 Kind = Literal["picture", "volume"]
 KIND_OF_READER: dict[str, Kind] = {"folder": "picture", "nifti": "volume", "phantom": "volume"}  # files of format 1
-IGNORE = 255  # label of voxels that nobody could judge: left out of loss and metrics
+IGNORE = 255  # label of voxels that could not be annotated: excluded from loss and metrics
 
 
 @dataclass(frozen=True)

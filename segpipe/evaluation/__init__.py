@@ -1,1 +1,1 @@
-"""What a model shows on test cases: measured, judged by the gate, and told in report and card. No registry."""
+"""Measuring a model on test cases, judging it by the gate, and presenting it in report and card. No registry."""

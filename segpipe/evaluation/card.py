@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it was made from and what it showed, in Markdown, from run data alone.
+"""The model card in Markdown, from run data alone: what a model is, what it was trained on, and its results.
 
 The list of fields follows MONAI's metadata for model bundles (Cardoso et al. 2022).
 """
@@ -37,7 +37,7 @@ Section = tuple[str, list[str]]
 def card(
     config: Config, manifest: Manifest, summary: Summary, subgroups: "pd.DataFrame", facts: Mapping[str, str]
 ) -> str:
-    """A model card of at most LARGEST characters; where it would be longer, tables and lists are cut, and say so.
+    """A model card of at most LARGEST characters; if it would be longer, tables and lists are truncated, with a note.
 
     `facts` are a training's params without `cfg.` (model.parameters, hardware.*, version.*) and best_epoch, counted
     from 1; `summary` and `subgroups` are what evaluation saved.
@@ -72,14 +72,14 @@ def _card(
 
 
 def _plain(text: object, most: int) -> str:
-    """One line of text that means nothing to Markdown, so long at most."""
+    """One line of text, escaped for Markdown and cut to a length."""
     line = " ".join(str(text).split())
     cut = line if len(line) <= most else line[: max(most - 1, 1)] + "\N{HORIZONTAL ELLIPSIS}"
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", cut)
 
 
 def _prose(text: str, most: int) -> str:
-    """What the user wrote, Markdown and all, cut to size."""
+    """The user's text, including its Markdown, cut to a length."""
     line = " ".join(text.split())
     return (line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}") or "not given"
 

@@ -1,4 +1,4 @@
-"""What a model must show to become champion: a pure decision on two tables of test cases."""
+"""The gate: a pure decision on two tables of test cases whether a model becomes champion."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LESIONS = ("lesions", "lesions_found", "lesions_predicted", "lesions_false")
 
 @dataclass(frozen=True)
 class Footprint:
-    """What it costs to run a model: median milliseconds for a test case, and megabytes of its file of weights."""
+    """The cost of running a model: median milliseconds for a test case, and the size of its weights in megabytes."""
 
     latency_ms: float
     size_mb: float
@@ -28,10 +28,9 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One demand of the gate: the value shown, the value asked for, and whether it was met.
-
-    `low` and `high` are a 95 % interval, `p` a one-sided p-value, `n` the patients it rests on (lesions, for shares of
-    them); NaN and 0 where there is none. `detail` is the sentence for a person, `rule` what it belongs to.
+    """One criterion of the gate: the value, the required value, and whether it is met. `low` and `high` are a 95 %
+    interval, `p` a one-sided p-value, `n` the number of patients (lesions, for shares of them); NaN and 0 if there is
+    none. `detail` is a sentence for people, `rule` the rule it belongs to.
     """
 
     name: str
@@ -48,10 +47,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the challenger becomes champion, by which rule, why, and every number behind it.
+    """Whether the challenger becomes champion, by which rule, why, and all numbers.
 
     `rule` is one of: value, floors, patients, limits, first model, superiority, non-inferiority, guards. The first
-    reason is the one that decided; where several demands fail, the others follow.
+    reason is the decisive one; if several criteria fail, the others follow.
     """
 
     promote: bool
@@ -73,7 +72,7 @@ def _finite(value: object) -> object:
 
 
 class _Shared(NamedTuple):
-    """The rows of both tables for the champion's cases, in one order; resamples of intervals and tests, their seed."""
+    """The rows of both tables for the champion's cases, in the same order; the number of resamples and the seed."""
 
     ours: pd.DataFrame
     theirs: pd.DataFrame
@@ -81,10 +80,9 @@ class _Shared(NamedTuple):
     seed: int
 
     def sides(self, metric: str) -> tuple["pd.Series[float]", "pd.Series[float]"]:
-        """Both models' values of a metric, signed so that more is better.
-
-        Where the reference is empty and one model predicts nothing it has no value by the convention, while the other
-        has one, for its false alarm: there silence counts as the metric's best value.
+        """Both models' values of a metric, signed so that higher is better. If the reference is empty and only one
+        model has a false alarm, the correct empty prediction has no value by the convention: it counts as the metric's
+        best value.
         """
         ours, theirs = self.ours[metric], self.theirs[metric]
         one_silent = (self.ours["reference_voxels"] == 0) & (ours.isna() != theirs.isna())
@@ -110,11 +108,10 @@ def decide(
     seed: int,
     subgroups: Sequence[str] = (),
 ) -> Decision:
-    """Promote where every demand is met: a value of gate.metric, floors, enough patients, limits of time and size and,
-    against a champion, the paired test and the guards. All are looked at; the first that fails decides.
-
-    Both tables are cases.csv; the champion's may lack cases it was trained on, which then do not count. Raises
-    InputError where it has cases that the challenger has not, or a table lacks a column that is asked for.
+    """Promote if every criterion is met: a value of gate.metric, floors, enough patients, limits on time and size and,
+    against a champion, the paired test and the guards. All are checked; the first failure decides. Both tables are
+    cases.csv; the champion's may lack cases that it was trained on, which are then excluded. Raises InputError if it
+    has cases that the challenger lacks, or a table lacks a required column.
     """
     _complete(challenger, ("case", "patient", gate.metric, *gate.floors), "challenger")
     mean = statistics.bootstrap_mean(challenger[gate.metric], challenger["patient"], samples, seed)
@@ -259,7 +256,7 @@ def _primary(shared: _Shared, gate: GateConfig) -> list[Comparison]:
 
 
 def _subgroups(shared: _Shared, gate: GateConfig, columns: Sequence[str]) -> list[Comparison]:
-    """Each subgroup with enough patients to be looked at; a column with one value has none."""
+    """Each subgroup with enough patients to be checked; a column with a single value has none."""
     found = []
     several = [(column, groups) for column in columns if len(groups := shared.groups(column)) > 1]
     for group, part in [(f"{column} {name}", part) for column, groups in several for name, part in groups]:

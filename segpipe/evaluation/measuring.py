@@ -30,7 +30,7 @@ Mask = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one model showed on a test set.
+    """The results of one model on a test set.
 
     `cases` has one row per case and `lesions` one per reference lesion (docs/reference/metrics.md names the columns),
     `band` and `whole` are histograms of the foreground probability (see `pixels.histograms`) over all cases,
@@ -49,7 +49,7 @@ class Measurement:
 
 
 class Choice(NamedTuple):
-    """A decision threshold, where it comes from in words, and the mean Dice of the validation set at `THRESHOLDS`."""
+    """A decision threshold, its origin in words, and the mean Dice on the validation set at `THRESHOLDS`."""
 
     threshold: float
     origin: str
@@ -63,10 +63,8 @@ def evaluate(
     knobs: EvaluateConfig,
     progress: Progress,
 ) -> Measurement:
-    """Segment and measure every test case; voxels whose reference is IGNORE count nowhere.
-
-    Raises InputError where the model's channels or classes are not the dataset's, there is no test case, or a
-    subgroup's column is unknown.
+    """Segment and measure every test case, without voxels whose reference is IGNORE. Raises InputError if the model's
+    channels or classes differ from the data set's, there is no test case, or a subgroup's column is unknown.
     """
     manifest, cases = dataset.manifest, dataset.where(split="test").cases
     _check(predictor, manifest, knobs.subgroups)
@@ -113,7 +111,7 @@ def _check(predictor: "Predictor", manifest: Manifest, subgroups: Sequence[str])
     for what in ("channels", "classes"):
         ours, theirs = getattr(manifest, what), getattr(predictor.spec, what)
         if ours != theirs:
-            raise InputError(f"the model's {what} are {theirs}, the dataset's {ours}: they can't be measured together")
+            raise InputError(f"the model's {what} are {theirs}, the dataset's {ours}: they do not match")
     cases = manifest.of("test")
     if not cases:
         raise InputError("the test split has no case; give more patients or a larger split.test")
@@ -154,17 +152,16 @@ def _mean_of_known(values: Table) -> Table:
 
 
 def _by_threshold(histogram: NDArray[np.int64]) -> Table:
-    """Dice of the foreground at each of THRESHOLDS, NaN where reference and prediction are empty."""
+    """Dice of the foreground at each of THRESHOLDS, NaN if reference and prediction are empty."""
     dice: Table = pixels.dice_by_threshold(histogram)[1]
     return dice[(THRESHOLDS * pixels.BINS).round().astype(np.int64)]
 
 
 def choose(predictor: "Predictor", dataset: Dataset, asked: float | str) -> Choice:
-    """The decision threshold asked for; for `auto` the one nearest to 0.5 that is, on the validation set, not worse
-    than the best by more than one standard error over patients (the rule of Breiman et al. 1984, for a threshold).
-
-    A case without foreground counts as 1 where nothing is found in it, as in the gate. Raises InputError for `auto`
-    without a validation case.
+    """The requested decision threshold. For `auto` it is the one nearest to 0.5 that is not worse than the best, on the
+    validation set, by more than one standard error over patients (the rule of Breiman et al. 1984, applied to a
+    threshold). A case without foreground counts as 1 if nothing is predicted in it, as in the gate. Raises InputError
+    for `auto` without a validation case.
     """
     cases = dataset.where(split="val").cases
     if not cases:
@@ -225,7 +222,7 @@ def subgroups(cases: pd.DataFrame, columns: Sequence[str], samples: int, seed: i
 
 
 def ranked(cases: pd.DataFrame) -> dict[str, str]:
-    """The names of the worst, median and best case by Dice, of those that have one."""
+    """The names of the worst, median and best case by Dice, among those that have one."""
     known = cases[cases["dice"].notna()].sort_values(["dice", "case"], ascending=[False, True])
     if known.empty:
         return {}

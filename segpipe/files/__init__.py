@@ -1,1 +1,1 @@
-"""Files as such: the project's own code, hashes, inventories, whole-or-nothing writing. Nothing about images."""
+"""Files as such: the project's own code, hashes, inventories, atomic writing. Nothing about images."""

@@ -18,8 +18,8 @@ PYTHON = (".py", ".pyc", ".typed")
 
 
 class Source(NamedTuple):
-    """What a source file imports, by full name, and the SHA-256 (64 hex digits) of what it does: comments, docstrings,
-    descriptions of fields and the texts of errors left out.
+    """What a source file imports, by full name, and the SHA-256 (64 hex digits) of what it does, without comments,
+    docstrings, descriptions of fields and texts of errors.
     """
 
     imports: frozenset[str]
@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
 
 class Code:
-    """The source files below a project folder, each parsed once. Safe in threads."""
+    """The source files below a project folder, each parsed once. Thread-safe."""
 
     def __init__(self, project: Path = PROJECT) -> None:
         self.project = project
@@ -83,7 +83,7 @@ def read(text: str) -> Source:
 
 
 def _imports(tree: ast.Module) -> frozenset[str]:
-    """Every module that is imported, at the top or inside a function but not for annotations alone."""
+    """Every module that is imported, at the top or inside a function, except for annotations only."""
     found: set[str] = set()
     for node in _statements(tree.body):
         if isinstance(node, ast.Import):
@@ -95,7 +95,7 @@ def _imports(tree: ast.Module) -> frozenset[str]:
 
 
 def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """Statements with those inside them, in order; what stands under `if TYPE_CHECKING` is left out."""
+    """Statements and the statements inside them, in order, without those under `if TYPE_CHECKING`."""
     for node in body:
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             continue

@@ -22,14 +22,14 @@ FORGOTTEN_AFTER = 90 * 86_400  # seconds since anything new was remembered of a 
 
 
 def cache_folder() -> Path:
-    """Where segpipe keeps what it can do without: $SEGPIPE_CACHE, $XDG_CACHE_HOME/segpipe or ~/.cache/segpipe."""
+    """The folder for everything that can be recomputed: $SEGPIPE_CACHE, $XDG_CACHE_HOME/segpipe or ~/.cache/segpipe."""
     if given := os.environ.get("SEGPIPE_CACHE"):
         return Path(given).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "segpipe"
 
 
 def of(paths: Iterable[Path], under: Path, progress: Progress | None = None) -> dict[Path, str]:
-    """SHA-256 (64 hex digits) of files below `under`; those that look as they did when last read are not read again.
+    """SHA-256 (64 hex digits) of files below `under`; files with unchanged size, times and inode are not read again.
 
     The memory may get lost or be written by other processes at the same time: that costs time, nothing else.
     """

@@ -57,13 +57,13 @@ def read(folder: Path) -> Inventory:
 
 
 def parse(content: bytes, where: str) -> Inventory:
-    """An inventory's entries. Raises InputError, naming `where`, for anything else."""
+    """The entries of an inventory. Raises InputError, naming `where`, for anything else."""
     try:
         entries = {name: Written(**written) for name, written in json.loads(content).items()}
         if not all(_sound(name, *written) for name, written in entries.items()):
-            raise ValueError("an entry is wrong")
+            raise ValueError("an invalid entry")
     except (ValueError, TypeError, AttributeError):
-        raise InputError(f"{where}: no whole inventory; run the step that wrote it again") from None
+        raise InputError(f"{where}: not a valid inventory; run the step that wrote it again") from None
     return entries
 
 
@@ -95,7 +95,7 @@ def damage(folder: Path, called: str = "") -> str:
 
 
 def missized(sizes: Mapping[str, int], entries: Inventory, called: str) -> str:
-    """The first entry that is missing or of another size, in words; empty where there is none."""
+    """The first entry that is missing or has a different size, in words; empty if there is none."""
     for name, written in entries.items():
         if name not in sizes:
             return f"{called}/{name} is missing"

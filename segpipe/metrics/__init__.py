@@ -1,1 +1,1 @@
-"""Formulas on arrays and statistics on tables: pure numpy and scipy. Nothing is read or written."""
+"""Formulas on arrays and statistics on tables, in pure numpy and scipy. No reading or writing of files."""

@@ -1,4 +1,4 @@
-"""The table of metrics, and their one convention for empty masks."""
+"""The table of metrics, and their common convention for empty masks."""
 
 from typing import NamedTuple
 

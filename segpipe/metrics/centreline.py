@@ -1,4 +1,4 @@
-"""How well the centrelines of tubes agree."""
+"""Agreement of the centrelines of tubular structures."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Lesions: connected components (26 neighbours in 3-D, 8 in 2-D), found where one voxel overlaps, as in ISLES'22."""
+"""Lesions: connected components (26 neighbours in 3-D, 8 in 2-D), found if one voxel overlaps, as in ISLES'22."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -54,7 +54,7 @@ def tally(lesions: Iterable[Lesions]) -> Tally:
 def scores(counts: Tally) -> dict[str, float]:
     """lesion_recall: share of the reference's lesions that are found; lesion_precision: share of the predicted lesions
     that are true; lesion_f1: 2 found / (2 found + missed + false), the F1 of ISLES'22 (Hernandez Petzsche et al. 2022).
-    All NaN without any lesion, all 0 where only one mask has some.
+    All NaN without any lesion, all 0 if only one mask has some.
     """
     if not counts.lesions + counts.predicted:
         return dict.fromkeys(("lesion_recall", "lesion_precision", "lesion_f1"), float("nan"))

@@ -36,10 +36,9 @@ def measure(
     tolerance: float,
     width: float,
 ) -> Measured:
-    """Every metric of one case, from labels 0..K (the reference's may be IGNORE) and the probability of foreground, all
-    D,H,W. Lengths are in mm, in pixels without a spacing. A picture, D = 1, is measured in 2-D.
-
-    Raises InputError where shapes differ or a probability is not within 0..1.
+    """Every metric of one case, from labels 0..K (in the reference also IGNORE) and the foreground probability, all
+    D,H,W. Lengths are in mm, or in pixels without a spacing. A picture, D = 1, is measured in 2-D. Raises InputError if
+    shapes differ or a probability is not within 0..1.
     """
     _check(predicted, reference, foreground)
     flat = int(len(reference) == 1)
@@ -95,4 +94,4 @@ def _check(predicted: NDArray[np.uint8], reference: NDArray[np.uint8], foregroun
         raise InputError(f"labels, reference and probability have shapes {sorted(shapes)}; give all three as D,H,W")
     low, high = float(foreground.min()), float(foreground.max())
     if not (low >= 0 and high <= 1):
-        raise InputError(f"the foreground probability goes from {low:g} to {high:g}; the model must give 0..1")
+        raise InputError(f"the foreground probability ranges from {low:g} to {high:g}; the model must give 0..1")

@@ -1,4 +1,4 @@
-"""Overlap of masks from counts of voxels, per class."""
+"""Overlap of masks from voxel counts, per class."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -41,7 +41,7 @@ def _known(counts: Counts) -> tuple[Values, Values, Values]:
 
 
 def overlap(name: str, counts: Counts) -> Values:
-    """One of dice, iou, precision, recall; in 0..1, or NaN where both masks are empty."""
+    """One of dice, iou, precision, recall: within 0..1, NaN if both masks are empty."""
     both, predicted, reference = _known(counts)
     above, below = OVERLAPS[name](both, predicted, reference)
     value = np.divide(above, below, out=np.zeros_like(below), where=below > 0)
@@ -49,8 +49,8 @@ def overlap(name: str, counts: Counts) -> Values:
 
 
 def specificity(counts: Counts, voxels: int) -> Values:
-    """Share of the `voxels` outside the reference that the prediction leaves out too; NaN where both masks are empty or
-    the reference is everywhere.
+    """Share of the `voxels` outside the reference that are outside the prediction too; NaN if both masks are empty or
+    the reference is the whole image.
     """
     both, predicted, reference = _known(counts)
     outside = voxels - reference
@@ -73,7 +73,7 @@ def count(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], classes: 
 
 
 def class_mean(values: Values) -> float:
-    """Mean over a case's classes that have a value; NaN where none has."""
+    """Mean over the classes of a case that have a value; NaN if none has."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
 

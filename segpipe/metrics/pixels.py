@@ -39,7 +39,7 @@ class Reliability(NamedTuple):
 
 
 def band(reference: Mask, spacing: Sequence[float], width: float) -> Mask:
-    """The voxels within `width`, in the unit of `spacing`, of the reference, itself included; none if it is empty."""
+    """The voxels within `width`, in the unit of `spacing`, of the reference, including it; none if it is empty."""
     from scipy.ndimage import distance_transform_edt
 
     near = np.zeros_like(reference)
@@ -50,7 +50,7 @@ def band(reference: Mask, spacing: Sequence[float], width: float) -> Mask:
 
 
 def confusion(prediction: Mask, reference: Mask) -> Confusion:
-    """The four counts of two masks, or of their voxels."""
+    """The four counts of two masks of the same shape."""
     counted = (prediction & reference, prediction & ~reference, reference & ~prediction)
     tp, fp, fn = (int(mask.sum()) for mask in counted)
     return Confusion(tp, fp, fn, prediction.size - tp - fp - fn)

@@ -1,4 +1,4 @@
-"""How sure a mean over cases is, whether two models differ, and which groups of cases there are."""
+"""Confidence intervals of means over cases, tests of whether two models differ, and groups of cases."""
 
 from collections.abc import Iterable, Sequence
 from string import ascii_lowercase
@@ -10,13 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 
 Values = NDArray[np.float64]
 CHUNK = 2**20  # numbers drawn at a time
-EXACT = 15  # patients up to which every pattern of signs is looked at: 2**15
-DECIMALS = 12  # rounding errors of a difference end before these
+EXACT = 15  # patients up to which every pattern of signs is enumerated: 2**15
+DECIMALS = 12  # rounding errors of a difference are smaller
 SIZES = ("small", "medium", "large")
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % confidence interval, the cases there are and those that have a value."""
+    """A mean with its 95 % confidence interval, the number of cases and of those that have a value."""
 
     mean: float
     low: float
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean paired difference with its 95 % confidence interval and p-values, over `n` pairs of so many patients."""
+    """A mean paired difference with its 95 % confidence interval and p-values, over `n` pairs."""
 
     mean: float
     low: float
@@ -56,7 +56,7 @@ def bootstrap_mean(values: ArrayLike, patients: ArrayLike, samples: int, seed: i
 
 
 def _by_patient(values: Values, patients: NDArray[np.generic]) -> tuple[Values, Values]:
-    """Sum and number of the values of each patient, patients sorted."""
+    """Sum and number of the values of each patient, sorted by patient."""
     owners, owner = np.unique(patients, return_inverse=True)
     sums = np.bincount(owner, weights=values, minlength=len(owners)).astype(np.float64)
     return sums, np.bincount(owner, minlength=len(owners)).astype(np.float64)
@@ -85,13 +85,13 @@ def paired(
     alternative: Literal["greater", "two-sided"] = "greater",
 ) -> Difference:
     """Mean of ours - theirs over the pairs in which both have a value, its interval as in `bootstrap_mean`, and whether
-    it is greater than -margin (two-sided: other than -margin).
+    it is greater than -margin (two-sided: different from -margin).
 
     `p` is that of the sign-flip permutation test on the sum of each patient's differences (Good 2005, ch. 3): exact if
-    the two models are exchangeable within a patient (Fisher 1935). Patients are its units because cases of one patient
-    are not independent. Up to 15 patients with a difference every pattern of signs counts, beyond that `samples` drawn
-    ones and the observed (Phipson and Smyth 2010). `wilcoxon` is the p-value of the signed-rank test on each patient's
-    mean difference. Without a pair the means are NaN and the p-values 1.
+    the two models are exchangeable within a patient (Fisher 1935). Its units are patients, because cases of one patient
+    are not independent. With up to 15 patients that differ, every pattern of signs is enumerated; beyond that,
+    `samples` patterns are drawn and the observed one is added (Phipson and Smyth 2010). `wilcoxon` is the p-value of
+    the signed-rank test on each patient's mean difference. Without a pair the means are NaN and the p-values 1.
     """
     from scipy import stats
 
@@ -124,7 +124,7 @@ def _sign_flip(sums: Values, samples: int, rng: np.random.Generator, alternative
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm 1979), in the order given."""
+    """P-values adjusted for multiple testing (Holm 1979), in the order given."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))

@@ -1,1 +1,1 @@
-"""Networks, their initial weights and their losses. How one is trained is in training."""
+"""Networks, their initial weights and their losses. The training loop is in training."""

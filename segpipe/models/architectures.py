@@ -1,4 +1,4 @@
-"""Architectures by name, built on segmentation-models-pytorch, taking images of any size."""
+"""Architectures by name, built on segmentation-models-pytorch, for images of any size."""
 
 import inspect
 import math
@@ -74,7 +74,7 @@ class SegmentationModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images N,C,H,W to logits N,K,H,W, for any H and W.
 
-        Raises InputError where batch normalisation meets a single value, in a batch of one.
+        Raises InputError if batch normalisation meets a single value, in a batch of one.
         """
         height, width = images.shape[-2:]
         padded, top, left = self._pad(images)
@@ -105,8 +105,8 @@ class SegmentationModel(nn.Module):
 
 
 def check(config: ModelConfig) -> None:
-    """Raise InputError where the encoder or an option is unknown, the architecture can't use such an encoder, or there
-    are no such weights. Nothing is built or downloaded.
+    """Raise InputError if the encoder or an option is unknown, the architecture cannot use the encoder, or the weights
+    do not exist. Nothing is built or downloaded.
     """
     import segmentation_models_pytorch as smp
 
@@ -222,7 +222,7 @@ def _refusal(config: ModelConfig, error: Exception) -> InputError:
 
 
 def check_batches(config: ModelConfig, sizes: set[int]) -> None:
-    """Raise InputError where the architecture would normalise a single value in a batch of one."""
+    """Raise InputError if the architecture would normalise a single value in a batch of one."""
     if 1 in sizes and config.norm == "batch" and ARCHITECTURES[config.arch].pools:
         raise _batch_of_one(config.arch)
 

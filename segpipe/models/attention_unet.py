@@ -33,7 +33,7 @@ class AttentionGate(nn.Module):
 
 
 class GatedBlock(nn.Module):
-    """A decoder block of smp's U-Net whose skip connection passes a gate first."""
+    """A decoder block of smp's U-Net with a gate on its skip connection."""
 
     def __init__(self, block: nn.Module, gate: AttentionGate) -> None:
         super().__init__()

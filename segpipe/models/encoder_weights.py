@@ -17,7 +17,7 @@ COUNTER = "num_batches_tracked"
 
 
 def load(path: str, encoder: nn.Module, complete: Collection[str]) -> None:
-    """Fill an encoder with the weights of a file, which may be those of
+    """Load the weights of a file into an encoder. They may be those of
 
     - the encoder alone, as smp, torchvision or timm name them,
     - a whole network or a segpipe model (`encoder.` or `network.encoder.` before each name),
@@ -73,7 +73,7 @@ def _read(path: str) -> dict[str, Tensor]:
 
 
 def _aligned(state: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
-    """The part of a file that is the encoder's, under the encoder's own names: by the prefix that fits most of them."""
+    """The encoder's part of a file, under the encoder's own names, by the prefix that matches most of them."""
     readings = [{n.removeprefix(p): v for n, v in state.items() if n.startswith(p)} for p in PREFIXES]
     readings.append({f"model.{n}": v for n, v in state.items()})  # smp keeps a timm network under this name
     return max(readings, key=lambda reading: len(set(wanted) & reading.keys()))

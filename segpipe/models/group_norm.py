@@ -17,9 +17,8 @@ def groups(channels: int) -> int:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Takes the place, the scale and the offset of a batch normalisation, and the activation that timm's carry along.
-
-    A single value can't be normalised; it is scaled and shifted only.
+    """Replaces a batch normalisation and takes over its scale and offset, and the activation that timm's include. A
+    single value cannot be normalised; it is only scaled and shifted.
     """
 
     def __init__(self, batch: nn.BatchNorm2d) -> None:
@@ -41,7 +40,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def replace_batch_norm(module: nn.Module) -> None:
-    """Replace every BatchNorm2d inside a module, at any depth. Names of weights stay; running statistics go."""
+    """Replace every BatchNorm2d inside a module, at any depth. Weight names stay; running statistics are dropped."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, GroupNorm(child))

@@ -35,7 +35,7 @@ class Pixels(NamedTuple):
 
     @property
     def binary(self) -> bool:
-        """Whether there is one class only."""
+        """Whether there is a single class."""
         return self.logits.shape[1] == 1
 
     def probabilities(self) -> Tensor:
@@ -43,7 +43,7 @@ class Pixels(NamedTuple):
         return self.logits.sigmoid() if self.binary else self.logits.softmax(dim=1)[:, 1:]
 
     def entropies(self) -> Tensor:
-        """Cross-entropy N,1,H,W of each pixel, 0 where it is left out."""
+        """Cross-entropy N,1,H,W of each pixel, 0 where it is ignored."""
         if self.binary:
             return functional.binary_cross_entropy_with_logits(self.logits, self.target, self.valid, reduction="none")
         labels = self.labels.long()
@@ -63,12 +63,12 @@ def _prepare(logits: Tensor, labels: Tensor, config: LossConfig) -> Pixels:
 
 
 def _totals(*values: Tensor) -> tuple[Tensor, ...]:
-    """Each of some tensors of one shape summed over all processes, in one message."""
+    """The sum over all processes of each of several tensors of the same shape, in one message."""
     return values if world() == 1 else total(torch.stack(values)).unbind()
 
 
 def _sums(found: Tensor, wanted: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
-    """Sums K of the product of two N,K,H,W, and of each; `wanted` is 0 where a pixel is left out."""
+    """Sums K of the product of two N,K,H,W, and of each; `wanted` is 0 where a pixel is ignored."""
     axes = (0, 2, 3)
     return _totals((found * wanted).sum(axes), (found * valid).sum(axes), wanted.sum(axes))
 
@@ -79,7 +79,7 @@ def _over_classes(pixels: Pixels, values: Tensor) -> Tensor:
 
 
 def _over_pixels(pixels: Pixels, values: Tensor) -> Tensor:
-    """Mean of N,1,H,W values, 0 where left out, weighted by the pixels' classes as torch's cross-entropy does."""
+    """Mean of N,1,H,W values, 0 where ignored, weighted by the pixels' classes like torch's cross-entropy."""
     counted = pixels.valid.sum()
     if pixels.weights is not None:
         extra = ((pixels.weights - 1).view(-1, 1, 1) * pixels.target).sum(dim=1, keepdim=True)
@@ -158,7 +158,7 @@ def _lovasz_extension(errors: Tensor, target: Tensor) -> Tensor:
 
 def lovasz(pixels: Pixels) -> Tensor:
     """Mean over images of the Lovasz hinge, or for several classes of the Lovasz softmax: the weighted mean over the
-    classes that the image has, the background being one of them (Berman et al. 2018).
+    classes in the image, including the background (Berman et al. 2018).
     """
     if pixels.binary:
         errors = functional.relu(1 - pixels.logits * (2 * pixels.target - 1)) * pixels.valid
@@ -190,7 +190,7 @@ def _skeleton(image: Tensor, iterations: int) -> Tensor:
 
 def cldice(pixels: Pixels) -> Tensor:
     """Soft Dice loss and 1 - soft centreline Dice, the harmonic mean of how much of either mask's skeleton lies in the
-    other mask, smoothed by a pixel (Shit et al. 2021). A pixel that is left out is background to either skeleton.
+    other mask, smoothed by a pixel (Shit et al. 2021). Ignored pixels are background in both skeletons.
     """
     config, found = pixels.config, pixels.probabilities() * pixels.valid
     inside, length, _ = _sums(_skeleton(found, config.cldice_iterations), pixels.target, pixels.valid)
@@ -217,7 +217,7 @@ LOSSES: dict[LossName, Callable[[Pixels], Tensor]] = {
 def loss(logits: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
     """The loss that `config` names: a scalar, the same in every process; float64 for such logits, otherwise float32.
 
-    `logits` N,1,H,W for one class or N,K+1,H,W for K; `labels` N,H,W integers, IGNORE where a pixel is left out.
+    `logits` N,1,H,W for one class or N,K+1,H,W for K; `labels` N,H,W integers, IGNORE where a pixel is ignored.
     """
     return LOSSES[config.name](_prepare(logits, labels, config))
 

@@ -1,4 +1,4 @@
-"""A network tried out once, and rid of what takes no part in its answer."""
+"""Removing the parts of a network that do not contribute to its output, found by a trial run."""
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +8,14 @@ class Unused(nn.Module):
     """Stands in for a module without part in the answer. Some encoders call a stage more than they return."""
 
     def forward(self, features: Tensor, *_arguments: object) -> Tensor:
-        """The features as they came."""
+        """The features, unchanged."""
         return features
 
 
 def drop_unused(network: nn.Module, channels: int, height: int, width: int) -> None:
-    """Replace the modules that take no part in a forward pass, such as encoder stages beyond the depth in use, which
-    would otherwise be stored, counted and break DistributedDataParallel. Single parameters left over are frozen.
-
-    Raises ValueError where the network doesn't answer an image of `height` x `width` with logits of that size, and
+    """Replace the modules that do not contribute to a forward pass, such as encoder stages beyond the depth in use,
+    which would otherwise be stored, counted and break DistributedDataParallel. Unused single parameters are frozen.
+    Raises ValueError if the network does not return logits of `height` x `width` for an image of that size, and
     whatever the network raises.
     """
     image = torch.zeros(1, channels, height, width)

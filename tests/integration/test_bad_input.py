@@ -265,7 +265,7 @@ def test_a_failing_step_stops_the_chain_and_both_runs_say_why(store, tmp_path):
     for step in ("preprocess", "pipeline"):
         run = newest(step)
         assert run.info.status == "FAILED"
-        assert "sub-case2_ses-0001_adc.nii.gz: not a whole NIfTI" in run.data.tags["segpipe.reason"]
+        assert "sub-case2_ses-0001_adc.nii.gz: not a complete NIfTI" in run.data.tags["segpipe.reason"]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ REFUSED = {
     "no bits": (written(without("BitsStored")), "Bits Stored"),
     "zero rows": (written(dataset(GREY, Rows=0)), "0 x 30 pixels"),
     "huge": (written(dataset(GREY, Rows=50_000, Columns=50_000)), "50000 x 50000 pixels, at most 1,000,000 are taken"),
-    "pixels cut short": (written(dataset(GREY, Rows=400)), "not a whole DICOM file"),
+    "pixels cut short": (written(dataset(GREY, Rows=400)), "not a complete DICOM file"),
     "bad spacing": (written(dataset(GREY, PixelSpacing=[0, 1])), r"voxel size \[1.0, 0.0, 1.0\] mm"),
     "lossless": (framed(GREY, "JPEG", uid.JPEGLosslessSV1)[0], r"JPEG Lossless.*gdcmconv --raw"),
     "twelve bits": (framed(GREY, "JPEG", uid.JPEGExtended12Bit, BitsAllocated=16, BitsStored=12)[0], "JPEG Extended"),
@@ -168,7 +168,7 @@ REFUSED = {
         written(dataset(GREY, PixelData=encapsulate([b"\xff\xd8" + b"\xff\xda" * 101])), uid.JPEGBaseline8Bit),
         "over 100 scans",
     ),
-    "no frame": (written(dataset(GREY, PixelData=encapsulate([b"no JPEG"])), uid.JPEGBaseline8Bit), "not a whole"),
+    "no frame": (written(dataset(GREY, PixelData=encapsulate([b"no JPEG"])), uid.JPEGBaseline8Bit), "not a complete"),
 }
 
 
@@ -206,7 +206,7 @@ EMPTY = {
 @pytest.mark.parametrize("name", EMPTY)
 def test_a_header_of_endlessly_many_empty_parts_is_refused(name):
     data = written(without("PixelData")) + EMPTY[name]
-    with allocating(20 << 20), pytest.raises(InputError, match="not a whole DICOM file"):
+    with allocating(20 << 20), pytest.raises(InputError, match="not a complete DICOM file"):
         codecs.decode(data, "x")
 
 

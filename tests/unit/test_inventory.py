@@ -120,7 +120,7 @@ ENTRY = '{"size": 1, "sha256": "0"}'
 def test_a_damaged_inventory_is_no_inventory(dataset, content):
     (dataset / inventory.FILE).write_text(content)
     assert inventory.damage(dataset) == "dataset/inventory.json is not what was written"
-    with pytest.raises(InputError, match=r"dataset/inventory\.json: no whole inventory; run the step"):
+    with pytest.raises(InputError, match=r"dataset/inventory\.json: not a valid inventory; run the step"):
         inventory.read(dataset)
 
 

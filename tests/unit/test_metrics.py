@@ -211,7 +211,7 @@ def test_bad_input_is_told_in_a_line():
     with pytest.raises(InputError, match=r"shapes .*D,H,W"):
         whole(labels, labels[:, :1])
     for probability in (2.0, np.nan):
-        with pytest.raises(InputError, match="probability goes from"):
+        with pytest.raises(InputError, match="probability ranges from"):
             whole(labels, labels, np.full(labels.shape, probability, np.float32))
 
 

@@ -208,7 +208,11 @@ BROKEN = {
         lambda r: shift(r / "derivatives" / CASE / "sub-case1_ses-0001_msk.nii.gz"),
         "affine disagrees",
     ),
-    "nifti: truncated": ("nifti", lambda r: cut(r / CASE / "dwi/sub-case1_ses-0001_dwi.nii.gz"), "not a whole NIfTI"),
+    "nifti: truncated": (
+        "nifti",
+        lambda r: cut(r / CASE / "dwi/sub-case1_ses-0001_dwi.nii.gz"),
+        "not a complete NIfTI",
+    ),
     "nifti: NaN": ("nifti", lambda r: poison(r / CASE / "dwi/sub-case1_ses-0001_dwi.nii.gz"), "1 NaN"),
     "nifti: nobody listed": ("nifti", lambda r: (r / "participants.tsv").write_text("participant_id\nx"), "not listed"),
 }

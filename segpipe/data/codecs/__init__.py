@@ -65,8 +65,8 @@ def same_grid(one: Decoded, other: Decoded) -> bool:
 
 
 def stack(files: Sequence[Decoded]) -> tuple[NDArray[np.float32], list[int]]:
-    """NIfTI files of one case as the channels C,D,H,W of one image on the first one's grid, and the indices of those
-    that had to be resampled because they lie on another.
+    """NIfTI files of one case as the channels C,D,H,W of one image on the grid of the first, and the indices of those
+    that had to be resampled from a different grid.
     """
     elsewhere = [n for n, file in enumerate(files) if not same_grid(files[0], file)]
     onto = [resample(file, files[0]) if n in elsewhere else file for n, file in enumerate(files)]

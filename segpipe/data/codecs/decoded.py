@@ -1,4 +1,4 @@
-"""What a decoded file is, and how large a file may become."""
+"""Decoded files, and the limits on their size."""
 
 import io
 import math
@@ -50,7 +50,7 @@ class Metered(io.BytesIO):
 
 
 def limit(where: str, grid: tuple[int, ...], most: int, unit: str) -> None:
-    """Raise InputError, beginning with `where`, for a grid without a voxel or with more than `most`."""
+    """Raise InputError, beginning with `where`, for a grid with no voxels or with more than `most`."""
     size = f"{where}: {' x '.join(map(str, grid))} {unit}"
     if min(grid) < 1:
         raise InputError(f"{size}, expected at least 1 along each axis")

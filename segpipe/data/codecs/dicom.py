@@ -55,7 +55,7 @@ def decode(data: bytes, where: str, most: int) -> Decoded:
         array = _grey(pixels, header)[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         spacing = _spacing(header, where)
     except (AttributeError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error) as error:
-        raise InputError(f"{where}: not a whole DICOM file ({one_line(error)})") from None
+        raise InputError(f"{where}: not a complete DICOM file ({one_line(error)})") from None
     return Decoded(np.ascontiguousarray(array[:, None], dtype=np.float32), spacing)
 
 

@@ -23,7 +23,7 @@ Value = TypeVar("Value", bound=np.generic)
 
 
 def recognised(data: bytes) -> bool:
-    """Whether a file begins as a gzip or a NIfTI does."""
+    """Whether a file begins like a gzip or a NIfTI file."""
     return data[:2] == GZIP or data[344:347] in (b"n+1", b"ni1") or data[4:8] == b"n+2\0"
 
 
@@ -48,7 +48,7 @@ def decode(data: bytes, where: str, most: int) -> Decoded:
         nib.spatialimages.HeaderDataError,
         nib.wrapstruct.WrapStructError,
     ) as error:
-        raise InputError(f"{where}: not a whole NIfTI file ({one_line(error)})") from None
+        raise InputError(f"{where}: not a complete NIfTI file ({one_line(error)})") from None
     if not all(np.isfinite(z) and z > 0 for z in zooms):
         raise InputError(f"{where}: voxel size {zooms} mm in the header, expected three positive numbers")
     channels = values[..., None] if values.ndim == 3 else values
@@ -97,7 +97,7 @@ def _length(header: Any, where: str, most: int) -> int:
 
 
 def first(data: bytes, size: int) -> bytes:
-    """The first `size` bytes of a file, or of what a gzip of one or several members holds; fewer where it has fewer.
+    """The first `size` bytes of a file, or of the content of a gzip with one or several members; fewer if it has fewer.
 
     Raises zlib.error for a damaged member, EOFError for one that is cut short, ValueError for too many of them.
     """
@@ -121,7 +121,7 @@ def first(data: bytes, size: int) -> bytes:
 
 
 def resample(moving: Decoded, fixed: Decoded) -> Decoded:
-    """Bring one NIfTI onto another's grid by linear interpolation; outside its field of view it is 0."""
+    """Resample one NIfTI to another's grid by linear interpolation; outside its field of view it is 0."""
     import nibabel as nib
     from nibabel.processing import resample_from_to
 

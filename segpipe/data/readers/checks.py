@@ -37,16 +37,15 @@ def read_files(case: Case) -> tuple[list[Decoded], Decoded, str]:
 
 
 def finite(image: NDArray[np.float32], where: str) -> None:
-    """Raise InputError where voxels are NaN or infinite."""
+    """Raise InputError if voxels are NaN or infinite."""
     bad = int(np.size(image) - np.count_nonzero(np.isfinite(image)))
     if bad:
         raise InputError(f"{where}: {bad} NaN or infinite voxels; repair or remove the case")
 
 
 def check_mask(mask: Decoded, where: str, image: Decoded, image_name: str, kind: Kind) -> None:
-    """Raise InputError, beginning with `where`, unless a mask has one value per voxel and lies on its image's grid.
-
-    The mask of a picture only has to have its size.
+    """Raise InputError, beginning with `where`, unless a mask has one value per voxel and the grid of its image. The
+    mask of a picture only needs the same size.
     """
     if kind == "picture" and mask.array.shape[1:] != image.array.shape[1:]:
         raise InputError(f"{where}: {_size(mask)} pixels, its image {_size(image)}")
@@ -61,7 +60,7 @@ def _size(file: Decoded) -> str:
 
 
 def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where: str) -> NDArray[np.uint8]:
-    """A mask's values as uint8 labels: 0 background, 1..K the classes, IGNORE where the value is `ignore`.
+    """A mask's values as uint8 labels: 0 background, 1..K the classes, IGNORE for the value `ignore`.
 
     Without declared classes a mask is binary: of two values the higher is foreground; of one value, 0 is background and
     255 foreground. Raises InputError for other values, and for classes that `ignore` or IGNORE would hide.
@@ -69,7 +68,7 @@ def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where
     if len(classes) >= IGNORE:
         raise InputError(f"data.classes: {len(classes)} names; at most {IGNORE - 1} fit into a mask")
     if classes and 0 <= ignore <= len(classes):
-        raise InputError(f"data.ignore_label={ignore}: the value of the background or a class; take one it has not")
+        raise InputError(f"data.ignore_label={ignore}: the value of the background or a class; choose an unused value")
     ignored = (mask == ignore) & (ignore >= 0)
     values = np.unique(mask[~ignored])
     if classes:
@@ -77,7 +76,7 @@ def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where
         if unknown:
             raise InputError(
                 f"{where}: unknown label value {unknown[0]:g}; data.classes declares 1..{len(classes)}, "
-                "data.ignore_label what to leave out"
+                "data.ignore_label the value to exclude"
             )
         found = mask.astype(np.uint8)
     else:
