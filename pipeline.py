@@ -123,7 +123,7 @@ def callback(
     if not config.tracking.enabled:
         raise UsageError("the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow")
     from segpipe.orchestration import compare, driver, launch, orphans, plan, preconditions
-    from segpipe.tracking import runs
+    from segpipe.tracking import experiments, runs
 
     with commands.refusing():
         asked = plan.Asked(start or "", until or "", fresh or "")
@@ -136,7 +136,7 @@ def callback(
         with commands.refusing():
             preconditions.check_device(config, coming)
     if only_plan:
-        runs.check_experiment(config.tracking.experiment)
+        experiments.check(config.tracking.experiment)
         for name, choice in coming():
             session.screen.answer(f"{name}: {choice.line()}")
         return

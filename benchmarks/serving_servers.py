@@ -24,7 +24,7 @@ from segpipe.files.project import PROJECT
 from segpipe.inference.predictor import Predictor
 from segpipe.recording import logged_models
 from segpipe.serving import served_model
-from segpipe.tracking import connection, runs
+from segpipe.tracking import connection, experiments
 
 NAME = "served"
 PATIENCE = 300  # seconds that a server may take to answer
@@ -64,7 +64,7 @@ def log_models(predictor: Predictor, folder: Path, example: Tensor) -> dict[str,
     predictor.save(folder / served_model.ARTIFACT)
     signature = served_model.signature(predictor.spec)
     module = Resizing(predictor.model, predictor.spec.preprocess.size).eval()
-    with warnings.catch_warnings(), mlflow.start_run(experiment_id=runs.experiment("benchmark")):
+    with warnings.catch_warnings(), mlflow.start_run(experiment_id=experiments.ensure("benchmark")):
         warnings.simplefilter("ignore")  # of MLflow and torch, of their own ways
         model_id = logged_models.log(folder / served_model.ARTIFACT)
         model = str(PROJECT / "benchmarks" / "constant_model.py")

@@ -197,10 +197,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    from segpipe.tracking import connection, runs
+    from segpipe.tracking import connection, experiments
 
     connection.connect()
-    os.environ["MLFLOW_EXPERIMENT_ID"] = runs.experiment("segpipe")
+    os.environ["MLFLOW_EXPERIMENT_ID"] = experiments.ensure("segpipe")
     yield home
     os.environ.clear()
     os.environ.update(saved)

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from segpipe.runtime import processes
-from segpipe.tracking import mlflow_sentences, run_tags, runs
+from segpipe.tracking import experiments, mlflow_sentences, run_tags
 from segpipe.tracking.one_at_a_time import Contender, Entry, exclusive
 
 CLAIM = "segpipe.claim."
@@ -21,9 +21,9 @@ class DriverTags:
         self.key, self.tag, self.run_id, self.client = key, f"{CLAIM}{key[:16]}", run_id, MlflowClient()
 
     def look(self) -> tuple[bool, dict[str, Entry]]:
-        experiments = runs.built_on()
+        known = experiments.built_on()
         drivers, steps = (
-            {run.info.run_id: run.data.tags for run in self.client.search_runs(experiments, query)}
+            {run.info.run_id: run.data.tags for run in self.client.search_runs(known, query)}
             for query in (
                 f"tags.`{self.tag}` LIKE '%' and attributes.status = 'RUNNING'",
                 f"tags.`{run_tags.KEY}` = '{self.key}' and attributes.status = 'RUNNING'",

@@ -34,7 +34,7 @@ def _end(run_id: str, say: Callable[[str], None]) -> bool:
             return False
     except MlflowException as error:
         if error.get_http_status_code() != HTTPStatus.FORBIDDEN:  # another user's
-            say(f"run {run_id} was left RUNNING and could not be ended: {connection.told(error)}")
+            say(f"run {run_id} was left RUNNING and could not be ended: {connection.explain(error)}")
         return False
     artifacts.sweep(run.info.artifact_uri)
     say(f"run {run_id} ({run.info.run_name}) was left RUNNING, its process is gone: now KILLED")

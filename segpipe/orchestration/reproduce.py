@@ -17,7 +17,7 @@ from segpipe.orchestration.screen import Column, Screen, Table
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
 from segpipe.runtime import devices
-from segpipe.tracking import artifacts, lineage, run_tags, runs
+from segpipe.tracking import artifacts, experiments, lineage, run_tags, runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,7 @@ def run(
     if how.backend == "local":
         devices.check(configs["train"].train, training=True)
     before = artifacts.local(f"runs:/{made_by['evaluate'].info.run_id}/{EVALUATION}")
-    scratch = runs.scratch(experiment or f"{runs.experiment_of(made_by['train'])}-reproduce")
+    scratch = experiments.ensure_scratch(experiment or f"{experiments.name_of(made_by['train'])}-reproduce")
     with runs.run(session.store, "reproduce", configs["train"], scratch), session.guard.watching():
         runs.tag(reproduces=uri)
         report = compare(

@@ -139,7 +139,7 @@ def _hand_over(log: Log, say: Say, sender: Sender | None) -> None:
             runs.log_text(text, ARTIFACT, sender)
         log.path.unlink(missing_ok=True)
     except Exception as error:
-        say(f"(log not stored with the run, it stays in {log.path}: {connection.told(error)})")
+        say(f"(log not stored with the run, it stays in {log.path}: {connection.explain(error)})")
     if log.refused:
         say(f"(log not kept from here on: {log.refused})")
 

@@ -127,7 +127,6 @@ def log_evaluation(summary: "Summary", model_id: str, manifest: "Manifest", uri:
     for name, found in summary.metrics.items():
         values |= {f"test_{name}": found.mean, f"test_{name}_n": found.n_valid}
         values |= {f"test_{name}_ci_low": found.low, f"test_{name}_ci_high": found.high}
-    data = artifacts.dataset(f"{manifest.reader}-test", uri, manifest.test_digest)
-    mlflow.log_input(data, context="test")
+    data = artifacts.log_dataset(manifest.reader, uri, manifest.test_digest, "test")
     mlflow.log_metrics(values, model_id=model_id, dataset=data)
     runs.tag(weights_sha256=summary.weights_sha256)

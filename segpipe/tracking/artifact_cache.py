@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from segpipe.errors import InputError, redact
@@ -48,20 +47,17 @@ class Folder(NamedTuple):
 def find(root: str, path: str) -> Folder | None:
     """A folder with an inventory; None where it has none."""
     repository = get_artifact_repository(root)
-    if FILE not in _list_sizes(repository, path):
+    if not any(item.path == f"{path}/{FILE}" for item in repository.list_artifacts(path)):
         return None
     with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
         content = Path(repository.download_artifacts(f"{path}/{FILE}", temporary)).read_bytes()
     return Folder(root, path, content)
 
 
-def _list_sizes(repository: ArtifactRepository, path: str) -> dict[str, int | None]:
-    """What lies directly in a folder: its size by name, None where the store does not tell it."""
-    return {PurePosixPath(item.path).name: item.file_size for item in repository.list_artifacts(path)}
-
-
 def damage(root: str, path: str) -> str:
-    """What is wrong with a folder by the store's own listing of names and sizes, in words; empty where nothing is."""
+    """What is wrong with a folder by the store's own listing of names and sizes, in words; empty where nothing is. A
+    size that the store does not tell counts as right.
+    """
     found, called = find(root, path), PurePosixPath(path).name
     if found is None:
         return f"{called}/{FILE} is missing"
@@ -70,12 +66,10 @@ def damage(root: str, path: str) -> str:
     except InputError:
         return f"{called}/{FILE} is not what was written"
     repository, sizes = get_artifact_repository(root), {}
-    for inner in sorted({str(PurePosixPath(name).parent) for name in entries}):
-        listed = _list_sizes(repository, path if inner == "." else f"{path}/{inner}")
-        for name in (name for name in entries if str(PurePosixPath(name).parent) == inner):
-            if (base := PurePosixPath(name).name) in listed:
-                size = listed[base]
-                sizes[name] = entries[name].size if size is None else size
+    for inner in {PurePosixPath(path, name).parent for name in entries}:
+        for item in repository.list_artifacts(str(inner)):
+            if (name := item.path.removeprefix(f"{path}/")) in entries:
+                sizes[name] = entries[name].size if item.file_size is None else item.file_size
     return inventory.missized(sizes, entries, called)
 
 
@@ -106,17 +100,14 @@ def temporary() -> Path:
 
 def copy_without(root: str, left_out: str) -> Path:
     """A copy of all that lies below an artifact URI but one folder, removed when this process ends."""
-    folder = temporary()
-    _copy(get_artifact_repository(root), "", left_out, folder)
+    repository, folder, waiting = get_artifact_repository(root), temporary(), [""]
+    while waiting:
+        for item in repository.list_artifacts(waiting.pop()):
+            if left_out.startswith(f"{item.path}/"):
+                waiting.append(item.path)
+            elif item.path != left_out:
+                repository.download_artifacts(item.path, str(folder))
     return folder
-
-
-def _copy(repository: ArtifactRepository, path: str, left_out: str, into: Path) -> None:
-    for item in repository.list_artifacts(path):
-        if left_out.startswith(f"{item.path}/"):
-            _copy(repository, item.path, left_out, into)
-        elif item.path != left_out:
-            repository.download_artifacts(item.path, str(into))
 
 
 def _fetch_file(found: Folder, name: str, entries: Inventory) -> Path:

@@ -1,6 +1,5 @@
 """Files and datasets among a run's artifacts, in place for a store on this machine, through a cache for a server."""
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,11 +11,14 @@ from typing import TYPE_CHECKING
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from segpipe.files import hashes, inventory
 from segpipe.files.inventory import Inventory
 from segpipe.files.staging import staged
-from segpipe.tracking import artifact_cache, connection, mlflow_sentences, runs
+from segpipe.tracking import artifact_cache, connection, runs
 from segpipe.tracking.locations import local_root
 
 if TYPE_CHECKING:
@@ -24,21 +26,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 WEIGHTS = "artifacts/segpipe"  # the folder with the inventory in a logged model: its artifact serving.ARTIFACT
-OF_RUN = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+?)/*")
-LOGGED = re.compile(r"models:/(?P<id>m-[0-9a-f]+)/?")
-VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>[0-9]+)/?")
-ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)/?")
 
 
 def has(run_id: str, path: str) -> bool:
     """Whether a run is there and has that file among its artifacts."""
-    folder = path.rsplit("/", 1)[0] if "/" in path else None
-    try:
-        return any(item.path == path for item in MlflowClient().list_artifacts(run_id, folder))
-    except MlflowException as error:
-        if not mlflow_sentences.is_missing(error):
-            raise
-        return False
+    listed = connection.get_if_there(MlflowClient().list_artifacts, run_id, path.rpartition("/")[0] or None)
+    return any(item.path == path for item in listed or ())
 
 
 def damage(root: str, path: str) -> str:
@@ -58,8 +51,7 @@ def local(uri: str) -> Path:
     """
     try:
         place = _place(uri)
-        found = _found(*place) if place else None
-        if found is not None:
+        if place and (found := _found(*place)):
             return found
         served = mlflow.get_tracking_uri().startswith("http")
         target = str(artifact_cache.temporary()) if served else None
@@ -69,19 +61,15 @@ def local(uri: str) -> Path:
 
 
 def _place(uri: str) -> tuple[str, str] | None:
-    """The artifact URI of a run or logged model and the path below it, empty for a whole model; None for URIs of other
-    kinds, which MLflow resolves.
+    """The artifact URI of a run or model and the path below it, empty for all of it; None for URIs of other kinds,
+    which MLflow resolves.
     """
-    client = MlflowClient()
-    if match := OF_RUN.fullmatch(uri):
-        return client.get_run(match["run"]).info.artifact_uri, match["path"]
-    if match := LOGGED.fullmatch(uri):
-        return client.get_logged_model(match["id"]).artifact_location, ""
-    if match := VERSION.fullmatch(uri):
-        return client.get_model_version_download_uri(match["name"], match["version"]), ""
-    if match := ALIAS.fullmatch(uri):
-        version = client.get_model_version_by_alias(match["name"], match["alias"])
-        return client.get_model_version_download_uri(version.name, version.version), ""
+    if RunsArtifactRepository.is_runs_uri(uri):
+        run_id, path = RunsArtifactRepository.parse_runs_uri(uri)
+        return MlflowClient().get_run(run_id).info.artifact_uri, path.rstrip("/")
+    if ModelsArtifactRepository.is_models_uri(uri):
+        model, path = ModelsArtifactRepository.split_models_uri(uri)
+        return ModelsArtifactRepository.get_underlying_uri(model), path
     return None
 
 
@@ -187,21 +175,15 @@ def sweep(root: str) -> None:
 
 def discard(run_id: str, path: str) -> None:
     """Remove a folder of a run's artifacts."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     get_artifact_repository(MlflowClient().get_run(run_id).info.artifact_uri).delete_artifacts(path)
 
 
-def log_dataset(name: str, uri: str, digest: str, context: str) -> None:
-    """Record a dataset artifact, or one split of it, as the active run's input."""
-    mlflow.log_input(dataset(f"{name}-{context}", uri, digest), context=context)
-
-
-def dataset(name: str, uri: str, digest: str) -> "Dataset":
-    """An MLflow dataset that stands for a dataset artifact."""
+def log_dataset(name: str, uri: str, digest: str, context: str) -> "Dataset":
+    """Record a dataset artifact, or one split of it, as the active run's input; what stands for it in MLflow."""
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    return MetaDataset(  # type: ignore[abstract]  # MLflow's own class, complete at run time
-        CodeDatasetSource(tags={"artifact": uri}), name=name, digest=digest
-    )
+    source = CodeDatasetSource(tags={"artifact": uri})
+    data = MetaDataset(source, name=f"{name}-{context}", digest=digest)  # type: ignore[abstract]  # complete at run time
+    mlflow.log_input(data, context=context)
+    return data

@@ -4,11 +4,11 @@ import getpass
 import os
 import shlex
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from segpipe.errors import InputError, SegpipeError, StoreError, one_line, redact
@@ -19,6 +19,7 @@ from segpipe.tracking.mlflow_sentences import Schema
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+T = TypeVar("T")
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
@@ -43,16 +44,13 @@ MLFLOW_DEFAULTS = {
 
 
 class Sender(Protocol):
-    """What speaks for the active run where its server may be away (see `spool.Spool`)."""
+    """What speaks for the active run where its server may be away (see `spool.Spool`): it sets tags and takes a folder
+    whose content joins the artifacts, now or later, and says at the run's end whether everything has been sent.
+    """
 
-    def tags(self, values: dict[str, str]) -> None:
-        """Set tags, now or later."""
-
-    def files(self) -> AbstractContextManager[Path]:
-        """A folder whose content joins the run's artifacts, now or later."""
-
-    def end(self, status: str, tags: dict[str, str]) -> bool:
-        """End the run; whether everything has been sent."""
+    def tags(self, values: dict[str, str]) -> None: ...
+    def files(self) -> AbstractContextManager[Path]: ...
+    def end(self, status: str, tags: dict[str, str]) -> bool: ...
 
 
 class Store:
@@ -65,7 +63,7 @@ class Store:
             os.environ.setdefault(name, value)
         self._asked = os.environ[RETRIES]
         self._retries = int(self._asked) if self._asked.isdecimal() else PATIENT.retries
-        self._patience, self._listens = PATIENT, False
+        self._patience = PATIENT
         self.sender: Sender | None = None
 
     def connect(self) -> None:
@@ -100,7 +98,7 @@ class Store:
         except StoreError:
             raise
         except Exception as error:
-            raise StoreError(f"tracking store {redact(uri)} does not answer: {told(error)}") from None
+            raise StoreError(f"tracking store {redact(uri)} does not answer: {explain(error)}") from None
 
     def speak_through(self, sender: Sender) -> None:
         """Let `sender` tag and end the active run from now on; what it can't send soon waits."""
@@ -129,8 +127,7 @@ class Store:
         from sqlalchemy import event
         from sqlalchemy.engine import Engine
 
-        if not self._listens:
-            self._listens = True
+        if not event.contains(Engine, "connect", self._begin_patiently):
             event.listen(Engine, "connect", self._begin_patiently)
             event.listen(Engine, "before_cursor_execute", self._stay_patient, retval=True)
 
@@ -202,16 +199,13 @@ def _check_schema(uri: str) -> None:
 
     shown, found = redact(uri), mlflow_sentences.schema(uri)
     ours = f"this environment's {mlflow.__version__}"
-    if found is Schema.OLDER:
+    if found is not Schema.OURS:
         asked = shlex.quote(uri) if shown == uri else '"$MLFLOW_TRACKING_URI"'
-        raise StoreError(
-            f"tracking store {shown}: made by an older MLflow than {ours}; back it up, then: mlflow db upgrade {asked}"
-        )
-    if found is Schema.NEWER:
-        raise StoreError(
-            f"tracking store {shown}: made by a newer MLflow than {ours}; install that one, or set MLFLOW_TRACKING_URI "
-            "to another store"
-        )
+        fixes = {
+            Schema.OLDER: f"back it up, then: mlflow db upgrade {asked}",
+            Schema.NEWER: "install that one, or set MLFLOW_TRACKING_URI to another store",
+        }
+        raise StoreError(f"tracking store {shown}: made by {found.value} MLflow than {ours}; {fixes[found]}")
 
 
 def _put(partial: Path, path: Path) -> None:
@@ -236,7 +230,7 @@ def link(run: "Run") -> str:
     return f"{parts.scheme}://{place}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
-def told(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """An error as one line; one of a locked, full or read-only store with how to mend it, without the statement."""
     if isinstance(error, SegpipeError):
         return one_line(error)
@@ -245,11 +239,23 @@ def told(error: BaseException) -> str:
     return f"{text}; {fix}" if fix else text
 
 
+def get_if_there(get: Callable[..., T], *names: str | None) -> T | None:
+    """What a client's method gives; None where the store has no such run, model, version or alias."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(*names)
+    except MlflowException as error:
+        if mlflow_sentences.is_missing(error):
+            return None
+        raise
+
+
 def refusal(what: str, error: BaseException) -> SegpipeError:
     """What an error of the store means for who asked for something: StoreError where the store is away or refuses,
     InputError where there is no such thing.
     """
-    line = told(error)
+    line = explain(error)
     away = passing(error) or mlflow_sentences.fix(line)
     return (StoreError if away else InputError)(f"{what}: {line}")
 
@@ -257,9 +263,7 @@ def refusal(what: str, error: BaseException) -> SegpipeError:
 def passing(error: BaseException) -> bool:
     """Whether the same may well succeed later: no connection, a lock, an error on the server's side."""
     causes = list(_causes(error))
-    if any(mlflow_sentences.is_lasting(str(cause)) for cause in causes):
-        return False
-    return any(_passes(cause) for cause in causes)
+    return any(map(_passes, causes)) and not any(mlflow_sentences.is_lasting(str(cause)) for cause in causes)
 
 
 def _passes(cause: BaseException) -> bool:
@@ -289,4 +293,4 @@ def reason(error: BaseException) -> str:
     """Why a command ends, as a line."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted"
-    return str(error) if isinstance(error, SegpipeError) else f"{type(error).__name__}: {told(error)}"
+    return str(error) if isinstance(error, SegpipeError) else f"{type(error).__name__}: {explain(error)}"

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from segpipe.data.manifest import FILE, SPLITS, Manifest
 from segpipe.errors import InputError
 from segpipe.files import hashes
-from segpipe.tracking import artifacts, connection, mlflow_sentences, run_tags
+from segpipe.tracking import artifacts, connection, run_tags
 from segpipe.tracking.lineage_graph import STATE, Lineage, Node
 
 CHAIN = ("register", "evaluate", "train", "preprocess")
@@ -38,12 +38,11 @@ def of(uri: str) -> Lineage:
     Raises InputError where there is no such model or run, or segpipe did not make it.
     """
     if not uri.startswith("models:/"):
-        made = _walk(_step_of(uri), uri, {})
-        model_id = made[0].run.data.tags.get(run_tags.MODEL, "") if made[0].run else ""
-        nodes, cases = _nodes(made)
-        recorded = made[0].run.data.tags.get(WEIGHTS_TAG, "") if made[0].run else ""
-        first = replace(nodes[0], facts=nodes[0].facts | _weights(model_id, recorded)) if model_id else nodes[0]
-        return Lineage(uri, (first, *nodes[1:]), cases)
+        tags = _step_run(uri).data.tags
+        (first, *others), cases = _nodes(_walk(tags[run_tags.STEP], uri, {}))
+        if model_id := tags.get(run_tags.MODEL):
+            first = replace(first, facts=first.facts | _weights(model_id, tags.get(WEIGHTS_TAG, "")))
+        return Lineage(uri, (first, *others), cases)
     version = registered(uri)
     known = {step: version.tags.get(f"{step}_run", "") for step in CHAIN}
     nodes, cases = _nodes(_walk("evaluate", known["evaluate"], known))
@@ -68,29 +67,19 @@ def registered(uri: str) -> ModelVersion:
     return version
 
 
-def _step_of(run_id: str) -> str:
+def _step_run(run_id: str) -> Run:
     run = find(run_id)
     if run is None:
         raise InputError(f"{run_id}: no such run; give a run ID, models:/NAME@champion or models:/NAME/VERSION")
-    step = str(run.data.tags.get(run_tags.STEP, "no step of segpipe"))
+    step = run.data.tags.get(run_tags.STEP, "no step of segpipe")
     if step not in CHAIN:
         raise InputError(f"run {run_id} belongs to '{step}'; give a run of {', '.join(reversed(CHAIN))}, or a model")
-    return step
+    return run
 
 
 def find(run_id: str) -> Run | None:
     """A run, deleted ones included; None where there is no trace of it."""
-    try:
-        return MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        if mlflow_sentences.is_missing(error):
-            return None
-        raise
-
-
-def model_of(version: ModelVersion) -> str:
-    """The ID of the logged model behind a version."""
-    return str(version.model_id or str(version.source).removeprefix("models:/"))
+    return connection.get_if_there(MlflowClient().get_run, run_id)
 
 
 def _version(version: ModelVersion, parent: str) -> Node:
@@ -99,7 +88,8 @@ def _version(version: ModelVersion, parent: str) -> Node:
     if "test_dice" in tags:
         dice, low, high = run_tags.dice_of(tags)
         facts["test Dice"] = f"{dice:.4f} [{low:.4f}, {high:.4f}]"
-    facts |= _weights(model_of(version), tags.get("weights_sha256", ""))
+    model_id = version.model_id or str(version.source).removeprefix("models:/")
+    facts |= _weights(model_id, tags.get("weights_sha256", ""))
     name = f"models:/{version.name}/{version.version}"
     return Node(name, "version", f"{version.name} version {version.version}", facts, (parent,))
 
@@ -108,9 +98,8 @@ def _decision(version: ModelVersion) -> Node | None:
     facts = {label: str(version.tags[tag]) for label, tag in DECISION.items() if version.tags.get(tag)}
     if "decision" not in facts:
         return None
-    run_id = facts.get("register run", "")
-    run = find(run_id) if run_id else None
-    if run_id and _gone(run):
+    run_id, run = facts.get("register run", ""), None
+    if run_id and _gone(run := find(run_id)):
         facts[STATE] = DELETED
     name = run_id or f"models:/{version.name}/{version.version}/decision"
     return Node(name, "decision", "decision", facts, (version.tags["evaluate_run"],), _parts(run))
@@ -142,8 +131,7 @@ def _inputs(step: str, run: Run | None, known: dict[str, str]) -> dict[str, str]
     earlier = CHAIN[CHAIN.index(step) + 1 :]
     if run is None:
         return next(({s: known[s]} for s in earlier if known.get(s)), {})
-    tags = run.data.tags
-    return {s: tags[run_tags.INPUT + s] for s in earlier if run_tags.INPUT + s in tags}
+    return {s: run.data.tags[run_tags.INPUT + s] for s in earlier if run_tags.INPUT + s in run.data.tags}
 
 
 def _nodes(made: list[Made]) -> tuple[tuple[Node, ...], dict[str, str]]:

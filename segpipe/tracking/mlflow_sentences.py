@@ -36,7 +36,7 @@ FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<name>\S+
 class Schema(Enum):
     """By which MLflow a database was made; one without tables is as good as ours."""
 
-    OURS, OLDER, NEWER = "ours", "older", "newer"
+    OURS, OLDER, NEWER = "our", "an older", "a newer"
 
 
 class Frame(NamedTuple):

@@ -36,19 +36,15 @@ class Entry(NamedTuple):
 
 
 class Board(Protocol):
-    """The entries as one contender sees them. What is written is seen by every look that begins later."""
+    """The entries as one contender sees them: whether its own is there, and those of all others. It sets its own to a
+    value of each beat, removes it where it is there, and discards another that does not count, unless its owner might
+    write the same one in a later attempt. What is written is seen by every look that begins later.
+    """
 
-    def look(self) -> tuple[bool, dict[str, Entry]]:
-        """Whether the own entry is there, and those of all others."""
-
-    def write(self, beat: int) -> None:
-        """Set the own entry to a value of this beat."""
-
-    def remove(self) -> None:
-        """Remove the own entry, if it is there."""
-
-    def discard(self, other: str) -> None:
-        """Remove an entry that does not count, unless its owner might write the same one in a later attempt."""
+    def look(self) -> tuple[bool, dict[str, Entry]]: ...
+    def write(self, beat: int) -> None: ...
+    def remove(self) -> None: ...
+    def discard(self, other: str) -> None: ...
 
 
 def seconds_since_boot() -> float:

@@ -1,85 +1,28 @@
-"""Everything segpipe does with MLflow Tracking: runs, their artifacts and logged models."""
+"""MLflow runs: opening and ending them, what is logged on them, finding those that others build on."""
 
 import os
 import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LifecycleStage, Param, Run, RunTag, ViewType
+from mlflow.entities import LifecycleStage, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.errors import InputError, SegpipeError, redact
-from segpipe.files import hashes
 from segpipe.runtime import processes
 from segpipe.runtime.signals import Interrupted
-from segpipe.tracking import connection, locations, run_tags
+from segpipe.tracking import connection, experiments, run_tags
 from segpipe.tracking.connection import Sender, Store
 
 CONFIG = "config/resolved.yaml"
 PARAMS_PER_CALL, LONGEST_PARAM = 100, 6000
-
-
-def experiment(name: str) -> str:
-    """The ID of an experiment, created if need be; with an sqlite store its artifacts lie beside the database."""
-    found = mlflow.get_experiment_by_name(name)
-    if found is None:
-        path = connection.database()
-        location = (path.parent / locations.FOLDER / hashes.of_json(name)[:8]).as_uri() if path else None
-        try:
-            return str(mlflow.create_experiment(name, artifact_location=location))
-        except MlflowException:
-            found = mlflow.get_experiment_by_name(name)
-            if found is None:
-                raise
-    _check_active(found)
-    return str(found.experiment_id)
-
-
-def check_experiment(name: str) -> None:
-    """Raises InputError where the experiment of new runs was deleted: the one that MLflow's environment names, or else
-    this one.
-    """
-    given, client = os.environ.get("MLFLOW_EXPERIMENT_ID"), MlflowClient()
-    by_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
-    found = client.get_experiment(given) if given else client.get_experiment_by_name(by_name)
-    if found is not None:
-        _check_active(found)
-
-
-def _check_active(found: Experiment) -> None:
-    if found.lifecycle_stage == LifecycleStage.DELETED:
-        raise InputError(
-            f"experiment {found.name} was deleted; bring it back with: mlflow experiments restore --experiment-id "
-            f"{found.experiment_id}; or name another one: tracking.experiment"
-        )
-
-
-def experiment_of(run: Run) -> str:
-    """The name of a run's experiment."""
-    return str(MlflowClient().get_experiment(run.info.experiment_id).name)
-
-
-def scratch(name: str) -> str:
-    """The ID of an experiment whose runs no other run builds on, created if need be. Raises InputError where there is
-    one of that name whose runs are built on.
-    """
-    known, client = mlflow.get_experiment_by_name(name), MlflowClient()
-    experiment_id = experiment(name)
-    if known is not None and run_tags.SCRATCH not in known.tags:
-        raise InputError(f"experiment {name}: its runs are built on; give another name for what is only to be compared")
-    client.set_experiment_tag(experiment_id, run_tags.SCRATCH, "true")
-    return experiment_id
-
-
-def built_on() -> list[str]:
-    """The experiments whose runs others may build on."""
-    return [e.experiment_id for e in MlflowClient().search_experiments() if run_tags.SCRATCH not in e.tags]
 
 
 @contextmanager
@@ -113,19 +56,18 @@ def _start(step: str, config: Config, experiment_id: str | None, name: str, abov
         experiment_id = experiment_id or above.info.experiment_id
     metrics = config.tracking.system_metrics and step == "train"
     if given:
-        _claim(given, tags)
+        _tag(given, tags)  # before it is RUNNING again: nobody takes it for one whose process is gone
         return mlflow.start_run(run_id=given, nested=above is not None, log_system_metrics=metrics)
     if not experiment_id:
-        check_experiment(config.tracking.experiment)
+        experiments.check(config.tracking.experiment)
         if not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
-            experiment_id = experiment(config.tracking.experiment)
+            experiment_id = experiments.ensure(config.tracking.experiment)
     return mlflow.start_run(
         experiment_id=experiment_id, run_name=name, tags=tags, nested=above is not None, log_system_metrics=metrics
     )
 
 
-def _claim(run_id: str, tags: dict[str, str]) -> None:
-    """Tag a run with this process before it is RUNNING again: nobody takes it for one whose process is gone."""
+def _tag(run_id: str, tags: dict[str, str]) -> None:
     MlflowClient().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
@@ -134,21 +76,24 @@ def _break_off(store: Store, error: BaseException) -> None:
     the run stays RUNNING, until somebody finds its process gone.
     """
     killed = isinstance(error, KeyboardInterrupt)
-    tags = {run_tags.REASON: (str(error) or "interrupted") if killed else connection.told(error)}
-    if isinstance(error, Interrupted):
-        tags[run_tags.SIGNAL] = signal.Signals(error.number).name
-    if not killed and connection.passing(error):
-        tags[run_tags.PASSING] = "true"
+    reason = (str(error) or "interrupted") if killed else connection.explain(error)
     store.hurry_after(error)
     try:
         if not isinstance(error, SegpipeError | KeyboardInterrupt):
             log_text(redact(traceback.format_exc()), "logs/traceback.txt", store.sender)
     except Exception as second:
-        error.add_note(f"its traceback could not be logged: {connection.told(second)}")
+        error.add_note(f"its traceback could not be logged: {connection.explain(second)}")
     try:
-        _end(store, "KILLED" if killed else "FAILED", tags)
+        _end(store, "KILLED" if killed else "FAILED", {run_tags.REASON: reason, **_traits(error)})
     except Exception as second:
-        error.add_note(f"its run could not be closed: {connection.told(second)}")
+        error.add_note(f"its run could not be closed: {connection.explain(second)}")
+
+
+def _traits(error: BaseException) -> dict[str, str]:
+    """Tags that tell others what kind of error has ended a run: a signal, or one that may pass."""
+    if isinstance(error, KeyboardInterrupt):
+        return {run_tags.SIGNAL: signal.Signals(error.number).name} if isinstance(error, Interrupted) else {}
+    return {run_tags.PASSING: "true"} if connection.passing(error) else {}
 
 
 def _end(store: Store, status: str, tags: dict[str, str]) -> None:
@@ -191,7 +136,7 @@ def continue_run(run_id: str, system_metrics: bool) -> None:
     mlflow.set_tag(run_tags.CONTINUED, run_id)
     mlflow.end_run("KILLED")
     tags = {run_tags.RESUMED: str(int(earlier.get(run_tags.RESUMED, "0")) + 1), **processes.here()}
-    _claim(run_id, tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {}))
+    _tag(run_id, tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {}))
     mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None, log_system_metrics=system_metrics)
     for outdated in {run_tags.REASON, run_tags.PASSING, run_tags.SIGNAL} & earlier.keys():
         client.delete_tag(run_id, outdated)
@@ -200,8 +145,7 @@ def continue_run(run_id: str, system_metrics: bool) -> None:
 
 def unfinished(step: str, key: str) -> list[Run]:
     """Runs of a step with that key that have not finished, newest first."""
-    query = f"tags.`{run_tags.STEP}` = '{step}' and tags.`{run_tags.KEY}` = '{key}' and attributes.status != 'FINISHED'"
-    return list(MlflowClient().search_runs(built_on(), query, order_by=["attributes.start_time DESC"]))
+    return _search(step, key, "!= 'FINISHED'")
 
 
 @contextmanager
@@ -236,10 +180,7 @@ def end_given_run(store: Store, error: BaseException, reason: str) -> None:
     """End the run that MLflow Projects opened for this process, before the process does."""
     store.hurry_after(error)
     store.reach()
-    if connection.passing(error):
-        MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], run_tags.PASSING, "true")
-    if isinstance(error, Interrupted):
-        MlflowClient().set_tag(os.environ["MLFLOW_RUN_ID"], run_tags.SIGNAL, signal.Signals(error.number).name)
+    _tag(os.environ["MLFLOW_RUN_ID"], _traits(error))
     end(os.environ["MLFLOW_RUN_ID"], "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason)
 
 
@@ -261,11 +202,15 @@ def finished(step: str, key: str | None = None, most: int = 5, deleted: bool = F
     """Finished runs of a step in any experiment but scratch ones, newest first; with `key` only those with that key;
     either those that are there, or those that were deleted.
     """
-    query = f"tags.`{run_tags.STEP}` = '{step}' and attributes.status = 'FINISHED'"
-    if key:
-        query += f" and tags.`{run_tags.KEY}` = '{key}'"
-    order, view = ["attributes.start_time DESC"], ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
-    return list(MlflowClient().search_runs(built_on(), query, view, max_results=most, order_by=order))
+    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+    return _search(step, key, "= 'FINISHED'", run_view_type=view, max_results=most)
+
+
+def _search(step: str, key: str | None, status: str, **more: Any) -> list[Run]:
+    query = f"tags.`{run_tags.STEP}` = '{step}' and attributes.status {status}"
+    query += f" and tags.`{run_tags.KEY}` = '{key}'" if key else ""
+    order = ["attributes.start_time DESC"]
+    return list(MlflowClient().search_runs(experiments.built_on(), query, order_by=order, **more))
 
 
 def restore(run_id: str) -> str:

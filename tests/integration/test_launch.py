@@ -23,7 +23,7 @@ from segpipe.orchestration import launch
 from segpipe.recording import logged_models
 from segpipe.runtime import processes
 from segpipe.runtime.signals import Interrupted
-from segpipe.tracking import artifacts, run_tags, runs
+from segpipe.tracking import artifacts, experiments, run_tags, runs
 from steps import command as command_line
 
 PROJECT = """
@@ -57,7 +57,7 @@ class Project:
         self.root, self.client, self.session = root, client, new_session()
         (root / "MLproject").write_text(PROJECT)
         (root / "step.py").write_text(STEP)
-        self.parent = client.create_run(runs.experiment("segpipe"), tags={"mlflow.source.name": "here"})
+        self.parent = client.create_run(experiments.ensure("segpipe"), tags={"mlflow.source.name": "here"})
         self.known = {run.info.run_id for run in self.runs(all_parents=True)}
 
     def runs(self, all_parents=False):

@@ -189,10 +189,10 @@ def test_a_deleted_dataset_is_told_for_all_that_was_made_from_it(planned):
 @pytest.mark.parametrize("named_by", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "the config"])
 def test_a_deleted_experiment_is_refused_by_the_plan_as_by_the_chain(chain, words, named_by, monkeypatch, capsys):
     import pipeline as module
-    from segpipe.tracking import runs
+    from segpipe.tracking import experiments, runs
 
     client, name = runs.MlflowClient(), f"study {named_by} {len(words)}"
-    experiment = runs.experiment(name)
+    experiment = experiments.ensure(name)
     client.delete_experiment(experiment)
     before = len(runs_in_store())
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")

@@ -96,10 +96,10 @@ def uri(database, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(uri, tmp_path_factory):
-    from segpipe.tracking import connection, runs
+    from segpipe.tracking import connection, experiments
 
     connection.connect()
-    os.environ["MLFLOW_EXPERIMENT_ID"] = runs.experiment("segpipe")
+    os.environ["MLFLOW_EXPERIMENT_ID"] = experiments.ensure("segpipe")
     return Prepared(tmp_path_factory.mktemp("prepared"), os.environ["MLFLOW_EXPERIMENT_ID"])
 
 

@@ -37,10 +37,10 @@ def client(store, monkeypatch):
 
 def driver(client, experiment="segpipe", **tags):
     """The ID of a running run of this process, or of one that `tags` say."""
-    from segpipe.tracking import runs
+    from segpipe.tracking import experiments
 
     owner = {f"segpipe.{name}": value for name, value in tags.items()}
-    return client.create_run(runs.experiment(experiment), tags=processes.here() | owner).info.run_id
+    return client.create_run(experiments.ensure(experiment), tags=processes.here() | owner).info.run_id
 
 
 def silent(_text):

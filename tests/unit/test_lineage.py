@@ -19,7 +19,7 @@ from segpipe.orchestration import reproduce, verification
 from segpipe.orchestration.keys import FORMAT
 from segpipe.orchestration.reproduce import IDENTICAL, REFUTED, TOLERATED, Pair, Report
 from segpipe.orchestration.step_table import STEPS
-from segpipe.tracking import lineage, run_tags, runs
+from segpipe.tracking import experiments, lineage, run_tags, runs
 from steps import lineage_tree
 
 MODEL = "by hand"
@@ -39,7 +39,7 @@ def made(store, tmp_path_factory):
     from mlflow import MlflowClient
 
     config, manifest, folder = training_set(tmp_path_factory.mktemp("made"))
-    client, experiment = MlflowClient(), runs.experiment("by hand")
+    client, experiment = MlflowClient(), experiments.ensure("by hand")
     digests = {"dataset_digest": manifest.digest, "test_digest": manifest.test_digest}
     more = {"preprocess": digests, "train": {}, "evaluate": {}, "register": {}}
     ids = {}
@@ -172,7 +172,7 @@ def test_what_segpipe_did_not_make_is_refused(made):
     client.create_model_version("foreign", f"models:/{model_id}", model_id=model_id)
     with pytest.raises(InputError, match="segpipe did not register it"):
         lineage.of("models:/foreign/1")
-    run = client.create_run(runs.experiment("by hand"))
+    run = client.create_run(experiments.ensure("by hand"))
     with pytest.raises(InputError, match="no step of segpipe"):
         lineage.of(run.info.run_id)
 
@@ -285,16 +285,16 @@ def test_where_no_trace_of_a_run_is_left_the_version_knows_the_others(made):
 
 def test_runs_of_a_scratch_experiment_are_not_built_on(made):
     client, *_ = made
-    scratch, usual = runs.scratch("aside"), runs.experiment("by hand")
+    scratch, usual = experiments.ensure_scratch("aside"), experiments.ensure("by hand")
     tags = {run_tags.STEP: "train", run_tags.KEY: "some key"}
     for experiment in (scratch, usual):
         client.set_terminated(client.create_run(experiment, tags=tags).info.run_id, "FINISHED")
         client.create_run(experiment, tags=tags)
     assert [run.info.experiment_id for run in runs.finished("train", "some key")] == [usual]
     assert [run.info.experiment_id for run in runs.unfinished("train", "some key")] == [usual]
-    assert runs.scratch("aside") == scratch
+    assert experiments.ensure_scratch("aside") == scratch
     with pytest.raises(InputError, match="its runs are built on"):
-        runs.scratch("by hand")
+        experiments.ensure_scratch("by hand")
 
 
 def report(**changed):

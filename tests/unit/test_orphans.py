@@ -72,9 +72,9 @@ def test_runs_at_work_elsewhere_or_without_a_process_stay(client, begun, gone):
 
 def test_a_run_in_any_experiment_is_found(client, begun, gone):
     from segpipe.orchestration import orphans
-    from segpipe.tracking import runs
+    from segpipe.tracking import experiments
 
-    left = client.create_run(runs.scratch("aside"), tags=of(gone)).info.run_id
+    left = client.create_run(experiments.ensure_scratch("aside"), tags=of(gone)).info.run_id
     assert orphans.reap(lambda _: None) == [left]
 
 
@@ -131,13 +131,13 @@ def test_a_training_that_had_ended_without_its_server_is_sent_and_finished(clien
 
 def test_a_run_is_continued_in_its_own_experiment(client, begun, monkeypatch):
     from segpipe.config.sections import Config, TrackingConfig
-    from segpipe.tracking import runs
+    from segpipe.tracking import experiments, runs
 
     interrupted = begun()
     client.set_terminated(interrupted, "KILLED")
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
     with runs.run(stores.Store(), "train", Config(tracking=TrackingConfig(experiment="another"))):
-        assert runs.experiment_of(runs.active()) == "another"
+        assert experiments.name_of(runs.active()) == "another"
         runs.continue_run(interrupted, system_metrics=False)
     assert client.get_run(interrupted).info.status == "FINISHED"
 
@@ -239,7 +239,7 @@ def test_a_locked_store_is_told_in_a_line_and_can_pass(store, monkeypatch):
         error = refused("UPDATE experiments SET name = name")
     finally:
         other.close()
-    assert stores.told(error) == "database is locked; another process keeps it so; start again when that has ended"
+    assert stores.explain(error) == "database is locked; another process keeps it so; start again when that has ended"
     assert stores.passing(error)
 
 
@@ -249,7 +249,7 @@ def test_a_full_store_is_told_in_a_line_and_does_not_pass(store):
         error = refused(full, "CREATE TABLE more (x)", f"INSERT INTO more VALUES ('{'x' * 9000}')")
     finally:
         execute("PRAGMA max_page_count = 1000000000")
-    assert stores.told(error) == "database or disk is full; free some space, then start again"
+    assert stores.explain(error) == "database or disk is full; free some space, then start again"
     assert not stores.passing(error)
 
 
