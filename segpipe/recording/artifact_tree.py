@@ -12,8 +12,6 @@ Epochs are counted from 0. An epoch has its folders where it is a new best, ever
 where it is the last; of the best models only the newest is kept.
 """
 
-import csv
-import io
 import json
 import platform
 import shutil
@@ -45,25 +43,17 @@ Json = dict[str, Any] | list[Any]
 
 
 class Recorder(Protocol):
-    """Where a training is recorded. Recording anything twice changes nothing."""
+    """Where a training is recorded: settings and facts that don't change, tags to find runs by, the values of an epoch,
+    the trained model with the metrics that belong to it. `files` gives a folder whose content, when the block ends
+    well, becomes part of the tree; `discard` removes a folder of it. Recording anything twice changes nothing.
+    """
 
-    def params(self, values: dict[str, str]) -> None:
-        """Settings and facts that don't change."""
-
-    def tags(self, values: dict[str, str]) -> None:
-        """Tags to find runs by."""
-
-    def metrics(self, values: dict[str, float], step: int, ended_ms: int) -> None:
-        """Measured values of one epoch."""
-
-    def files(self) -> AbstractContextManager[Path]:
-        """A folder whose content, when the block ends well, becomes part of the tree."""
-
-    def discard(self, path: str) -> None:
-        """Remove a folder of the tree."""
-
-    def model(self, predictor: "Predictor", values: dict[str, float], ended_ms: int) -> None:
-        """The trained model and the metrics that belong to it."""
+    def params(self, values: dict[str, str]) -> None: ...
+    def tags(self, values: dict[str, str]) -> None: ...
+    def metrics(self, values: dict[str, float], step: int, ended_ms: int) -> None: ...
+    def files(self) -> AbstractContextManager[Path]: ...
+    def discard(self, path: str) -> None: ...
+    def model(self, predictor: "Predictor", values: dict[str, float], ended_ms: int) -> None: ...
 
 
 class Journal:
@@ -134,12 +124,10 @@ class Journal:
 
     def _validation(self, dice: list[float]) -> str:
         """The best epoch's Dice of each validation case, as a table."""
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["case", "patient", "site", "dice"])
-        rows = zip(self.val.cases, dice, strict=True)
-        table.writerows([case.case, case.patient, case.site, value] for case, value in rows)
-        return text.getvalue()
+        import pandas as pd
+
+        rows = [(case.case, case.patient, case.site, value) for case, value in zip(self.val.cases, dice, strict=True)]
+        return pd.DataFrame(rows, columns=["case", "patient", "site", "dice"]).to_csv(index=False, na_rep="nan")
 
     def finish(self, result: "FitResult", predictor: "Predictor", inference_ms: float) -> None:
         """Record the final model, its history and the closing figures; the inventory, last, shows that all is there."""

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from segpipe.config import settings
 from segpipe.config.sections import Config, ServingConfig
 from segpipe.files import code_closure, hashes, inventory, project
 from segpipe.recording import artifact_tree
-from segpipe.tracking import artifacts, mlflow_sentences, run_tags, runs
+from segpipe.tracking import artifacts, connection, run_tags, runs
 
 if TYPE_CHECKING:
     from segpipe.data.manifest import Manifest
@@ -92,13 +91,8 @@ def folder(model_uri: str) -> Path:
 
 def damage(model_id: str) -> str:
     """How a logged model's weights were damaged since they were logged, in words; empty where they are whole."""
-    try:
-        root = MlflowClient().get_logged_model(model_id).artifact_location
-    except MlflowException as error:
-        if not mlflow_sentences.is_missing(error):
-            raise
-        return f"model {model_id} is gone"
-    return artifacts.damage(root, artifacts.WEIGHTS)
+    model = connection.get_if_there(MlflowClient().get_logged_model, model_id)
+    return artifacts.damage(model.artifact_location, artifacts.WEIGHTS) if model else f"model {model_id} is gone"
 
 
 def weights(model_id: str) -> tuple[str, float]:

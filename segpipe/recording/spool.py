@@ -38,8 +38,7 @@ class Spool:
 
     def __init__(self, run_id: str, folder: Path, warn: Callable[[str], None]) -> None:
         self.run_id, self.folder, self.warn = run_id, folder, warn
-        uri = MlflowClient().get_run(run_id).info.artifact_uri
-        self.root = locations.local_root(uri)
+        self.root = locations.local_root(MlflowClient().get_run(run_id).info.artifact_uri)
         self.away, self.tried, self.refused = False, 0.0, ""
         folder.mkdir(parents=True, exist_ok=True)
         self.number = 0
@@ -128,13 +127,6 @@ class Spool:
             self.away = False
             self.warn("tracking server is back; all records sent")
 
-    def _as_known(self, values: dict[str, float]) -> dict[str, float]:
-        """Values as they were sent before, if they were: an interrupted training measures its times once more, and
-        MLflow logs no further model of a run that has two values of a metric at one moment.
-        """
-        known = MlflowClient().get_run(self.run_id).data.metrics
-        return {name: known.get(name, value) for name, value in values.items()}
-
     def _deliver(self, record: dict[str, Any], folder: Path) -> None:
         client = MlflowClient()
         match record["kind"]:
@@ -152,9 +144,11 @@ class Spool:
             case "model":
                 with runs.within(self.run_id):
                     model_id = logged_models.log(folder / ARTIFACT)
-                values = self._as_known(record["values"])
-                points = [Metric(k, v, record["ended_ms"], 0, model_id=model_id) for k, v in values.items()]
-                client.log_batch(self.run_id, points)
+                # As they were sent before, if they were: an interrupted training measures its times once more, and
+                # MLflow logs no further model of a run that has two values of a metric at one moment.
+                known = client.get_run(self.run_id).data.metrics
+                values, at = {k: known.get(k, v) for k, v in record["values"].items()}, record["ended_ms"]
+                client.log_batch(self.run_id, [Metric(k, v, at, 0, model_id=model_id) for k, v in values.items()])
             case "end":
                 client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in record["tags"].items()])
                 client.set_terminated(self.run_id, record["status"], record["ended_ms"])
