@@ -24,7 +24,7 @@ LARGEST = 256  # pixels: the longer side of a panel of `slices`, at most; three 
 
 
 def _foreground(mask: Mask) -> NDArray[np.bool_]:
-    return np.asarray((mask > 0) & (mask != IGNORE), dtype=bool)
+    return np.asarray((mask > 0) & (mask != IGNORE))
 
 
 def busiest_slice(mask: Mask) -> int:
@@ -95,9 +95,8 @@ def prediction_png(image: Array, reference: Mask, predicted: Mask, path: Path, k
     plane, truth, guess = (_upright(a, kind) for a in (image, reference, predicted))
     grey = _grey_pixels(plane, _range(plane))
     panels = [grey, _tinted(grey, _agreement(truth, truth)), _tinted(grey, _agreement(truth, guess))]
-    gap = np.ones((plane.shape[0], 1, 3), dtype=np.float32)
-    row = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
-    _enlarged(row, plane.shape).save(path, compress_level=1)
+    row = np.concatenate([np.pad(panel, ((0, 0), (0, 1), (0, 0)), constant_values=1) for panel in panels], axis=1)
+    _enlarged(row[:, :-1], plane.shape).save(path, compress_level=1)
 
 
 def _grey_pixels(plane: Array, limits: tuple[float, float]) -> Array:
@@ -167,25 +166,19 @@ def _webp(picture: Image.Image) -> bytes:
 
 
 def augmented(
-    before: Array,
-    labels_before: Mask,
-    after: Array,
-    labels_after: Mask,
-    path: Path,
-    names: Sequence[str],
-    kind: Kind,
+    before: tuple[Array, Mask], after: tuple[Array, Mask], path: Path, names: Sequence[str], kind: Kind
 ) -> None:
     """The first samples of a batch (images N,C,H,W, labels N,H,W), first channel: as they are above as augmented.
 
     Both are shown on the grey scale of the original, so that a change of brightness is seen.
     """
-    count = min(len(before), 8)
+    count = min(len(names), 8)
     figure = Figure(figsize=(1.6 * count, 3.6))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.88, wspace=0.04, hspace=0.04)
     panels = figure.subplots(2, count, squeeze=False)
     for k in range(count):
-        limits = _range(before[k, 0])
-        for row, (images, labels) in enumerate(((before, labels_before), (after, labels_after))):
+        limits = _range(before[0][k, 0])
+        for row, (images, labels) in enumerate((before, after)):
             _grey(panels[row, k], _upright(images[k, 0], kind), limits)
             _outline(panels[row, k], _upright(labels[k], kind), FALSE)
             panels[row, k].set_axis_off()

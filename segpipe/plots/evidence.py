@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from segpipe.plots.style import FAINT, FALSE, HIT, INK, MISSED, printable, save, tidy
@@ -41,8 +41,7 @@ def distributions(values: Mapping[str, tuple[Values, str]], path: Path) -> None:
         )  # fmt: skip
         golden = np.arange(len(known)) * 0.618034 % 1 - 0.5
         axes.scatter(0.5 * golden, known, s=12, color=MISSED, alpha=0.65, linewidths=0, zorder=3)
-        axes.set_xlim(-0.7, 0.7)
-        axes.set_xticks([])
+        axes.set(xlim=(-0.7, 0.7), xticks=[])
         if not unit and known[-1] <= 1:
             axes.set_ylim(-0.03, 1.03)
     save(figure, path)
@@ -57,8 +56,7 @@ def sweep(table: "pd.DataFrame", threshold: float, path: Path) -> None:
         if name in table and table[name].notna().any():
             axes.plot(table["threshold"], table[name], color=colour, linewidth=1.8, label=label)
     axes.axvline(threshold, color=INK, linestyle=":", linewidth=1.4, label=f"used: {threshold:.3g}")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize=8, frameon=False)
     save(figure, path)
 
@@ -76,8 +74,7 @@ def roc_pr(roc: tuple[Values, Values], pr: tuple[Values, Values], path: Path) ->
     right.plot(recall, precision, color=MISSED, linewidth=1.8)
     right.axhline(precision[-1], color=FAINT, linestyle="--", linewidth=1)
     for axes in (left, right):
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.02)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
     save(figure, path)
 
 
@@ -94,21 +91,16 @@ def reliability(curves: Mapping[str, tuple[Values, Values, NDArray[np.int64]]], 
         tidy(below, x="foreground probability", y="voxels")
         known = ~np.isnan(probability) & (voxels > 0)
         below.bar(probability[known], voxels[known], width=0.8 / len(voxels), color=MISSED)
-        below.set_yscale("log")
-        below.set_ylim(1, 3 * voxels.max())
+        below.set(xlim=(0, 1), yscale="log", ylim=(1, 3 * voxels.max()))
         below.yaxis.set_major_locator(LogLocator(numticks=4))
         below.yaxis.set_major_formatter(FuncFormatter(_count))
         below.yaxis.set_minor_formatter(NullFormatter())
-        below.set_xlim(0, 1)
     save(figure, path)
 
 
 def _count(value: float, _: object) -> str:
     """A count for a logarithmic axis: 1, 100, 10k, 2M."""
-    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:.0f}{letter}"
-    return f"{value:.0f}" if value >= 1 else ""
+    return EngFormatter(places=0, sep="")(value) if value >= 1 else ""
 
 
 def confusion(tp: int, fp: int, fn: int, tn: int, path: Path) -> None:
@@ -123,8 +115,7 @@ def confusion(tp: int, fp: int, fn: int, tn: int, path: Path) -> None:
             axes.fill_between([column, column + 1], row, row + 1, color=colour, alpha=0.15 + 0.6 * share, linewidth=0)
             axes.text(column + 0.5, row + 0.45, f"{count:,}", ha="center", va="center", fontsize=12, color="#111827")
             axes.text(column + 0.5, row + 0.7, f"{100 * share:.1f} %", ha="center", va="center", fontsize=9, color=INK)
-    axes.set_xlim(0, 2)
-    axes.set_ylim(2, 0)
+    axes.set(xlim=(0, 2), ylim=(2, 0))
     axes.set_xticks([0.5, 1.5], ["foreground", "background"])
     axes.set_yticks([0.5, 1.5], ["foreground", "background"], rotation=90, va="center")
     axes.tick_params(length=0, labelsize=9, colors=INK)
@@ -144,9 +135,7 @@ def lesion_sizes(bins: Sequence[tuple[str, int, int]], path: Path) -> None:
         axes.bar(place, found / lesions, color=HIT, width=0.62)
         axes.text(place, 1.03, f"{found} of {lesions}", ha="center", fontsize=9, color=INK)
     axes.set_xticks(range(len(bins)), [label for label, _, _ in bins])
-    axes.set_xlim(-0.6, len(bins) - 0.4)
-    axes.set_ylim(0, 1.14)
-    axes.set_yticks([0, 0.5, 1])
+    axes.set(xlim=(-0.6, len(bins) - 0.4), ylim=(0, 1.14), yticks=[0, 0.5, 1])
     axes.grid(visible=False, axis="x")
     save(figure, path)
 
@@ -168,8 +157,7 @@ def embedding(points: Mapping[str, Values], site: "pd.Series[str]", dice: "pd.Se
         known = ~np.isnan(values)
         right.scatter(*given[~known].T, s=20, color="0.8", linewidths=0)
         drawn = right.scatter(*given[known].T, s=26, c=values[known], cmap="viridis", vmin=0, vmax=1, linewidths=0)
-        bar = figure.colorbar(drawn, ax=right, shrink=0.9)
-        bar.ax.tick_params(labelsize=8)
+        figure.colorbar(drawn, ax=right, shrink=0.9).ax.tick_params(labelsize=8)
     panels[0][0].legend(fontsize=8, frameon=True, framealpha=0.8)
     save(figure, path)
 
@@ -191,19 +179,16 @@ def lineage(nodes: Sequence[Mapping[str, Any]], path: Path | BinaryIO) -> None:
     size = (len(columns) * (BOX[0] + GAP[0]) - GAP[0] + 0.2, height * (BOX[1] + GAP[1]) + 0.5)
     figure = Figure(figsize=size)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(-0.1, size[0] - 0.1)
-    axes.set_ylim(-0.1, size[1] - 0.1)
+    axes.set(xlim=(-0.1, size[0] - 0.1), ylim=(-0.1, size[1] - 0.1))
     axes.set_axis_off()
     for c, column in enumerate(columns):
         for r, node in enumerate(column):
-            x = c * (BOX[0] + GAP[0])
-            y = (height - len(column)) / 2 * (BOX[1] + GAP[1]) + (len(column) - 1 - r) * (BOX[1] + GAP[1])
-            places[node["id"]] = (x, y)
-            _box(axes, x, y, node["lines"])
+            row = (height + len(column)) / 2 - 1 - r  # a short column is centred
+            places[node["id"]] = (c * (BOX[0] + GAP[0]), row * (BOX[1] + GAP[1]))
+            _box(axes, *places[node["id"]], node["lines"])
     for node in nodes:
-        x, y = places[node["id"]]
-        for px, py in (places[p] for p in node["parents"] if p in places):
-            _arrow(axes, (px, py), (x, y))
+        for parent in (p for p in node["parents"] if p in places):
+            _arrow(axes, places[parent], places[node["id"]])
     save(figure, path)
 
 

@@ -87,8 +87,7 @@ def overlaid(histories: dict[str, list[float]], title: str, path: Path) -> None:
     for name, values in histories.items():
         axes.plot(values, label=name, linewidth=1.4)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_title(title)
+    axes.set(xlabel="epoch", title=title)
     axes.grid(alpha=0.25)
     if histories:
         axes.legend(fontsize=8)

@@ -81,7 +81,7 @@ class Journal:
         before, after = (next(train.shuffled(seed, 0, how)) for how in (off, self.config.augment))
         cases = [train.cases[i].case for i in before.cases.tolist()]
         plain, moved = ((batch.images.cpu().numpy(), batch.labels.cpu().numpy()) for batch in (before, after))
-        augmented(*plain, *moved, path, cases, train.kind)
+        augmented(plain, moved, path, cases, train.kind)
 
     def epoch(self, history: "list[EpochReport]", network: "nn.Module", predictor: "Predictor") -> None:
         """Record the last epoch of `history`, which is about `network`; `predictor` saves it."""

@@ -71,7 +71,7 @@ def test_a_constant_slice_has_a_picture(tmp_path):
 def test_an_augmented_batch_has_a_picture(slices, count, tmp_path):
     images, labels = (np.stack([a] * count) for a in (slices[0][None], slices[1]))
     names = [f"case{k}" for k in range(count)]
-    cases.augmented(images, labels, images + 1, labels, tmp_path / "a.png", names, "volume")
+    cases.augmented((images, labels), (images + 1, labels), tmp_path / "a.png", names, "volume")
     shown = pixels(tmp_path / "a.png")
     assert shown.shape[1] == pytest.approx(176 * min(count, 8), abs=1)
     assert shown[shown.shape[0] // 2 :].mean() > shown[: shown.shape[0] // 2].mean()
