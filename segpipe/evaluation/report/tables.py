@@ -55,25 +55,21 @@ def values(cases: pd.DataFrame) -> dict[str, tuple[NDArray[np.float64], str]]:
 def roc(band: NDArray[np.int64]) -> pd.DataFrame:
     """False and true positive rate, as the threshold falls."""
     negative, positive = pixels.roc(band)
-    return pd.DataFrame({"threshold": _falling(len(negative)), "false_positive_rate": negative, "recall": positive})
+    return pd.DataFrame(
+        {"threshold": np.linspace(1, 0, len(negative)), "false_positive_rate": negative, "recall": positive}
+    )
 
 
 def pr(band: NDArray[np.int64]) -> pd.DataFrame:
     """Recall and precision, as the threshold falls."""
     recall, precision = pixels.pr(band)
-    return pd.DataFrame({"threshold": _falling(len(recall)), "recall": recall, "precision": precision})
-
-
-def _falling(count: int) -> NDArray[np.float64]:
-    return np.linspace(1, 0, count)
+    return pd.DataFrame({"threshold": np.linspace(1, 0, len(recall)), "recall": recall, "precision": precision})
 
 
 def reliability(band: NDArray[np.int64], whole: NDArray[np.int64]) -> pd.DataFrame:
     """Mean probability, observed share and voxels of each bin, in the band and in the whole image."""
-    parts = []
-    for region, histogram in (("band", band), ("whole image", whole)):
-        found = pixels.reliability(histogram)
-        parts.append(pd.DataFrame({"region": region, **found._asdict()}))
+    regions = {"band": pixels.reliability(band), "whole image": pixels.reliability(whole)}
+    parts = [pd.DataFrame({"region": region, **found._asdict()}) for region, found in regions.items()]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -81,17 +77,14 @@ def lesion_bins(lesions: pd.DataFrame) -> list[tuple[str, int, int]]:
     """(size, found, lesions) by tertile of the reference lesions; one bin where there are fewer than three."""
     if lesions.empty:
         return []
-    spaced = bool(lesions["ml"].notna().all())
-    size = lesions["ml" if spaced else "voxels"].to_numpy(dtype=float)
+    name = "ml" if lesions["ml"].notna().all() else "voxels"
+    size = lesions[name].to_numpy(dtype=float)
     edges = np.unique(np.quantile(size, [1 / 3, 2 / 3])) if len(size) >= 3 else np.array([])
-    group, name = np.searchsorted(edges, size, side="left"), "ml" if spaced else "voxels"
-    found = lesions["found"].to_numpy(dtype=int)
-    return [
-        (_span(size[group == n], name), int(found[group == n].sum()), int((group == n).sum())) for n in np.unique(group)
-    ]
+    groups = lesions.groupby(np.searchsorted(edges, size))
+    return [(_span(group[name], name), int(group["found"].sum()), len(group)) for _, group in groups]
 
 
-def _span(size: NDArray[np.float64], name: str) -> str:
+def _span(size: "pd.Series[float]", name: str) -> str:
     low, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in (size.min(), size.max()))
     return f"{low} {name}" if low == high else f"{low} to {high} {name}"
 
