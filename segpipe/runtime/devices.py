@@ -18,10 +18,7 @@ def check(config: TrainConfig, *, training: bool) -> None:
     seconds to import.
     """
     if config.device == "cuda" or (training and config.precision == "fp16"):
-        has_gpu = driver_has_gpu()
-        _check_device(config, has_gpu)
-        if training:
-            _check_precision(config, has_gpu and config.device != "cpu")
+        _check(config, driver_has_gpu(), training)
 
 
 def driver_has_gpu() -> bool:
@@ -39,7 +36,7 @@ def device(config: TrainConfig) -> "torch.device":
     import torch
 
     has_gpu = torch.cuda.is_available()
-    _check_device(config, has_gpu)
+    _check(config, has_gpu, training=False)
     return torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
 
 
@@ -50,15 +47,12 @@ def precision(config: TrainConfig) -> str:
     on_gpu = device(config).type == "cuda"
     if config.precision == "auto":
         return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
-    _check_precision(config, on_gpu)
+    _check(config, on_gpu, training=True)
     return config.precision
 
 
-def _check_device(config: TrainConfig, has_gpu: bool) -> None:
+def _check(config: TrainConfig, has_gpu: bool, training: bool) -> None:
     if config.device == "cuda" and not has_gpu:
         raise InputError("train.device=cuda: no GPU found on this machine; use auto or cpu")
-
-
-def _check_precision(config: TrainConfig, on_gpu: bool) -> None:
-    if config.precision == "fp16" and not on_gpu:
+    if training and config.precision == "fp16" and (config.device == "cpu" or not has_gpu):
         raise InputError("train.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")

@@ -98,12 +98,10 @@ def lost_one() -> bool:
 
 def share(value: T) -> T:
     """Process 0's value, on every process. It must be picklable."""
-    if world() == 1:
-        return value
-    values: list[Any] = [value]
-    group.broadcast_object_list(values, src=0)
-    result: T = values[0]
-    return result
+    values = [value]
+    if world() > 1:
+        group.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def synchronise(module: nn.Module) -> None:

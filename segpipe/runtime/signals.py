@@ -13,9 +13,7 @@ from types import FrameType
 from segpipe.runtime import processes
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ECHO = (
-    1.0  # seconds within which a second signal is the same: a terminal sends it to a whole group, the driver once more
-)
+ECHO = 1.0  # seconds within which a second signal is the same: it goes to a whole group, then from the driver once more
 LATER = 0.01  # seconds until a signal that came at a bad moment is sent again
 
 Act = Callable[[int], None]
@@ -110,17 +108,13 @@ class Signals:
         """Act, but not amid what the clean-up needs whole: an exception amid a commit would leave the store locked for
         as long as this process lives, one amid an import half a package.
         """
-        if self._is_at_work(frame):
+        if any(
+            self._is_delicate(str(outer.f_globals.get("__name__"))) or "<frozen importlib" in outer.f_code.co_filename
+            for outer, _ in walk_stack(frame)
+        ):
             self._send_later(number)
         else:
             self.act(number)
-
-    def _is_at_work(self, frame: FrameType | None) -> bool:
-        """Whether delicate code or an import is under way."""
-        return any(
-            self._is_delicate(str(outer.f_globals.get("__name__"))) or "<frozen importlib" in outer.f_code.co_filename
-            for outer, _ in walk_stack(frame)
-        )
 
     def _send_later(self, number: int) -> None:
         self._late = number
