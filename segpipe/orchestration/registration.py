@@ -79,7 +79,7 @@ def register(session: Session, config: Config, challenger: Challenger, dry_run: 
     if dry_run:
         runs.tag(step=DRY_RUN)
     else:
-        champions.exist(name)
+        champions.ensure_model(name)
     while True:
         champion = champions.holder(name)
         decision = compare(screen, challenger, champion, config)
@@ -145,7 +145,7 @@ def carry_out(
     run, at = runs.active().info.run_id, record.moment(moves)
     moving = decision.rule != champions.CHAMPION
     tags = champions.decision_tags(decision, config.gate.approval, against, by, run, at) if moving else {}
-    version = champions.version_of(turn, name, challenger.model_id, challenger.tags | tags, challenger.card)
+    version = champions.ensure_version(turn, name, challenger.model_id, challenger.tags | tags, challenger.card)
     decided = decision.record(
         verdict=champions.verdict(decision, config.gate.approval),
         who=by,

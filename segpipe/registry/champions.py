@@ -18,7 +18,7 @@ from segpipe.errors import ConflictError, InputError
 from segpipe.evaluation.gate import Decision
 from segpipe.registry import lock
 from segpipe.registry.record import APPROVED, LONGEST_WHY, PROMOTED, RECORD, ROLLED_BACK, Move, history, line, moment
-from segpipe.tracking import mlflow_sentences
+from segpipe.tracking import connection
 from segpipe.tracking.one_at_a_time import Contender
 
 ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
@@ -33,12 +33,7 @@ Hurry = Callable[[BaseException], None]
 
 def holder(name: str, alias: str = CHAMPION) -> ModelVersion | None:
     """The version that has an alias; None where the model or the alias does not exist."""
-    try:
-        return MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if mlflow_sentences.is_missing(error):
-            return None
-        raise
+    return connection.get_if_there(MlflowClient().get_model_version_by_alias, name, alias)
 
 
 def number(version: ModelVersion | None) -> str:
@@ -73,7 +68,7 @@ def pinned(uri: str) -> str:
 def find(name: str, model_id: str) -> ModelVersion | None:
     """The version that a logged model is registered as."""
     found = MlflowClient().search_model_versions(f"name = '{name}' and source_path = 'models:/{model_id}'")
-    return found[0] if found else None
+    return next(iter(found), None)
 
 
 def version(name: str, wanted: str) -> ModelVersion:
@@ -93,7 +88,7 @@ def tags_of(name: str, wanted: str) -> dict[str, str]:
     return dict(version(name, wanted).tags) if wanted in _versions(name) else {}
 
 
-def exist(name: str) -> None:
+def ensure_model(name: str) -> None:
     """Create the registered model if it is not there; of several who do so at once all but one fail, and all go on."""
     client = MlflowClient()
     try:
@@ -102,7 +97,7 @@ def exist(name: str) -> None:
         client.get_registered_model(name)
 
 
-def version_of(turn: Contender, name: str, model_id: str, tags: dict[str, str], description: str) -> ModelVersion:
+def ensure_version(turn: Contender, name: str, model_id: str, tags: dict[str, str], description: str) -> ModelVersion:
     """The version of a logged model with these tags and description, created if there is none yet; safe to repeat."""
     client, known = MlflowClient(), find(name, model_id)
     if known is None:
@@ -165,12 +160,9 @@ def apply(turn: Contender, chosen: ModelVersion, champion: str) -> None:
     """
     tags = chosen.tags
     if tags["decision"] == PROMOTED:
-        why, rule, run = tags["decision_reason"], tags["decision_rule"], tags["register_run"]
-        crown(
-            turn,
-            chosen,
-            Move(tags["decided_at"], number(chosen), champion, PROMOTED, tags["decided_by"], why, rule, run),
-        )
+        at, by, why = (tags[tag] for tag in ("decided_at", "decided_by", "decision_reason"))
+        move = Move(at, number(chosen), champion, PROMOTED, by, why, tags["decision_rule"], tags["register_run"])
+        crown(turn, chosen, move)
     else:
         turn.check()
         MlflowClient().set_registered_model_alias(chosen.name, CHALLENGER, number(chosen))

@@ -20,8 +20,8 @@ class ModelTags:
 
     def look(self) -> tuple[bool, dict[str, Entry]]:
         tags = self.client.get_registered_model(self.name).tags
-        others = {tag for tag in tags if tag.startswith(PREFIX)} - {self.own}
-        return self.own in tags, {tag: Entry(tags[tag], _process(tags[tag])) for tag in others}
+        entries = {tag: Entry(value, _process(value)) for tag, value in tags.items() if tag.startswith(PREFIX)}
+        return entries.pop(self.own, None) is not None, entries
 
     def write(self, beat: int) -> None:
         self.client.set_registered_model_tag(self.name, self.own, " ".join([*processes.here().values(), str(beat)]))

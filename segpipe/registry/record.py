@@ -1,15 +1,14 @@
 """The record of every move of the champion: tags of the registered model."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from segpipe.errors import InputError
-from segpipe.tracking import mlflow_sentences
+from segpipe.tracking import connection
 
 PROMOTED, APPROVED, ROLLED_BACK = "promoted", "approved", "rolled back"
 RECORD = "segpipe.champion."  # a tag a move, named after its time
@@ -34,8 +33,8 @@ class Move:
 
     def to_json(self) -> str:
         """The move as the record has it."""
-        values = {"version": self.version, "from": self.before, "by": self.by, "why": self.why[:LONGEST_WHY]}
-        values |= {"rule": self.rule, "run": self.run, "how": self.how, "at": self.at}
+        values = asdict(self)
+        values |= {"from": values.pop("before"), "why": self.why[:LONGEST_WHY]}
         return json.dumps(values, ensure_ascii=False)
 
     @classmethod
@@ -47,13 +46,10 @@ class Move:
 
 def history(name: str) -> list[Move]:
     """Every move of the champion, oldest first. Raises InputError where there is no such model."""
-    try:
-        tags = MlflowClient().get_registered_model(name).tags
-    except MlflowException as error:
-        if not mlflow_sentences.is_missing(error):
-            raise
-        raise InputError(f"no registered model '{name}': run register first, or give --registry.model_name") from None
-    return [Move.read(tags[key]) for key in sorted(tags) if key.startswith(RECORD)]
+    model = connection.get_if_there(MlflowClient().get_registered_model, name)
+    if model is None:
+        raise InputError(f"no registered model '{name}': run register first, or give --registry.model_name")
+    return [Move.read(model.tags[key]) for key in sorted(model.tags) if key.startswith(RECORD)]
 
 
 def line(moves: list[Move], alive: set[str]) -> list[str]:

@@ -57,7 +57,7 @@ def model(store, tmp_path_factory):
     with mlflow.start_run(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow compares the columns of an example with a range
         model_id = logged_models.log(weights)
-    champions.exist(NAME)
+    champions.ensure_model(NAME)
     version = mlflow.MlflowClient().create_model_version(NAME, f"models:/{model_id}", model_id=model_id)
     mlflow.MlflowClient().set_registered_model_alias(NAME, champions.CHAMPION, version.version)
     return model_id
