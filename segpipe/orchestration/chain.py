@@ -129,7 +129,7 @@ def choose(
         if not fault:
             return Choice(wanted, run, "", pages.describe(session.keys, name, run, config))
         faults.append(fault)
-    faults += [runs.restore(run.info.run_id) for run in runs.finished(name, wanted.digest, deleted=True)]
+    faults += [runs.deleted(run.info.run_id) for run in runs.finished(name, wanted.digest, deleted=True)]
     faults += [_unfinished(run) for run in runs.unfinished(name, wanted.digest)]
     if faults:
         return Choice(wanted, None, faults[0])
@@ -144,7 +144,7 @@ def _deleted_behind(name: str, run: "Run", there: Collection[str]) -> str:
         if run_id and run_id not in there:
             earlier = lineage.find(run_id)
             if earlier is None or earlier.info.lifecycle_stage == lineage.DELETED:
-                return f"its {step} {runs.restore(run_id)}"
+                return f"its {step} {runs.deleted(run_id)}"
             if deleted := _deleted_behind(step, earlier, there):
                 return deleted
     return ""

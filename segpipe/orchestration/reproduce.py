@@ -113,7 +113,7 @@ def recorded(found: "Lineage") -> "dict[str, Run]":
             raise InputError(f"{found.uri}: no {step} run behind it; give a model version or an evaluate run")
         if node.state == lineage.DELETED:
             gone = f"run {node.id} is gone: nothing says how it was made"
-            raise InputError(f"{found.uri}: its {step} {runs.restore(node.id) if lineage.find(node.id) else gone}")
+            raise InputError(f"{found.uri}: its {step} {runs.deleted(node.id) if lineage.find(node.id) else gone}")
         made_by[step] = runs.upstream(node.id, step)
     return made_by
 

@@ -5,6 +5,7 @@ import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -55,16 +56,15 @@ def _start(step: str, config: Config, experiment_id: str | None, name: str, abov
     if above is not None:
         experiment_id = experiment_id or above.info.experiment_id
     metrics = config.tracking.system_metrics and step == "train"
+    start = partial(mlflow.start_run, nested=above is not None, log_system_metrics=metrics)
     if given:
         _tag(given, tags)  # before it is RUNNING again: nobody takes it for one whose process is gone
-        return mlflow.start_run(run_id=given, nested=above is not None, log_system_metrics=metrics)
+        return start(run_id=given)
     if not experiment_id:
         experiments.check(config.tracking.experiment)
         if not {"MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"} & set(os.environ):
             experiment_id = experiments.ensure(config.tracking.experiment)
-    return mlflow.start_run(
-        experiment_id=experiment_id, run_name=name, tags=tags, nested=above is not None, log_system_metrics=metrics
-    )
+    return start(experiment_id=experiment_id, run_name=name, tags=tags)
 
 
 def _tag(run_id: str, tags: dict[str, str]) -> None:
@@ -213,8 +213,8 @@ def _search(step: str, key: str | None, status: str, **more: Any) -> list[Run]:
     return list(MlflowClient().search_runs(experiments.built_on(), query, order_by=order, **more))
 
 
-def restore(run_id: str) -> str:
-    """How a deleted run is told, with the command that brings it back."""
+def deleted(run_id: str) -> str:
+    """That a run was deleted, with the command that brings it back."""
     return f"run {run_id} was deleted; bring it back with: mlflow runs restore --run-id {run_id}"
 
 
@@ -225,7 +225,7 @@ def _given(knob: str, run_id: str) -> Run:
     except MlflowException as error:
         raise connection.refusal(f"{knob}={run_id}", error) from None
     if found.info.lifecycle_stage == LifecycleStage.DELETED:
-        raise InputError(f"{knob}={run_id}: {restore(run_id)}")
+        raise InputError(f"{knob}={run_id}: {deleted(run_id)}")
     return found
 
 
