@@ -16,11 +16,7 @@ from steps import command
 MORE: tuple[click.Parameter, ...] = (
     click.Argument(["action"], type=click.Choice(("register", "approve", "rollback", "history")), default="register"),
     click.Argument(["number"], default="", metavar="[VERSION]"),
-    click.Option(
-        ["--dry-run"],
-        is_flag=True,
-        help="measure, compare and tell what register would do; the registry stays as it is",
-    ),
+    click.Option(["--dry-run"], is_flag=True, help="say what register would do; the registry stays as it is"),
     click.Option(
         ["--by"],
         default=connection.user,
