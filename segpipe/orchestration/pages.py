@@ -16,7 +16,6 @@ from segpipe.config.sections import Config
 from segpipe.errors import InputError
 from segpipe.files import hashes
 from segpipe.orchestration import claims, explain, keys
-from segpipe.orchestration.screen import Screen
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
 from segpipe.tracking import artifacts, run_tags, runs
@@ -53,13 +52,14 @@ def renew(session: Session, step: str, run_id: str, config: Config, parent: str,
         session.say(f"{label}: {line}")
 
     client, wanted = MlflowClient(), session.keys.pages(config)
-    with claims.claimed(hashes.of_json([run_tags.PAGES, run_id]), parent, say, session.guard.pause):
+    key, hurry = hashes.of_json([run_tags.PAGES, run_id]), session.store.hurry_after
+    with claims.claimed(key, parent, say, session.guard.pause, hurry):
         run = client.get_run(run_id)
         if run_tags.PAGES not in run.data.tags or not _fault(run, wanted):
             return
         artifacts.sweep(run.info.artifact_uri)
         try:
-            made_from = _evaluation(run, config, wanted) if step == "evaluate" else _register(session.screen, run)
+            made_from = _evaluation(run, config, wanted) if step == "evaluate" else _register(session, run)
             client.set_tag(run_id, run_tags.PAGES, made_from)
         except InputError as error:
             say(f"its pages stay as they were: {error}")
@@ -80,7 +80,7 @@ def _evaluation(run: "Run", config: Config, wanted: Mapping[str, str]) -> str:
     return json.dumps(wanted)
 
 
-def _register(screen: Screen, run: "Run") -> str:
+def _register(session: Session, run: "Run") -> str:
     """The page of a register and its version's description, from those of the evaluation; what these were made from."""
     from segpipe.orchestration import registration
     from segpipe.registry import champions, lock
@@ -92,7 +92,7 @@ def _register(screen: Screen, run: "Run") -> str:
     with _replaced("register", run) as folder:
         registration.report(evaluate, decided, folder)
     name, number = (decided["version"][part] for part in ("name", "version"))
-    with lock.turn(name, screen.say) as turn:
+    with lock.turn(name, session.say, session.store.hurry_after) as turn:
         champions.present(turn, champions.version(name, number), registration.card(evaluate))
     return made_from
 
