@@ -138,13 +138,14 @@ def files(name: str, run: "Run | None" = None) -> Iterator[Path]:
     with staged(target) as staging:
         yield staging
         added = inventory.of(staging)
-        inventory.save(_others(target, added), target)
-    inventory.save(_others(target, added) | added, target)
+        known = inventory.read(target) if (target / inventory.FILE).is_file() else inventory.of(target)
+        others = _without(known, added)
+        inventory.save(others, target)
+    inventory.save(others | added, target)
 
 
-def _others(folder: Path, added: Inventory) -> Inventory:
-    """What a folder's inventory names beside what is added; without an inventory, what is there."""
-    known = inventory.read(folder) if (folder / inventory.FILE).is_file() else inventory.of(folder)
+def _without(known: Inventory, added: Inventory) -> Inventory:
+    """What an inventory names beside what is added."""
     return {path: written for path, written in known.items() if path not in added}
 
 
@@ -156,7 +157,7 @@ def _sending(name: str, run: "Run") -> Iterator[Path]:
         yield folder
         added, before = inventory.of(folder), artifact_cache.find(run.info.artifact_uri, name)
         known = before.entries() if before else {}
-        others = {path: written for path, written in known.items() if path not in added}
+        others = _without(known, added)
         if others != known:
             mlflow.log_text(inventory.text(others), f"{name}/{inventory.FILE}", run_id=run_id)
         mlflow.log_artifacts(temporary, name, run_id=run_id)
