@@ -16,8 +16,8 @@ SINGLE = torch.finfo(torch.float32).eps  # one rounding: the unit of tolerances 
 class DoubleBatches(Batches):
     """Batches whose images are float64, and are augmented as such."""
 
-    def _load(self, *arguments: object) -> Batch:
-        batch = super()._load(*arguments)  # type: ignore[arg-type]
+    def _move(self, *arguments: object) -> Batch:
+        batch = super()._move(*arguments)  # type: ignore[arg-type]
         return batch._replace(images=batch.images.double())
 
 

@@ -112,9 +112,10 @@ class PreprocessConfig(Section):
     """From raw intensities and any size to what the network sees."""
 
     size: Size = Field((96, 96), description="height,width the network sees (one number: square)")
-    fit: Literal["resize", "crop"] = Field(
+    fit: Literal["resize", "patch", "crop"] = Field(
         "resize",
-        description="resize keeps the aspect ratio and pads; crop trains on the centre and predicts by sliding windows",
+        description="resize keeps the aspect ratio and pads; patch trains on windows at the data's own scale; "
+        "crop is that of models from earlier versions",
     )
     clip_low: float = Field(0.5, ge=0, lt=50, description="lower percentile at which a channel is clipped")
     clip_high: float = Field(99.5, gt=50, le=100, description="upper percentile at which a channel is clipped")
@@ -213,6 +214,8 @@ class TrainConfig(Section):
     accumulate: int = Field(1, ge=1, le=1024, description="batches whose gradients make one step")
     empty_share: Fraction = Field(1.0, description="share of the slices without foreground drawn anew for each epoch")
     oversample: int = Field(1, ge=1, le=100, description="how often an epoch shows each slice with foreground")
+    patches: int = Field(0, ge=0, le=100_000, description="fit=patch: windows a case and epoch; 0: as many as cover it")
+    foreground: Fraction = Field(0.33, description="fit=patch: share of the windows centred on a pixel of a class")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum")
     lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
     weight_decay: float = Field(1e-2, ge=0, le=10, description="weight decay; decoupled in AdamW")

@@ -106,8 +106,20 @@ def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
 
     For real data an empty data.root becomes $SEGPIPE_DATA.
 
-    Raises InputError for a missing or malformed recipe, an unknown knob or a value out of range.
+    Raises InputError for a missing or malformed recipe, an unknown knob, and a value that is out of range or would have
+    no effect.
     """
+    config = _load(recipe, overrides)
+    fit, defaults = config.preprocess.fit, Config().train
+    if fit == "crop":
+        raise InputError("preprocess.fit=crop trained on the centre alone; give patch, which draws windows everywhere")
+    for name in ("empty_share", "oversample") if fit == "patch" else ("patches", "foreground"):
+        if getattr(config.train, name) != getattr(defaults, name):
+            raise InputError(f"train.{name} has no effect with preprocess.fit={fit}; leave it out")
+    return config
+
+
+def _load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
     values = _read_recipe(Path(recipe)) if recipe else {}
     for name, value in overrides.items():
         if name not in knobs():
@@ -128,8 +140,10 @@ def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
 
 
 def recorded(recipe: Path, overrides: Mapping[str, str]) -> Config:
-    """The config of a run, as by `load`, without that run's name: versions up to 0.5.0 took any text for one."""
-    return load(recipe, {"tracking.run_name": "", **overrides})
+    """The config of a run, as by `load`, with what earlier versions took, but without that run's name: versions up to
+    0.5.0 took any text for one.
+    """
+    return _load(recipe, {"tracking.run_name": "", **overrides})
 
 
 def _absolute(path: str) -> str:

@@ -2,6 +2,7 @@
 geometric changes are a single resampling. A change is computed only for the samples that drew it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,6 +22,8 @@ LEAST = {  # the smallest amount drawn, as a share of the largest
 WARPS = ("rotation", "scale", "shear", "elastic")
 DRAWS = len(FLIPS) + 2 * len(LEAST) + 6
 CELLS = 4  # of the elastic deformation's control grid, along the shorter side
+# Root mean square of two numbers uniform in -1..1, and what the splines leave of it along two axes.
+SPLINE_RMS = (2 / 3) ** 0.5 * 151 / 315
 FARTHEST = 50.0  # weights below exp(-50) are kept from becoming denormal, which is slow
 
 
@@ -41,17 +44,41 @@ def draw(config: AugmentConfig, seed: int, epoch: int, samples: Sequence[int]) -
     return drawn | {"keys": torch.from_numpy((u[:, -2:] * 2**32 - 2**31).astype(np.int32))}
 
 
-def apply(images: Tensor, labels: Tensor, values: Values) -> tuple[Tensor, Tensor]:
+def reach(config: AugmentConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels, each the window's own plus an even number, of what the changes drawn from a config
+    can bring into a window of `size`: the window itself where nothing moves.
+    """
+    turn, shrink, tilt, bend = (
+        getattr(config, name) * (config.enabled and getattr(config, f"{name}_p") > 0) for name in WARPS
+    )
+    if not (turn or shrink or tilt or bend):
+        return size
+    (height, width), turn, slant = size, math.radians(turn), math.tan(math.radians(tilt))
+    bent = 2 * bend * min(size) / SPLINE_RMS
+    spans = _span(height, width, turn), _span(width + slant * height, height + slant * width, turn)
+    around = [math.ceil((span / (1 - shrink) + bent - side) / 2) + 1 for span, side in zip(spans, size, strict=True)]
+    return height + 2 * around[0], width + 2 * around[1]
+
+
+def _span(along: float, across: float, turn: float) -> float:
+    """The largest along * cos(angle) + across * sin(angle) for an angle up to `turn`."""
+    angle = min(turn, math.atan2(across, along))
+    return along * math.cos(angle) + across * math.sin(angle)
+
+
+def apply(images: Tensor, labels: Tensor, values: Values, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
     """Augment images N,C,H,W float and labels N,H,W uint8 as drawn; labels are moved by nearest neighbour.
 
-    Outside the image its border is repeated, with label 0. The order: geometry, blur, gamma, contrast and brightness,
-    noise, dropout. The values stay on the CPU, so that nothing waits for a GPU.
+    Of the result only the middle is made where a `size` is given. Outside the image its border is repeated, with label
+    0. The order: geometry, blur, gamma, contrast and brightness, noise, dropout. The values stay on the CPU, so that
+    nothing waits for a GPU.
     """
-    images, labels = images.clone(), labels.clone()
+    around, marks = images, labels
+    images, labels = (_middle(whole, size).clone() for whole in (around, marks))
     warped = _any(values, WARPS)
     rows, own = _select(values, (*FLIPS, *WARPS, "keys"), warped, images.device)
     if len(rows):
-        images[rows], labels[rows] = _warp(images[rows], labels[rows], own)
+        images[rows], labels[rows] = _warp(around[rows], marks[rows], own, images)
     for name, axis in zip(FLIPS, (-1, -2), strict=True):
         rows, _ = _select(values, (), _any(values, (name,)) & ~warped, images.device)
         if len(rows):
@@ -61,6 +88,13 @@ def apply(images: Tensor, labels: Tensor, values: Values) -> tuple[Tensor, Tenso
         if len(rows):
             images[rows] = change(images[rows], own)
     return images, labels
+
+
+def _middle(whole: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """The middle of ...,H,W, of a `size` that differs by even numbers."""
+    for axis, side in zip((-2, -1), size or whole.shape[-2:], strict=True):
+        whole = whole.narrow(axis, (whole.shape[axis] - side) // 2, side)
+    return whole
 
 
 def _any(values: Values, names: Sequence[str]) -> Tensor:
@@ -84,53 +118,52 @@ def _middles(length: int, like: Tensor) -> Tensor:
     return torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
 
 
-def _warp(images: Tensor, labels: Tensor, values: Values) -> tuple[Tensor, Tensor]:
-    grid = _affine(values, images)
+def _warp(images: Tensor, labels: Tensor, values: Values, window: Tensor) -> tuple[Tensor, Tensor]:
+    """The middle of the changed images, as large as `window`."""
+    grid = _affine(values, window, images.shape[-2:])
     bent, own = _select(values, ("elastic", "keys"), values["elastic"] != 0, images.device)
     if len(bent):
-        grid[bent] += _displacement(own, images)
+        grid[bent] += _displacement(own, window, images.shape[-2:])
     moved = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     marks = labels.unsqueeze(1).to(images.dtype)
     marks = functional.grid_sample(marks, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return moved, marks[:, 0].to(labels.dtype)
 
 
-def _affine(values: Values, images: Tensor) -> Tensor:
-    """Where each output pixel comes from, N,H,W,2 (x, y) in -1..1.
+def _affine(values: Values, window: Tensor, whole: Sequence[int]) -> Tensor:
+    """Where each pixel of a window h,w in the middle of a `whole` H,W comes from, N,h,w,2 (x, y) in -1..1 of the whole.
 
     Forwards: flip, shear along the rows, rotation (counter-clockwise as displayed), scale; angles are those on the
     pixel grid, whatever the aspect ratio. In double precision up to the matrix, so that a sample's last bit does not
     depend on its place in a batch.
     """
-    height, width = images.shape[-2:]
+    (height, width), (down, along) = window.shape[-2:], whole
     angle, shear, scale = (values[name].double() for name in ("rotation", "shear", "scale"))
     angle, tilt, size = angle.deg2rad(), shear.deg2rad().tan(), 1 + scale
-    cos, sin, aspect = angle.cos() / size, angle.sin() / size, height / width
+    cos, sin = angle.cos() / size, angle.sin() / size
     mirror_x, mirror_y = (1 - 2 * values[name] for name in FLIPS)
     from_x, from_y = (
-        _over(torch.stack(pair, dim=1), images)
+        _over(torch.stack(pair, dim=1), window)
         for pair in (
-            (mirror_x * (cos - tilt * sin), mirror_y * sin / aspect),
-            (mirror_x * (sin + tilt * cos) * -aspect, mirror_y * cos),
+            (mirror_x * (cos - tilt * sin) * (width / along), mirror_y * sin / (down / width)),
+            (mirror_x * (sin + tilt * cos) * -(height / along), mirror_y * cos * (height / down)),
         )
     )
-    x, y = (_middles(length, images) * (2 / length) - 1 for length in (width, height))
+    x, y = (_middles(length, window) * (2 / length) - 1 for length in (width, height))
     return from_x * x[:, None] + from_y * y[:, None, None]
 
 
-def _displacement(values: Values, images: Tensor) -> Tensor:
-    """A cubic B-spline free-form deformation (Rueckert et al. 1999), N,H,W,2 (x, y) in the units of `_affine`.
+def _displacement(values: Values, window: Tensor, whole: Sequence[int]) -> Tensor:
+    """A cubic B-spline free-form deformation (Rueckert et al. 1999), N,h,w,2 (x, y) in the units of `_affine`.
 
     The root mean square length is `elastic` times the shorter side, the longest 3.6 times that.
     """
-    height, width = images.shape[-2:]
-    shorter = min(height, width)
-    down, along = (_splines(n, round(CELLS * n / shorter), images) for n in (height, width))
+    shorter = min(window.shape[-2:])
+    down, along = (_splines(n, round(CELLS * n / shorter), window) for n in window.shape[-2:])
     count = 2 * down.shape[1] * along.shape[1]
-    control = (2 * _uniform(values["keys"][:, 0], count, images) - 1).view(-1, 2, down.shape[1], along.shape[1])
-    rms = (2 / 3) ** 0.5 * 151 / 315  # of two uniform numbers, and what the splines leave of it along two axes
-    field = down @ (control * _over(values["elastic"] * (2 * shorter / rms), images)) @ along.T
-    return torch.stack([field[:, 0] / width, field[:, 1] / height], dim=-1)
+    control = (2 * _uniform(values["keys"][:, 0], count, window) - 1).view(-1, 2, down.shape[1], along.shape[1])
+    field = down @ (control * _over(values["elastic"] * (2 * shorter / SPLINE_RMS), window)) @ along.T
+    return torch.stack([field[:, 0] / whole[1], field[:, 1] / whole[0]], dim=-1)
 
 
 def _splines(length: int, cells: int, like: Tensor) -> Tensor:

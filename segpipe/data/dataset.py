@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from segpipe.data.manifest import FILE, CaseRecord, Manifest, Split
 from segpipe.errors import InputError
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class Dataset:
@@ -46,15 +46,20 @@ class Dataset:
         self._arrays[name] = array
         return array
 
+    def stored(self, case: CaseRecord) -> tuple[NDArray[np.floating], NDArray[np.uint8]]:
+        """A case as the arrays of its split hold it, not copied: image C,D,h,w and labels D,h,w."""
+        images, masks = self.array(f"{case.split}_images"), self.array(f"{case.split}_masks")
+        if not self.manifest.flat(case.split):
+            rows = slice(case.start, case.start + case.shape[0])
+            return images[rows].swapaxes(0, 1), masks[rows]
+        size, channels = int(np.prod(case.shape)), len(self.manifest.channels)
+        image = images[case.start * channels : (case.start + size) * channels]
+        return image.reshape(channels, *case.shape), masks[case.start : case.start + size].reshape(case.shape)
+
     def native(self, case: CaseRecord) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """A test case as acquired: image C,D,H,W float32 and mask D,H,W uint8."""
-        size, channels = int(np.prod(case.shape)), len(self.manifest.channels)
-        image = self.array("test_images")[case.start * channels : (case.start + size) * channels]
-        mask = self.array("test_masks")[case.start : case.start + size]
-        return (
-            image.reshape(channels, *case.shape).astype(np.float32, copy=False),
-            mask.reshape(case.shape).astype(np.uint8, copy=False),
-        )
+        image, mask = self.stored(case)
+        return image.astype(np.float32, copy=False), mask.astype(np.uint8, copy=False)
 
     def where(
         self,

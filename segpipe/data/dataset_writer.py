@@ -57,18 +57,26 @@ class ArrayWriter:
         )
 
 
-def network_slices(volume: Volume, config: PreprocessConfig) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A case as the network sees it: D,C,h,w float32 and D,h,w uint8."""
-    fit = transform.Fit(volume.mask.shape[1:], config)
-    return fit.image(transform.normalise(volume.image, config)), fit.mask(volume.mask)
+def array_rows(volume: Volume, config: PreprocessConfig, split: Split) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """What the arrays of a split hold of a case: for test all voxels as acquired; for train and val all normalised
+    voxels, or slices as the network sees them, D,C,h,w and D,h,w.
+    """
+    image, mask = volume.image, volume.mask
+    if split != "test":
+        image = transform.normalise(image, config)
+        if config.fit == "resize":
+            fit = transform.Fit(mask.shape[1:], config)
+            return fit.image(image), fit.mask(mask)
+    return image.ravel(), mask.ravel()
 
 
 def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> Manifest:
     """Read all cases into `folder`; the manifest, written last, makes it whole. Calls progress(done, total, case).
 
-    The arrays of train and val hold slices as the network sees them (N,C,h,w float16 and N,h,w uint8). Those of test
-    hold each case as it was acquired, flattened (float32 and uint8), so that any model, whatever its own preprocessing,
-    is measured on the original grid by the code that serves it.
+    The arrays of train and val hold slices as the network sees them (N,C,h,w float16 and N,h,w uint8), or with
+    preprocess.fit=patch each normalised case, flattened. Those of test hold each case as it was acquired, flattened
+    (float32 and uint8), so that any model, whatever its own preprocessing, is measured on the original grid by the code
+    that serves it.
 
     Raises InputError for whatever the reader refuses, for patients that can't be split, and where no mask of the whole
     data set has any foreground.
@@ -80,17 +88,15 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
     records: list[CaseRecord] = []
     arrays: dict[str, ArrayRecord] = {}
     for split in SPLITS:
-        native = split == "test"
-        image_row, mask_row = ((), ()) if native else ((len(channels), *size), size)
+        flat = split == "test" or config.preprocess.fit == "patch"
+        image_row, mask_row = ((), ()) if flat else ((len(channels), *size), size)
         with (
-            ArrayWriter(folder, f"{split}_images", np.float32 if native else np.float16, image_row) as images,
+            ArrayWriter(folder, f"{split}_images", np.float32 if split == "test" else np.float16, image_row) as images,
             ArrayWriter(folder, f"{split}_masks", np.uint8, mask_row) as masks,
         ):
             for case in (case for case in cases if sides[case.patient] == split):
                 volume = reader.load(case)
-                image, mask = volume.image.ravel(), volume.mask.ravel()
-                if not native:
-                    image, mask = network_slices(volume, config.preprocess)
+                image, mask = array_rows(volume, config.preprocess, split)
                 images.append(image)
                 records.append(_record(case, volume, split, masks.append(mask), reader.root, config))
                 progress(len(records), len(cases), case.name)

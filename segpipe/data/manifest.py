@@ -22,8 +22,8 @@ class CaseRecord(Section):
     """One case: a volume, or an image as a volume of one slice.
 
     `shape` is D,H,W as acquired and `spacing` mm along the same axes, or None where the file has none. `voxels` counts
-    each foreground class as acquired, `volume_ml` all of them. `start` is the first slice in the split's arrays for
-    train and val; for test, where cases keep their own size, it is the first element of the flat mask array.
+    each foreground class as acquired, `volume_ml` all of them. `start` is the first slice in the split's arrays; where
+    cases keep their own size (`Manifest.flat`), it is the first element of the flat mask array.
     `attributes` are additional columns of the data's own table.
     """
 
@@ -67,6 +67,10 @@ class Manifest(Section):
     def of(self, split: Split) -> list[CaseRecord]:
         """The cases of one split, in the order of the arrays."""
         return [case for case in self.cases if case.split == split]
+
+    def flat(self, split: Split) -> bool:
+        """Whether the arrays of a split hold cases of any size, one after the other, rather than slices of one size."""
+        return split == "test" or self.preprocess.fit == "patch"
 
     @property
     def digest(self) -> str:

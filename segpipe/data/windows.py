@@ -15,14 +15,15 @@ LEAST_WEIGHT = 1e-3
 
 class Windows:
     """Windows of `size` over a plane of `native` H,W, each overlapping the next by half, the last ones flush with the
-    border; along a side where the plane is smaller it is centred in the window.
+    border; along a side where the plane is smaller it is centred in the window, which `mirror` fills with the plane
+    mirrored, the outermost pixels repeated.
 
     A window's weights are a Gaussian of an eighth of its side, nowhere below 0.001, as in MONAI's
     `sliding_window_inference` (Cardoso 2022).
     """
 
-    def __init__(self, native: tuple[int, int], size: tuple[int, int]) -> None:
-        self.native, self.size = native, size
+    def __init__(self, native: tuple[int, int], size: tuple[int, int], *, mirror: bool = False) -> None:
+        self.native, self.size, self.mirror = native, size, mirror
         sides = product(*(_sides(n, limit) for n, limit in zip(native, size, strict=True)))
         # What each window sees of the plane, and where in the window that is.
         self.places = [((rows, columns), (down, along)) for (rows, down), (columns, along) in sides]
@@ -33,13 +34,19 @@ class Windows:
             self.total[seen] += self.weights[inside]
 
     def cut(self, image: Array, lowest: Array, most: int) -> Iterator[Array]:
-        """C,D,H,W to batches of at most `most` windows N,C,h,w, plane after plane; `lowest` pads each channel."""
+        """C,D,H,W to batches of at most `most` windows N,C,h,w, plane after plane; `lowest` pads each channel that is
+        not mirrored.
+        """
         every = product(range(image.shape[1]), self.places)
         while batch := list(islice(every, most)):
             windows = np.empty((len(batch), len(image), *self.size), dtype=np.float32)
             windows[:] = lowest[:, None, None]
             for window, (plane, (seen, inside)) in zip(windows, batch, strict=True):
-                window[:, *inside] = image[:, plane, *seen]
+                if self.mirror:
+                    around = [(part.start, side - part.stop) for part, side in zip(inside, self.size, strict=True)]
+                    window[:] = np.pad(image[:, plane, *seen], [(0, 0), *around], mode="symmetric")
+                else:
+                    window[:, *inside] = image[:, plane, *seen]
             yield windows
 
     def blend(self, batches: Iterable[Array], classes: int, depth: int) -> Array:

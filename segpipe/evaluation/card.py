@@ -144,12 +144,16 @@ def _spacings(cases: Iterable[CaseRecord]) -> str:
 
 
 def _preprocessing(knobs: PreprocessConfig) -> str:
-    fit = {"resize": "resized with its aspect ratio and padded", "crop": "cropped or padded around the centre"}
+    fit = {
+        "resize": "each slice resized with its aspect ratio and padded to",
+        "patch": "seen in windows of",
+        "crop": "each slice cropped or padded around the centre to",
+    }
     scale = {"zscore": "scaled to mean 0 and standard deviation 1", "minmax": "scaled to 0..1"}
     clahe = ", contrast-limited adaptive histogram equalisation" if knobs.clahe else ""
     return (
         f"each channel of a case clipped at its percentiles {knobs.clip_low:g} and {knobs.clip_high:g}{clahe}, "
-        f"{scale[knobs.normalise]}; each slice {fit[knobs.fit]} to {knobs.size[0]} x {knobs.size[1]} px"
+        f"{scale[knobs.normalise]}; {fit[knobs.fit]} {knobs.size[0]} x {knobs.size[1]} px"
     )
 
 

@@ -168,12 +168,10 @@ def choose(predictor: "Predictor", dataset: Dataset, asked: float | str) -> Choi
         if asked == "auto":
             raise InputError("evaluate.threshold=auto: the validation split has no case to choose on; give a threshold")
         return Choice(float(asked), "given", np.full(len(THRESHOLDS), np.nan))
-    images, masks = dataset.array("val_images"), dataset.array("val_masks")
     rows = []
     for case in cases:
-        lying = slice(case.start, case.start + case.shape[0])
-        reference = masks[lying].astype(np.uint8)
-        foreground = predictor.forward(images[lying].astype(np.float32)).sum(axis=1)
+        image, reference = dataset.stored(case)
+        foreground = predictor.label(predictor.fit(image.astype(np.float32)), threshold=0.5).foreground
         rows.append(_by_threshold(pixels.histograms(foreground, reference > 0, reference != IGNORE)))
     dice = np.stack(rows)
     shown = _mean_of_known(dice)

@@ -91,11 +91,16 @@ class Predictor:
             raise InputError("NaN or infinite voxels")
         if max(-low, high) > LARGEST:
             raise InputError(f"intensities from {low:.3g} to {high:.3g}, beyond {LARGEST:.0e}; rescale them")
-        config = self.spec.preprocess
-        normalised = transform.normalise(image, config)
-        height, width = image.shape[2:]
+        return self.fit(transform.normalise(image, self.spec.preprocess))
+
+    def fit(self, normalised: Slices) -> Prepared:
+        """A normalised image C,D,H,W, as acquired or as a data set holds it, made ready for the network."""
+        config, (height, width) = self.spec.preprocess, normalised.shape[2:]
         large = config.fit == "crop" and (height > config.size[0] or width > config.size[1])
-        lying = Windows((height, width), config.size) if large else Fit((height, width), config)
+        if large or config.fit == "patch":
+            lying: Fit | Windows = Windows((height, width), config.size, mirror=config.fit == "patch")
+        else:
+            lying = Fit((height, width), config)
         return Prepared(normalised, normalised.min(axis=(1, 2, 3)), lying)
 
     def segment(self, image: Slices, threshold: float, tta: bool = False) -> Segmentation:

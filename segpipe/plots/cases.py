@@ -188,8 +188,7 @@ def augmented(
 
 
 def dataset(dataset: "Dataset", path: Path, count: int = 6) -> None:
-    """Slices of a few training cases as the network sees them, each channel, with the mask's outline."""
-    images, masks = dataset.array("train_images"), dataset.array("train_masks")
+    """Slices of a few training cases as the data set holds them, each channel, with the mask's outline."""
     cases = sorted(dataset.where(split="train").cases, key=lambda c: (not any(c.voxels.values()), c.case))[:count]
     if not cases:
         return
@@ -197,11 +196,11 @@ def dataset(dataset: "Dataset", path: Path, count: int = 6) -> None:
     figure = Figure(figsize=(2.4 * len(cases), 2.5 * channels), layout="constrained")
     panels = figure.subplots(channels, len(cases), squeeze=False)
     for column, case in enumerate(cases):
-        mask = masks[case.start : case.start + case.shape[0]].astype(np.uint8)
+        image, mask = dataset.stored(case)
         z = busiest_slice(mask)
         for row in range(channels):
             axes = panels[row][column]
-            _grey(axes, _upright(images[case.start + z, row].astype(np.float32), kind))
+            _grey(axes, _upright(image[row, z].astype(np.float32), kind))
             _outline(axes, _upright(mask[z], kind), FALSE)
             axes.set_axis_off()
         panels[0][column].set_title(printable(f"{case.case}\n{case.site}"), fontsize=7)

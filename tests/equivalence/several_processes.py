@@ -1,6 +1,6 @@
 """Run under torchrun: train a little, in double precision, for each named config, and leave losses and weights behind.
 
-torchrun ... several_processes.py DATASET.json OUT.pt
+torchrun ... several_processes.py JOB.json OUT.pt
 """
 
 import json
@@ -24,7 +24,7 @@ def main(job: Path, out: Path) -> None:
     for name, knobs in asked["trainings"].items():
         config = settings.build(knobs)
         accelerator = process_group.start(config.train)
-        dataset = Dataset.open(Path(asked["dataset"]))
+        dataset = Dataset.open(Path(asked["datasets"][config.preprocess.fit]))
         train = DoubleBatches(dataset.where(split="train"), config.train, accelerator.device, training=True)
         val = DoubleBatches(dataset.where(split="val"), config.train, accelerator.device, training=False)
         network = architectures.build(config.model, 1, 1, config.seed).double()

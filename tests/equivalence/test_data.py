@@ -25,7 +25,7 @@ def test_cached_arrays_are_what_reading_afresh_gives(tmp_path):
     cases = {case.name: case for case in reader.cases()}
     for split in ("train", "val"):
         for record in manifest.of(split):
-            images, masks = dataset_writer.network_slices(reader.load(cases[record.case]), config.preprocess)
+            images, masks = dataset_writer.array_rows(reader.load(cases[record.case]), config.preprocess, split)
             rows = slice(record.start, record.start + record.shape[0])
             np.testing.assert_array_equal(dataset.array(f"{split}_images")[rows], images.astype(np.float16))
             np.testing.assert_array_equal(dataset.array(f"{split}_masks")[rows], masks)

@@ -28,6 +28,7 @@ EXACT = {
     "accumulated": {"train": {"epochs": 1, "batch_size": 2, "accumulate": 2, "optimizer": "sgd"}},
     "averaged, clipped": {"train": {"epochs": 1, "ema_decay": 0.9, "clip_norm": 0.1}},
     "lovasz": {"train": {"epochs": 1}, "loss": {"name": "lovasz"}},
+    "windows": {"train": {"epochs": 2, "batch_size": 3, "patches": 2}, "preprocess": {"fit": "patch"}},
     "tversky": {"train": {"epochs": 1, "batch_size": 3}, "loss": {"name": "focal_tversky"}},
 }
 
@@ -48,12 +49,12 @@ def run(processes, job, out):
 def found(tmp_path_factory):
     """The same trainings by one process and by two."""
     folder = tmp_path_factory.mktemp("trainings")
-    config, _, dataset = training_set(folder)
-    alone = with_knobs(config, model={"norm": "group"})
+    sets = {fit: training_set(folder / fit, **{"preprocess.fit": fit}) for fit in ("resize", "patch")}
+    alone = with_knobs(sets["resize"][0], model={"norm": "group"})
     trainings = {name: with_knobs(alone, **knobs) for name, knobs in EXACT.items()}
     job = folder / "job.json"
     values = {name: training.model_dump(mode="json") for name, training in trainings.items()}
-    job.write_text(json.dumps({"dataset": str(dataset), "trainings": values}))
+    job.write_text(json.dumps({"datasets": {fit: str(made[2]) for fit, made in sets.items()}, "trainings": values}))
     return [run(n, job, folder / f"{n}.pt") for n in (1, 2)]
 
 
@@ -83,7 +84,7 @@ def test_every_architecture_trains_in_two_processes(tmp_path):
         for arch, row in architectures.ARCHITECTURES.items()
     }
     job = tmp_path / "job.json"
-    job.write_text(json.dumps({"dataset": str(dataset), "trainings": trainings}))
+    job.write_text(json.dumps({"datasets": {"resize": str(dataset)}, "trainings": trainings}))
     found = run(2, job, tmp_path / "out.pt")
     assert set(found) == set(architectures.ARCHITECTURES)
     for arch, result in found.items():

@@ -67,8 +67,11 @@ def same(one, other):
     assert shown[0] == shown[1]
 
 
-@pytest.mark.parametrize(("optimizer", "schedule"), [("adamw", "plateau"), ("sgd", "onecycle")])
-def test_a_training_that_ended_at_any_epoch_goes_on_to_the_same_end(dataset, tmp_path, optimizer, schedule):
+@pytest.mark.parametrize(
+    ("fit", "optimizer", "schedule"), [("resize", "adamw", "plateau"), ("patch", "sgd", "onecycle")]
+)
+def test_a_training_that_ended_at_any_epoch_goes_on_to_the_same_end(tmp_path, fit, optimizer, schedule):
+    dataset = training_set(tmp_path, **{"preprocess.fit": fit})
     knobs = {"optimizer": optimizer, "schedule": schedule, "plateau_patience": 1, "lr": 1e-2}
     whole = trained(dataset, tmp_path / "whole", **knobs)
     for last in (0, 4):
@@ -82,7 +85,9 @@ def test_a_training_that_ended_at_any_epoch_goes_on_to_the_same_end(dataset, tmp
         same(trained(dataset, tmp_path / str(last), **knobs), whole)
 
 
-def test_a_training_stopped_between_two_steps_goes_on_from_there(dataset, tmp_path):
+@pytest.mark.parametrize("fit", ["resize", "patch"])
+def test_a_training_stopped_between_two_steps_goes_on_from_there(tmp_path, fit):
+    dataset = training_set(tmp_path, **{"preprocess.fit": fit})
     whole = trained(dataset, tmp_path / "whole")
     steps = 0
 
@@ -322,7 +327,7 @@ def test_without_mlflow_it_goes_on_as_well(raw, tmp_path, undisturbed):
 def test_nothing_but_its_own_error_ends_a_fit(dataset, tmp_path):
     config, _, _ = dataset
     train = batches(dataset, "train", config)
-    train.images = np.full_like(train.images, np.nan)
+    train.samples.images = np.full_like(train.samples.images, np.nan)
     with pytest.raises(InputError):
         engine.fit(
             network(config),

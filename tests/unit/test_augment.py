@@ -191,7 +191,7 @@ def test_a_scale_enlarges():
 def test_an_elastic_displacement_is_as_long_as_asked_bounded_and_smooth(height, width):
     n, elastic, shorter = 200, 0.03, min(height, width)
     values = augment.draw(AugmentConfig(**{**NEVER, "elastic_p": 1, "elastic": elastic}), 0, 0, range(n))
-    field = augment._displacement(values, torch.zeros(n, 1, height, width))
+    field = augment._displacement(values, torch.zeros(n, 1, height, width), (height, width))
     pixels = field * torch.tensor([width / 2, height / 2])
     length = pixels.norm(dim=-1)
     assert length.square().mean().sqrt() == pytest.approx(elastic * shorter, rel=0.05)

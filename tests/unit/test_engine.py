@@ -46,13 +46,14 @@ def test_an_epoch_shows_every_slice_once_and_epochs_differ(dataset):
 def test_no_batch_of_one_is_left_over(dataset, size, lengths):
     train = batches(dataset, "train")
     train.size = size
-    assert len(train.images) == 7
+    assert len(train.samples) == 7
     assert train.sizes() == lengths
 
 
 def test_empty_slices_are_drawn_anew_and_filled_ones_always_shown(dataset):
     train = batches(dataset, "train")
-    train.filled, train.empty, train.empties = np.arange(3), np.arange(3, 7), 2
+    drawn = train.samples
+    drawn.filled, drawn.empty, drawn.empties = np.arange(3), np.arange(3, 7), 2
     seen = [
         torch.cat([b.cases for b in train.shuffled(0, epoch, AugmentConfig(enabled=False))]).tolist()
         for epoch in range(6)
@@ -243,7 +244,7 @@ def test_ignored_pixels_count_neither_in_loss_nor_in_dice(dataset):
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(dataset):
     config, _, _ = dataset
     model, train = network(config), batches(dataset, "train")
-    train.images = np.full_like(train.images, np.nan)
+    train.samples.images = np.full_like(train.samples.images, np.nan)
     before = {n: v.clone() for n, v in model.named_parameters()}
     with pytest.raises(InputError, match=r"epoch 0, batch 0 \(cases case"):
         engine.fit(model, train, batches(dataset, "val"), config, process_group.start(config.train), lambda *_: None)

@@ -13,6 +13,7 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
 from segpipe.evaluation import kept, measuring
+from segpipe.inference.predictor import Segmentation
 from segpipe.metrics import pixels
 from segpipe.metrics.catalogue import CONVENTION, METRICS
 
@@ -200,10 +201,15 @@ class Certain:
     def __init__(self, masks, probabilities):
         self.masks, self.probabilities, self.case = masks, probabilities, -1
 
-    def forward(self, slices):
+    def fit(self, image):
+        return image
+
+    def label(self, prepared, threshold):
         self.case += 1
         inside, outside = self.probabilities[self.case]
-        return np.where(self.masks[self.case], inside, outside).astype(np.float32)[:, None]
+        foreground = np.where(self.masks[self.case], inside, outside).astype(np.float32)
+        assert foreground.shape == prepared.shape[1:]
+        return Segmentation(foreground >= threshold, foreground, None)
 
 
 @pytest.fixture

@@ -74,12 +74,12 @@ def test_every_architecture_says_what_its_encoder_sees(arch):
     assert embedding.std() > 0
 
 
-@pytest.mark.parametrize("fit", ["resize", "crop"])
+@pytest.mark.parametrize("fit", ["resize", "crop", "patch"])
 def test_an_embedding_is_the_mean_over_slices_or_windows_however_they_are_batched(fit):
     model = predictor(fit=fit)
     model.model = Double(model.model)
     prepared = model.prepare(IMAGE)
-    assert isinstance(prepared.lying, Windows) == (fit == "crop")
+    assert isinstance(prepared.lying, Windows) == (fit != "resize")
     if isinstance(prepared.lying, Windows):
         slices = np.concatenate(list(prepared.lying.cut(prepared.image, prepared.lowest, 7)))
     else:
@@ -143,7 +143,7 @@ def test_features_do_not_depend_on_how_the_input_was_padded():
 # --- flips
 
 
-@pytest.mark.parametrize("fit", ["resize", "crop"])
+@pytest.mark.parametrize("fit", ["resize", "crop", "patch"])
 @pytest.mark.parametrize("classes", [("a",), ("a", "b")])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_where_flips_say_the_same_nothing_varies(shape, classes, fit):
@@ -206,7 +206,7 @@ def test_channels_are_counted():
         predictor().segment(IMAGE[:1], 0.5)
 
 
-@pytest.mark.parametrize("fit", ["resize", "crop"])
+@pytest.mark.parametrize("fit", ["resize", "crop", "patch"])
 def test_threads_at_once_give_the_bytes_of_one(fit):
     model = predictor(fit=fit)
     images = [volume(2, 3, 40 + k, 50) for k in range(8)]

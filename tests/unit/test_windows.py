@@ -17,9 +17,9 @@ OF_FOUR = 16 * SINGLE  # roundings in the weighted mean of four windows
 sides = st.integers(1, 40)
 
 
-def predictor(classes):
+def predictor(classes, fit):
     config = ModelConfig(arch="unet", encoder="tu-test_resnet", encoder_depth=3)
-    preprocess = PreprocessConfig(size=SIZE, fit="crop", normalise="minmax")
+    preprocess = PreprocessConfig(size=SIZE, fit=fit, normalise="minmax")
     spec = ModelSpec(
         model=config, preprocess=preprocess, kind="volume", channels=("dwi", "adc"), classes=tuple("abc"[:classes])
     )
@@ -30,10 +30,10 @@ def volume(*shape):
     return np.random.default_rng(shape).normal(100, 20, shape).astype(np.float32)
 
 
-@given(sides, sides, st.integers(1, 3), st.sampled_from([(8, 8), (7, 12), (16, 5)]))
-def test_what_is_cut_and_not_changed_comes_back(height, width, depth, size):
+@given(sides, sides, st.integers(1, 3), st.sampled_from([(8, 8), (7, 12), (16, 5)]), st.booleans())
+def test_what_is_cut_and_not_changed_comes_back(height, width, depth, size, mirror):
     image = volume(2, depth, height, width)
-    windows = Windows((height, width), size)
+    windows = Windows((height, width), size, mirror=mirror)
     back = windows.blend(windows.cut(image, image.min(axis=(1, 2, 3)), 5), 2, depth)
     np.testing.assert_allclose(back, image, rtol=OF_FOUR)
 
@@ -55,17 +55,24 @@ def test_a_plane_smaller_in_a_direction_lies_in_the_middle_of_its_windows():
     assert (batch[:, 0, [0, 1, 5, 6, 7]] == -5).all()
 
 
+def test_a_smaller_plane_is_mirrored_where_that_is_asked():
+    image = volume(2, 1, 3, 20)
+    (batch,) = Windows((3, 20), (8, 8), mirror=True).cut(image, np.zeros(2, np.float32), 9)
+    wide = np.pad(image[:, 0], ((0, 0), (2, 3), (0, 0)), mode="symmetric")
+    np.testing.assert_array_equal(batch[1], wide[:, :, 4:12])
+
+
 def test_batches_are_full_across_planes_and_never_larger_than_asked():
     sizes = [len(batch) for batch in Windows((20, 20), (8, 8)).cut(volume(1, 3, 20, 20), np.zeros(1, np.float32), 10)]
     assert sizes == [10, 10, 10, 10, 8]
 
 
-@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize(("classes", "fit"), [(1, "crop"), (3, "crop"), (3, "patch")])
 @pytest.mark.parametrize(
     "shape", [(1, 64, 80), (2, 71, 93), (SLICES_PER_FORWARD + 2, 33, 41), (1, 21, 101), (3, 97, 7)]
 )
-def test_windows_say_what_monai_says(shape, classes):
-    model, image = predictor(classes), volume(2, *shape)
+def test_windows_say_what_monai_says(shape, classes, fit):
+    model, image = predictor(classes, fit), volume(2, *shape)
     model.model = Double(model.model)
     prepared = model.prepare(image)
 
@@ -74,8 +81,12 @@ def test_windows_say_what_monai_says(shape, classes):
         return logits.sigmoid() if classes == 1 else logits.softmax(dim=1)[:, 1:]
 
     with torch.inference_mode():
-        slices = torch.from_numpy(prepared.image.transpose(1, 0, 2, 3).copy())
-        expected = sliding_window_inference(slices, SIZE, 4, network, 0.5, "gaussian", 0.125).numpy()
+        short = [max(side - n, 0) for side, n in zip(SIZE, shape[1:], strict=True)] if fit == "patch" else [0, 0]
+        around = [(n // 2, n - n // 2) for n in short]
+        slices = np.pad(prepared.image.transpose(1, 0, 2, 3), [(0, 0), (0, 0), *around], mode="symmetric")
+        expected = sliding_window_inference(torch.from_numpy(slices), SIZE, 4, network, 0.5, "gaussian", 0.125).numpy()
+        within = (slice(before, before + n) for (before, _), n in zip(around, shape[1:], strict=True))
+        expected = expected[..., *within]
     windows = prepared.lying
     assert isinstance(windows, Windows)
     batches = windows.cut(prepared.image, prepared.lowest, SLICES_PER_FORWARD)
