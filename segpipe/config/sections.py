@@ -210,6 +210,7 @@ class TrainConfig(Section):
     """Optimisation."""
 
     epochs: int = Field(50, ge=1, le=100_000, description="passes over the training set")
+    minutes: float = Field(0.0, ge=0, description="as many epochs as fit into so many minutes here; 0: train.epochs")
     batch_size: int = Field(16, ge=1, le=4096, description="slices or images a batch, over all processes together")
     accumulate: int = Field(1, ge=1, le=1024, description="batches whose gradients make one step")
     empty_share: Fraction = Field(1.0, description="share of the slices without foreground drawn anew for each epoch")

@@ -116,6 +116,8 @@ def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
     for name in ("empty_share", "oversample") if fit == "patch" else ("patches", "foreground"):
         if getattr(config.train, name) != getattr(defaults, name):
             raise InputError(f"train.{name} has no effect with preprocess.fit={fit}; leave it out")
+    if config.train.minutes and config.train.epochs != defaults.epochs:
+        raise InputError("train.epochs has no effect with train.minutes; leave out one of them")
     return config
 
 

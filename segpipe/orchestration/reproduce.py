@@ -16,6 +16,7 @@ from segpipe.orchestration import chain, explain, keys, launch
 from segpipe.orchestration.screen import Column, Screen, Table
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
+from segpipe.recording import artifact_tree
 from segpipe.runtime import devices
 from segpipe.tracking import artifacts, experiments, lineage, run_tags, runs
 
@@ -173,13 +174,21 @@ def again(launcher: launch.Launcher, made_by: "dict[str, Run]", configs: dict[st
     done: dict[str, Run] = {}
     for step, config in configs.items():
         recipe = f"reproduction/configs/{step}.yaml"
-        runs.log_text(settings.dump(config), recipe)
+        runs.log_text(settings.dump(_with_epochs(config, made_by[step])), recipe)
         inputs = {f"{i}_run": done[i].info.run_id for i in STEPS[step].inputs}
         done[step] = launch.launch(
             step, inputs, replace(launcher, recipe=recipe), f"it reproduces {made_by[step].info.run_id}"
         )
         launcher.session.say(f"{step}: ran {done[step].info.run_id}")
     return done
+
+
+def _with_epochs(config: Config, made: "Run") -> Config:
+    """The config with as many epochs as the run had instead of the minutes it was given."""
+    if not config.train.minutes or artifact_tree.PLANNED not in made.data.params:
+        return config
+    epochs = int(made.data.params[artifact_tree.PLANNED])
+    return config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs, "minutes": 0.0})})
 
 
 def compare(uri: str, tolerance: float, made_by: "dict[str, Run]", repeated: "dict[str, Run]", before: Path) -> Report:

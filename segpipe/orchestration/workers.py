@@ -111,9 +111,9 @@ def take_part(screen: Screen, job: "Job", accelerator: Any, recorder: "Recorder 
     from segpipe.runtime import process_group
     from segpipe.training import engine, trainer
 
-    show: Callable[[EpochReport], None] = reporter(screen, job.config.train.epochs)
+    opened, show = Dataset.open(job.dataset), reporter(screen)
     try:
-        return trainer.run(job, Dataset.open(job.dataset), accelerator, recorder, screen.say, show, engine.never)
+        return trainer.run(job, opened, accelerator, recorder, screen.say, show, engine.never)
     except (KeyboardInterrupt, RuntimeError):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the others' death makes torchrun send, amid the clean-up
         if process_group.lost_one():
@@ -121,13 +121,13 @@ def take_part(screen: Screen, job: "Job", accelerator: Any, recorder: "Recorder 
         raise
 
 
-def reporter(screen: Screen, epochs: int) -> "Callable[[EpochReport], None]":
-    """A callback that shows each epoch, under a bar on a terminal."""
+def reporter(screen: Screen) -> "Callable[[EpochReport, int], None]":
+    """A callback that shows each epoch of so many, under a bar on a terminal."""
     from segpipe.recording import artifact_tree
 
     advance = screen.progress("train") if screen.live else None
 
-    def report(epoch: "EpochReport") -> None:
+    def report(epoch: "EpochReport", epochs: int) -> None:
         text = artifact_tree.line(epoch, epochs)
         if advance:
             advance(epoch.epoch + 1, epochs, text)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from segpipe.training.engine import EpochReport, FitResult
 
 FINAL = "final_model"
+PLANNED = "cfg.train.epochs_planned"
 HISTORY = "final_model/training_history/training_history.json"
 VALIDATION = "final_model/validation/cases.csv"
 BEST = "checkpoints/best_model"
@@ -57,15 +58,15 @@ class Recorder(Protocol):
 
 
 class Journal:
-    """Writes the tree of one training through a recorder."""
+    """Writes the tree of one training of so many epochs through a recorder."""
 
-    def __init__(self, recorder: Recorder, config: Config, val: "Batches") -> None:
-        self.recorder, self.config, self.val = recorder, config, val
+    def __init__(self, recorder: Recorder, config: Config, val: "Batches", epochs: int) -> None:
+        self.recorder, self.config, self.val, self.epochs = recorder, config, val, epochs
 
     def begin(self, train: "Batches", facts: dict[str, str]) -> None:
         """Record environment, uncommitted changes, an augmented batch and parameters, before the first epoch."""
-        params = settings.flat(self.config) | facts
-        self.recorder.params({f"cfg.{name}": value for name, value in params.items()})
+        params = {f"cfg.{name}": value for name, value in (settings.flat(self.config) | facts).items()}
+        self.recorder.params(params | {PLANNED: str(self.epochs)})
         self.recorder.tags(tags(self.config, len(self.val.classes)) | {"device": facts["hardware.device"]})
         with self.recorder.files() as folder:
             _write(folder / "config/resolved.yaml", settings.dump(self.config))
@@ -87,14 +88,14 @@ class Journal:
         """Record the last epoch of `history`, which is about `network`; `predictor` saves it."""
         report = history[-1]
         self.recorder.metrics(report.metrics(), report.epoch, report.ended_ms)
-        last = report.epoch + 1 == self.config.train.epochs
+        last = report.epoch + 1 == self.epochs
         if not (report.is_best or last or report.epoch % self.config.tracking.artifact_every == 0):
             return
         name = f"epoch_{report.epoch:03d}"
         with self.recorder.files() as folder:
             _write(folder / "metrics" / name / "metrics.json", report.metrics())
             _write(folder / "summaries" / name / "summary.md", summary(history))
-            _write(folder / "logs/training/train.log", log(history, self.config.train.epochs))
+            _write(folder / "logs/training/train.log", log(history, self.epochs))
             self._pictures(history, network, folder, name)
             if report.is_best:
                 spec = predictor.spec.model_dump(mode="json")
@@ -152,7 +153,7 @@ class Journal:
             _write(folder / HISTORY, [{"epoch": r.epoch, **r.metrics()} for r in history])
             _write(folder / "final_model/summary/summary.md", text)
             _write(folder / "summaries/training/summary.md", text)
-            _write(folder / "logs/training/train.log", log(history, self.config.train.epochs))
+            _write(folder / "logs/training/train.log", log(history, self.epochs))
             written = inventory.of(folder / FINAL)
         with self.recorder.files() as folder:
             inventory.save(written, _make(folder / FINAL))

@@ -45,10 +45,13 @@ def training(run_id: str) -> Training:
     """Read back a finished training run. Raises InputError where its artifacts are gone."""
     config = settings.recorded(artifacts.local(f"runs:/{run_id}/{runs.CONFIG}"), {})
     history = json.loads(artifacts.local(f"runs:/{run_id}/{artifact_tree.HISTORY}").read_text(encoding="utf-8"))
-    params = {k.removeprefix("cfg."): v for k, v in MlflowClient().get_run(run_id).data.params.items()}
+    known = MlflowClient().get_run(run_id).data.params
+    params = {name.removeprefix("cfg."): value for name, value in known.items()}
     facts = {name: value for name, value in sorted(params.items()) if name.partition(".")[0] in FACTS}
     best = max(history, key=lambda report: report["val_dice"])
     more = {"model.parameters": params["model.parameters"], "best_epoch": str(int(best["epoch"]) + 1)}
+    epochs = int(known.get(artifact_tree.PLANNED, config.train.epochs))
+    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
     return Training(config, history, facts | more)
 
 

@@ -197,10 +197,12 @@ def validate(learner: Learner, batches: Batches, config: Config) -> Scores:
 
 
 class Course:
-    """A training so far: its position, every epoch's report, the best weights; saved in checkpoints."""
+    """A training of so many epochs so far: position, every epoch's report, the best weights; saved in checkpoints."""
 
-    def __init__(self, learner: Learner, checkpoints: Checkpoints | None, state: dict[str, Any] | None) -> None:
-        self.learner, self.checkpoints = learner, checkpoints
+    def __init__(
+        self, learner: Learner, checkpoints: Checkpoints | None, state: dict[str, Any] | None, epochs: int
+    ) -> None:
+        self.learner, self.checkpoints, self.epochs = learner, checkpoints, epochs
         self.at, self.weights = Position(), Weights()
         self.val_cases: list[float] = []
         self.history: list[EpochReport] = []
@@ -223,7 +225,7 @@ class Course:
         if self.checkpoints is None or process_group.rank():
             return
         best = {"weights": self.weights, "val_cases": self.val_cases}
-        course = {"position": vars(self.at), "history": [asdict(r) for r in self.history]}
+        course = {"position": vars(self.at), "history": [asdict(r) for r in self.history], "epochs": self.epochs}
         self.checkpoints.save(self.at.epoch, self.at.batch, {**self.learner.state(), **best, **course})
 
     def end_epoch(self, passed: Passed, images: int, val: Scores, seconds: float) -> None:
@@ -270,7 +272,7 @@ def fit(
     """
     architectures.check_batches(config.model, {max(1, len(p)) for n in train.sizes() for p in process_group.parts(n)})
     learner = Learner(network, config.train, accelerator)
-    course = Course(learner, checkpoints, resume)
+    course = Course(learner, checkpoints, resume, config.train.epochs)
     if course.history and not course.at.batch and not process_group.rank():
         on_epoch(course.history, learner.evaluated)
     while course.at.epoch < config.train.epochs:

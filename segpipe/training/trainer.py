@@ -20,7 +20,7 @@ from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures, losses
 from segpipe.recording.artifact_tree import Journal, Recorder
 from segpipe.runtime import devices, process_group
-from segpipe.training import engine
+from segpipe.training import budget, engine
 from segpipe.training.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
@@ -49,10 +49,14 @@ def run(
     accelerator: "Accelerator",
     recorder: Recorder | None,
     say: Callable[[str], None],
-    on_epoch: Callable[[engine.EpochReport], None],
+    on_epoch: Callable[[engine.EpochReport, int], None],
     stop: Callable[[], bool],
 ) -> str:
-    """Train on the job's dataset, record through `recorder` (only process 0 has one), and return the key figure."""
+    """Train on the job's dataset, record through `recorder` (only process 0 has one), and return the key figure.
+
+    `on_epoch` gets each epoch's report and the number of epochs.
+    """
+    began = time.perf_counter()
     config, device, manifest = job.config, accelerator.device, dataset.manifest
     losses.check(config.loss, len(manifest.classes))
     train = Batches(dataset.where(split="train"), config.train, device, training=True)
@@ -67,16 +71,28 @@ def run(
         channels=manifest.channels,
         classes=manifest.classes,
     )
-    journal = Journal(recorder, config, val) if recorder else None
+    epochs = state["epochs"] if state else config.train.epochs
+    if config.train.minutes and not state:
+
+        def record(recorder: Recorder) -> None:
+            tried = Journal(recorder, config, val, epochs)
+            tried.epoch([budget.NEW_BEST], network, Predictor(spec, network, device))
+
+        costs = budget.measure(network, train, val, config, accelerator, record, job.checkpoints)
+        epochs = budget.epochs(config.train, time.perf_counter() - began, costs, len(train))
+        if recorder:
+            say(f"{epochs} epochs fit into {config.train.minutes:g} minutes")
+    journal = Journal(recorder, config, val, epochs) if recorder else None
     if journal:
         journal.begin(train, facts(config, network, device))
 
     def report(history: list[engine.EpochReport], current: architectures.SegmentationModel) -> None:
-        on_epoch(history[-1])
+        on_epoch(history[-1], epochs)
         if journal:
             journal.epoch(history, current, Predictor(spec, current, device))
 
-    result = engine.fit(network, train, val, config, accelerator, report, checkpoints, state, stop)
+    knobs = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
+    result = engine.fit(network, train, val, knobs, accelerator, report, checkpoints, state, stop)
 
     if journal:
         network.load_state_dict(result.weights)

@@ -1,0 +1,104 @@
+"""Epochs that fit into train.minutes."""
+
+import json
+
+import pytest
+import torch
+from conftest import network, training_set, with_knobs
+
+from segpipe.config.sections import TrainConfig
+from segpipe.data.batches import Batches
+from segpipe.data.dataset import Dataset
+from segpipe.errors import InputError
+from segpipe.recording.artifact_tree import PLANNED
+from segpipe.recording.offline import FolderRecorder
+from segpipe.runtime import process_group
+from segpipe.training import budget, engine, trainer
+from segpipe.training.checkpoints import Checkpoints
+
+COSTS = budget.Costs(step=0.5, validation=2.0, checkpoint=1.0, records=4.0)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return training_set(tmp_path, **{"train.epochs": "50"})
+
+
+def trained(dataset, folder, minutes=0.0, stop=engine.never, **train):
+    config, _, path = dataset
+    config = with_knobs(config, train={"minutes": minutes, **train})
+    job = trainer.Job(config=config, dataset=path, key="key", checkpoints=folder / "checkpoints", record=folder)
+    said, epochs = [], []
+    trainer.run(
+        job, Dataset.open(path), process_group.start(config.train), FolderRecorder(folder), said.append,
+        lambda report, planned: epochs.append((report.epoch, planned)), stop,
+    )  # fmt: skip
+    return said, epochs
+
+
+def weights(folder):
+    return (folder / "final_model/weights/weights.safetensors").read_bytes()
+
+
+def test_what_is_left_of_the_share_is_filled_with_whole_epochs():
+    config = TrainConfig(minutes=10, accumulate=2)
+    assert COSTS.epoch(config, 21) == 11 * 0.5 + 2 + 1 + 2
+    left = budget.SHARE * 600 - 30
+    assert budget.epochs(config, 30, COSTS, 21) == int(left / 10.5)
+    assert budget.epochs(config, budget.SHARE * 600 - 10.5, COSTS, 21) == 1
+
+
+def test_minutes_too_short_for_an_epoch_are_refused_with_what_one_needs():
+    with pytest.raises(InputError, match=r"train.minutes=0.1: one epoch needs 0.\d+ here; give more minutes"):
+        budget.epochs(TrainConfig(minutes=0.1), 3, COSTS, 21)
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_a_measurement_takes_twenty_steps_and_leaves_no_trace(dataset, tmp_path, batch_size, monkeypatch):
+    config = with_knobs(dataset[0], train={"batch_size": batch_size})
+    made, steps = Dataset(dataset[2], dataset[1]), []
+    train, val = (
+        Batches(made.where(split=split), config.train, torch.device("cpu"), training=split == "train")
+        for split in ("train", "val")
+    )
+    taken = budget.Learner.step
+    monkeypatch.setattr(budget.Learner, "step", lambda *a: (steps.append(1), taken(*a)))
+    model, written = network(config), []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    costs = budget.measure(
+        model, train, val, config, process_group.start(config.train), written.append, tmp_path / "checkpoints"
+    )
+    assert min(costs.step, costs.validation, costs.checkpoint) > 0
+    assert len(steps) == 1 + budget.STEPS
+    assert len(written) == 2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_training_by_minutes_is_that_of_its_epochs_to_the_byte(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "epochs", lambda *_: 3)
+    said, epochs = trained(dataset, tmp_path / "minutes", minutes=0.5)
+    assert said == ["3 epochs fit into 0.5 minutes"]
+    assert epochs == [(0, 3), (1, 3), (2, 3)]
+    assert json.loads((tmp_path / "minutes/params.json").read_text())[PLANNED] == "3"
+    assert trained(dataset, tmp_path / "epochs", epochs=3)[0] == []
+    assert weights(tmp_path / "minutes") == weights(tmp_path / "epochs")
+
+
+def test_an_interrupted_one_goes_on_with_the_epochs_it_was_planned_with(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "epochs", lambda *_: 5)
+    asked = []
+
+    def seventh():
+        asked.append(1)
+        return len(asked) == 7
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(dataset, tmp_path / "minutes", minutes=1, stop=seventh)
+    assert Checkpoints(tmp_path / "minutes/checkpoints", "key", print).newest()["epochs"] == 5
+    monkeypatch.setattr(budget, "measure", None)
+    said, epochs = trained(dataset, tmp_path / "minutes", minutes=1)
+    assert said == []
+    assert epochs[-1] == (4, 5)
+    trained(dataset, tmp_path / "epochs", epochs=5)
+    assert weights(tmp_path / "minutes") == weights(tmp_path / "epochs")
