@@ -110,8 +110,8 @@ class Patches:
             plane, *first = (
                 int(share * n) for share, n in zip(u[1:], (shape[0], room[0] + 1, room[1] + 1), strict=True)
             )
-        smaller = [min(n - side, 0) // 2 for n, side in zip(shape[1:], self.size, strict=True)]
-        return Place(case, plane, first[0] + smaller[0], first[1] + smaller[1])
+        before = [max(side - n, 0) // 2 for n, side in zip(shape[1:], self.size, strict=True)]
+        return Place(case, plane, first[0] - before[0], first[1] - before[1])
 
     def _counted(self, number: int) -> Array:
         """The labels h,w of a tile, IGNORE where they are another tile's or mirrored."""
