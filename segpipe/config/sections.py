@@ -144,15 +144,17 @@ class ModelConfig(Section):
     encoder: str = Field("resnet18", min_length=1, description="encoder, any name segmentation-models-pytorch knows")
     encoder_depth: int = Field(5, ge=3, le=5, description="encoder stages, where the architecture allows a choice")
     encoder_weights: str = Field(
-        "none", min_length=1, description="none (random), imagenet (download) or a file (.safetensors or state dict)"
+        "none",
+        min_length=1,
+        description="none (random), imagenet (download), bundled (a package) or a file (.safetensors or state dict)",
     )
     norm: Literal["batch", "group"] = Field("batch", description="group suits small batches and many processes")
     options: Options = Field({}, description="more of the architecture's own options, e.g. decoder_attention_type=scse")
 
     @property
     def initialisation(self) -> str:
-        """`rand`, `img` or `file`: where the encoder's weights come from."""
-        return {"none": "rand", "imagenet": "img"}.get(self.encoder_weights, "file")
+        """`rand`, `img`, `bundled` or `file`: where the encoder's weights come from."""
+        return {"none": "rand", "imagenet": "img", "bundled": "bundled"}.get(self.encoder_weights, "file")
 
 
 class LossConfig(Section):

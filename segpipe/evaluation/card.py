@@ -100,7 +100,12 @@ def _model(config: Config, manifest: Manifest, facts: Mapping[str, str], prose: 
     count = facts.get("model.parameters", "")
     parameters = f"{int(count):,}" if count.isdigit() else "unknown"
     options = f", options {_plain(model.options, prose)}" if model.options else ""
-    start = {"rand": "random weights", "img": "ImageNet weights", "file": "weights from a file"}[model.initialisation]
+    start = {
+        "rand": "random weights",
+        "img": "ImageNet weights",
+        "bundled": "ImageNet weights from a package",
+        "file": "weights from a file",
+    }[model.initialisation]
     return [
         f"- Task: segmentation, slice by slice, of {_names(manifest.classes, name)}",
         f"- Input: {_names(manifest.channels, name, MEANING)}; {height} x {width} px",

@@ -164,7 +164,7 @@ def build(config: ModelConfig, channels: int, classes: int, seed: int, pretraine
             torch.manual_seed(seed)
             network = _build_network(config, row, channels, classes)
             encoder: Any = network.encoder
-            names = _every_name(config, encoder, channels) if config.initialisation == "file" else set()
+            names = _every_name(config, encoder, channels) if config.initialisation in ("file", "bundled") else set()
             stride = math.lcm(row.stride, encoder.output_stride)
             if stride not in (row.stride, encoder.output_stride):
                 raise ValueError(f"patches of {encoder.output_stride} pixels, {config.arch} takes 8, 16 or 32")
@@ -177,6 +177,8 @@ def build(config: ModelConfig, channels: int, classes: int, seed: int, pretraine
         raise _refusal(config, error) from None
     if config.initialisation == "file":
         encoder_weights.load(config.encoder_weights, encoder, names)
+    elif config.initialisation == "bundled":
+        encoder_weights.load_bundled(config.encoder, encoder, names)
     return model
 
 
@@ -200,11 +202,18 @@ def _build_network(config: ModelConfig, row: Architecture, channels: int, classe
 
 
 def _every_name(config: ModelConfig, encoder: nn.Module, channels: int) -> set[str]:
-    """Names of an encoder's weights, including the stages beyond the depth in use."""
+    """Names of an encoder's weights, with stages beyond the depth in use and the heads of timm's networks."""
     import segmentation_models_pytorch as smp
 
-    if config.arch in encoders.VIT_ONLY:
-        return set(encoder.state_dict())
+    if config.encoder.startswith(encoders.TIMM):
+        import timm
+
+        whole = timm.create_model(config.encoder.removeprefix(encoders.TIMM), in_chans=channels).state_dict()
+        names = {f"model.{name}" for name in whole}
+        if config.arch in encoders.VIT_ONLY:
+            return names | set(encoder.state_dict())
+        every = smp.encoders.get_encoder(config.encoder, in_channels=channels, depth=5, weights=None).state_dict()
+        return names | set(every)
     return set(smp.encoders.get_encoder(config.encoder, in_channels=channels, depth=5, weights=None).state_dict())
 
 

