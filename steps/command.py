@@ -178,7 +178,7 @@ class Command(click.Command):
             super().main(*args, **kwargs | {"standalone_mode": False, "obj": session})
         except (Exception, KeyboardInterrupt) as error:
             met = error.__cause__ or KeyboardInterrupt() if isinstance(error, click.Abort) else error
-            _note(session, met)
+            _note(session, str(self.name), met)
             _leave(session, self.name, met)
         finally:
             atexit.register(session.signals.ignore)
@@ -218,14 +218,14 @@ def end_with_driver() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _note(session: Session, error: BaseException) -> None:
+def _note(session: Session, step: str, error: BaseException) -> None:
     """End the run that was opened for this process and has not begun."""
     if "MLFLOW_RUN_ID" not in os.environ:
         return
     from segpipe.tracking import runs
 
     try:
-        runs.end_given_run(session.store, error, reason(error))
+        runs.end_given_run(session.store, step, error, reason(error))
     except Exception as second:  # the reason itself is told either way
         session.say(f"(not noted on the run: {one_line(second)})")
 

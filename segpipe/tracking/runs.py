@@ -176,11 +176,11 @@ def log_params(run_id: str, values: dict[str, str]) -> None:
         client.log_batch(run_id, params=fresh[first : first + PARAMS_PER_CALL])
 
 
-def end_given_run(store: Store, error: BaseException, reason: str) -> None:
-    """End the run that MLflow Projects opened for this process, before the process does."""
+def end_given_run(store: Store, step: str, error: BaseException, reason: str) -> None:
+    """End the run that MLflow Projects opened for a step in this process, before the process does."""
     store.hurry_after(error)
     store.reach()
-    _tag(os.environ["MLFLOW_RUN_ID"], _traits(error))
+    _tag(os.environ["MLFLOW_RUN_ID"], {run_tags.STEP: step, **_traits(error)})
     end(os.environ["MLFLOW_RUN_ID"], "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason)
 
 

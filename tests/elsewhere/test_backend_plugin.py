@@ -222,7 +222,7 @@ def test_a_signal_to_the_driver_ends_the_step_elsewhere(here, chain):
             "train",
             "model.encoder_weights",
             "/not/there.pt",
-            "model.encoder_weights=/not/there.pt: No such file or directory; give none, imagenet or a file",
+            "model.encoder_weights=/not/there.pt: no such file; give none, imagenet, bundled or the path of a file",
         ),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_path_that_does_not_lead_anywhere_there_is_named(here, chain, step, kn
     sent = ["--backend", "clone", "--backend-config", str(here.home / "clone.json")]
     handed_on = here.run([sys.executable, "-m", "mlflow", "run", ".", "-e", step, *sent, *asked])
     assert handed_on.returncode == 0, handed_on.stderr  # `mlflow run` does not wait for a plugin's step
-    query = f" and params.`cfg.{knob}` = '{path}' and attributes.status != 'RUNNING'"
+    query = f" and params.`{knob}` = '{path}' and attributes.status != 'RUNNING'"
     until = time.monotonic() + 60
     while not (ended := here.runs(step, query)):
         assert time.monotonic() < until
