@@ -16,7 +16,7 @@ from steps import command
 def main(session: Session, config: Config, preprocess: str, train: str) -> str:
     """Measure the trained model on the test set, case by case, with confidence intervals over patients."""
     from segpipe.data.dataset import Dataset
-    from segpipe.evaluation import measuring
+    from segpipe.evaluation import choosing, measuring
     from segpipe.evaluation.kept import CASES, Kept
     from segpipe.files import hashes
     from segpipe.inference.predictor import Predictor
@@ -29,13 +29,13 @@ def main(session: Session, config: Config, preprocess: str, train: str) -> str:
     knobs, trained = config.evaluate, runs.tag_of(train, run_tags.MODEL)
     predictor = Predictor.load(logged_models.folder(f"models:/{trained}"), devices.device(config.train))
 
-    choice = measuring.choose(predictor, dataset, knobs.threshold)
-    model_id = logged_models.with_threshold(predictor, trained, choice.threshold)
+    choice = choosing.choose(predictor, dataset, knobs)
+    model_id = logged_models.with_labelling(predictor, trained, choice.labelling)
     progress = session.screen.progress("evaluate")
-    found = measuring.evaluate(predictor, dataset, choice.threshold, knobs, progress)
+    found = measuring.evaluate(predictor, dataset, choice.labelling, knobs, progress)
     weights = logged_models.weights(model_id)
     summary = measuring.summarise(found, choice, weights, knobs.bootstrap_samples, config.seed)
-    masks = measuring.examples(predictor, dataset, found.cases, choice.threshold)
+    masks = measuring.examples(predictor, dataset, found.cases, choice.labelling)
 
     with artifacts.folder("evaluation") as folder:
         Kept(found, summary, choice.val_dice, masks).write(folder)

@@ -247,6 +247,13 @@ class EvaluateConfig(Section):
     threshold: Threshold = Field(
         "auto", description="foreground probability from which a voxel is foreground; auto: by the validation set"
     )
+    tta: Literal["auto"] | bool = Field(
+        False, description="average the predictions for the image and its three flips; auto: if that helps validation"
+    )
+    postprocess: Literal["none", "largest_component", "min_area", "auto"] = Field(
+        "none",
+        description="keep each class's largest component, or drop those below an area; auto: what helps validation",
+    )
     tolerance: float = Field(2.0, gt=0, le=100, description="tolerance of the normalised surface Dice, mm or pixels")
     band: float = Field(10.0, gt=0, le=1000, description="pixel-wise metrics: reach around the reference, mm or pixels")
     subgroups: Names = Field(("site", "size"), description="columns to group by; size: tertiles of the reference")
@@ -313,9 +320,15 @@ class PredictConfig(Section):
     threshold: Literal["model"] | Annotated[float, Field(gt=0, lt=1)] = Field(
         "model", description="foreground probability from which a voxel is foreground; model: the model's own"
     )
-    tta: bool = Field(False, description="average the predictions for the image and its three flips")
-    largest_component: bool = Field(False, description="keep only each class's largest component")
-    min_area: int = Field(0, ge=0, description="drop components of fewer pixels or voxels")
+    tta: Literal["model"] | bool = Field(
+        "model", description="average the predictions for the image and its three flips; model: as it was measured"
+    )
+    largest_component: Literal["model"] | bool = Field(
+        "model", description="keep only each class's largest component; model: as it was measured"
+    )
+    min_area: Literal["model"] | Annotated[int, Field(ge=0)] = Field(
+        "model", description="drop components of fewer pixels or voxels; model: as it was measured"
+    )
     comparisons: bool = Field(True, description="a picture of each case: input, overlay, reference")
 
 

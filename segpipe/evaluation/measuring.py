@@ -1,9 +1,9 @@
-"""Measure a model on the test set, case by case, on each case's own grid; choose its threshold on validation cases."""
+"""Measure a model on the test set, case by case, on each case's own grid."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from segpipe.config.sections import EvaluateConfig, MetricName
 from segpipe.data.dataset import Dataset
 from segpipe.data.manifest import CaseRecord, Manifest
-from segpipe.data.volume import IGNORE, volume_ml
+from segpipe.data.volume import volume_ml
 from segpipe.errors import InputError, nearest
 from segpipe.evaluation.summary import Summary
 from segpipe.metrics import catalogue, lesions, measurement, overlaps, pixels, statistics
 
 if TYPE_CHECKING:
+    from segpipe.evaluation.choosing import Choice
     from segpipe.inference.predictor import Predictor
+    from segpipe.inference.spec import Labelling
 
 Progress = Callable[[int, int, str], None]
 COUNTS = ("lesions", "lesions_found", "lesions_predicted", "lesions_false")
 THRESHOLDS = np.arange(5, 96) / 100
-ROUNDING = 1e-9
 Table = NDArray[np.float64]
 Mask = NDArray[np.uint8]
 
@@ -48,18 +49,10 @@ class Measurement:
     latency_ms: float
 
 
-class Choice(NamedTuple):
-    """A decision threshold, its origin in words, and the mean Dice on the validation set at `THRESHOLDS`."""
-
-    threshold: float
-    origin: str
-    val_dice: Table
-
-
 def evaluate(
     predictor: "Predictor",
     dataset: Dataset,
-    threshold: float,
+    labelling: "Labelling",
     knobs: EvaluateConfig,
     progress: Progress,
 ) -> Measurement:
@@ -75,7 +68,7 @@ def evaluate(
         image, reference = dataset.native(case)
         began = time.perf_counter()
         prepared = predictor.prepare(image)
-        found = predictor.label(prepared, threshold)
+        found = predictor.answer(prepared, labelling)
         seconds.append(time.perf_counter() - began)
         measured = measurement.measure(
             found.mask,
@@ -88,7 +81,7 @@ def evaluate(
         )
         rows.append(_row(case, measured, manifest.classes))
         found_lesions += _lesions(case, measured, manifest.classes)
-        sweep.append(_by_threshold(measured.whole))
+        sweep.append(by_threshold(measured.whole))
         embeddings.append(predictor.embedding(prepared))
         band, whole, confusion = band + measured.band, whole + measured.whole, confusion + measured.confusion
         progress(done, len(cases), case.case)
@@ -101,7 +94,7 @@ def evaluate(
         band,
         whole,
         dict(zip(("tp", "fp", "fn", "tn"), confusion.tolist(), strict=True)),
-        _mean_of_known(np.stack(sweep)),
+        mean_of_known(np.stack(sweep)),
         np.stack(embeddings),
         1000 * float(np.median(seconds[1:] or seconds)),
     )
@@ -146,47 +139,18 @@ def _lesions(case: CaseRecord, measured: measurement.Measured, classes: tuple[st
     ]
 
 
-def _mean_of_known(values: Table) -> Table:
+def mean_of_known(values: Table) -> Table:
     """Mean down each column of what is not NaN; NaN where a column has nothing else."""
     return pd.DataFrame(values).mean().to_numpy(dtype=np.float64)
 
 
-def _by_threshold(histogram: NDArray[np.int64]) -> Table:
+def by_threshold(histogram: NDArray[np.int64]) -> Table:
     """Dice of the foreground at each of THRESHOLDS, NaN if reference and prediction are empty."""
     dice: Table = pixels.dice_by_threshold(histogram)[1]
     return dice[(THRESHOLDS * pixels.BINS).round().astype(np.int64)]
 
 
-def choose(predictor: "Predictor", dataset: Dataset, asked: float | str) -> Choice:
-    """The requested decision threshold. For `auto` it is the one nearest to 0.5 that is not worse than the best, on the
-    validation set, by more than one standard error over patients (the rule of Breiman et al. 1984, applied to a
-    threshold). A case without foreground counts as 1 if nothing is predicted in it, as in the gate. Raises InputError
-    for `auto` without a validation case.
-    """
-    cases = dataset.where(split="val").cases
-    if not cases:
-        if asked == "auto":
-            raise InputError("evaluate.threshold=auto: the validation split has no case to choose on; give a threshold")
-        return Choice(float(asked), "given", np.full(len(THRESHOLDS), np.nan))
-    rows = []
-    for case in cases:
-        image, reference = dataset.stored(case)
-        foreground = predictor.label(predictor.fit(image.astype(np.float32)), threshold=0.5).foreground
-        rows.append(_by_threshold(pixels.histograms(foreground, reference > 0, reference != IGNORE)))
-    dice = np.stack(rows)
-    shown = _mean_of_known(dice)
-    if asked != "auto":
-        return Choice(float(asked), "given", shown)
-    silent = np.where(np.isnan(dice), 1.0, dice)
-    best = int(silent.mean(axis=0).argmax())
-    losses = pd.DataFrame(silent[:, [best]] - silent).groupby([case.patient for case in cases]).mean()
-    allowed = np.flatnonzero(losses.mean() <= losses.sem().fillna(0.0) + ROUNDING)
-    chosen = float(THRESHOLDS[allowed[np.abs(THRESHOLDS[allowed] - 0.5).argmin()]])
-    near = f"nearest to 0.5 within one standard error of the best, {THRESHOLDS[best]:.2f}"
-    return Choice(chosen, f"{near}, on {len(losses)} validation patients", shown)
-
-
-def summarise(found: Measurement, choice: Choice, weights: tuple[str, float], samples: int, seed: int) -> Summary:
+def summarise(found: Measurement, choice: "Choice", weights: tuple[str, float], samples: int, seed: int) -> Summary:
     """What was measured, in figures; `weights` are the SHA-256 of the model's and their megabytes."""
     cases = found.cases
     names = [name for name in catalogue.METRICS if cases[name].notna().any()]
@@ -199,8 +163,9 @@ def summarise(found: Measurement, choice: Choice, weights: tuple[str, float], sa
         patients=int(cases["patient"].nunique()),
         lesions={name.removeprefix("lesions_"): int(cases[name].sum()) for name in COUNTS},
         confusion=found.confusion,
-        threshold=choice.threshold,
         threshold_from=choice.origin,
+        labelling_from=choice.reasons,
+        **choice.labelling._asdict(),
         latency_ms=found.latency_ms,
         interval=f"95 %, bootstrap over patients, {samples} resamples",
         convention=catalogue.CONVENTION,
@@ -231,10 +196,10 @@ def ranked(cases: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def examples(predictor: "Predictor", dataset: Dataset, cases: pd.DataFrame, threshold: float) -> dict[str, Mask]:
+def examples(predictor: "Predictor", dataset: Dataset, cases: pd.DataFrame, labelling: "Labelling") -> dict[str, Mask]:
     """The predicted labels D,H,W uint8 of the worst, median and best case."""
     records = {case.case: case for case in dataset.where(split="test").cases}
     return {
-        rank: predictor.segment(dataset.native(records[name])[0], threshold).mask
+        rank: predictor.answer(predictor.prepare(dataset.native(records[name])[0]), labelling).mask
         for rank, name in ranked(cases).items()
     }

@@ -12,8 +12,8 @@ FILE = "summary.json"
 
 
 class Summary(Section):
-    """Means with confidence intervals over patients, counts of outcomes, lesions and voxels of the band, the threshold
-    and where it comes from, what the model costs, and how all of it was computed.
+    """Means with confidence intervals over patients, counts of outcomes, lesions and voxels of the band, how
+    probabilities become labels and where that comes from, what the model costs, and how all of it was computed.
     """
 
     metrics: dict[str, Interval]
@@ -28,6 +28,10 @@ class Summary(Section):
     convention: str
     weights_sha256: str
     size_mb: float
+    tta: bool = False
+    largest_component: bool = False
+    min_area: int = 0
+    labelling_from: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write summary.json."""

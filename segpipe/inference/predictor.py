@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from segpipe.data import transform
+from segpipe.data import components, transform
 from segpipe.data.transform import Fit
 from segpipe.data.windows import Windows
 from segpipe.errors import InputError, one_line
-from segpipe.inference.spec import SPEC, WEIGHTS, ModelSpec
+from segpipe.inference.spec import SPEC, WEIGHTS, Labelling, ModelSpec
 from segpipe.models import architectures
 
 SLICES_PER_FORWARD = 16
@@ -122,6 +122,11 @@ class Predictor:
             if variance is not None:
                 variance[planes] = squares / len(FLIPS)
         return Segmentation(mask, foreground, variance)
+
+    def answer(self, prepared: Prepared, labelling: Labelling) -> Segmentation:
+        """`label`, without the components that are dropped."""
+        found = self.label(prepared, labelling.threshold, labelling.tta)
+        return found._replace(mask=components.clean(found.mask, labelling.largest_component, labelling.min_area))
 
     def _mean(self, prepared: Prepared, planes: slice, flips: tuple[Axes, ...]) -> tuple[Slices, Slices, Slices]:
         """Over the flips: mean probabilities K,d,H,W, mean foreground d,H,W and the sum of its squared distances from

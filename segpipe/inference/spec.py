@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 
@@ -12,6 +12,25 @@ from segpipe.errors import InputError, one_line
 
 FORMAT = 2
 SPEC, WEIGHTS = "spec.json", "weights.safetensors"
+
+
+class Labelling(NamedTuple):
+    """How probabilities become labels: the foreground's threshold, whether flips are averaged, and which components of
+    a class are kept: the largest one alone, or those of at least so many voxels.
+    """
+
+    threshold: float
+    tta: bool = False
+    largest_component: bool = False
+    min_area: int = 0
+
+    def less_than(self, own: Self) -> list[str]:
+        """What is left out of the labelling that a model was measured with, each as a phrase."""
+        left_out = [name for name in ("tta", "largest_component") if getattr(own, name) and not getattr(self, name)]
+        said = [f"{name} is off, the model was measured with it" for name in left_out]
+        if self.min_area < own.min_area and not self.largest_component:
+            said.append(f"min_area is {self.min_area}, the model was measured with {own.min_area}")
+        return said
 
 
 class ModelSpec(Section):
@@ -24,6 +43,14 @@ class ModelSpec(Section):
     channels: tuple[str, ...]
     classes: tuple[str, ...]
     threshold: float = 0.5
+    tta: bool = False
+    largest_component: bool = False
+    min_area: int = 0
+
+    @property
+    def labelling(self) -> Labelling:
+        """How the model was measured."""
+        return Labelling(self.threshold, self.tta, self.largest_component, self.min_area)
 
     @classmethod
     def read(cls, folder: Path) -> Self:

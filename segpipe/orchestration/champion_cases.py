@@ -15,7 +15,7 @@ def cases_of(champion: ModelVersion, preprocess: str, config: Config, progress: 
     """The champion's per-case results on a dataset's test set, without patients it was trained or chosen on.
 
     Those of its own evaluation where that was the same test set and the same way to measure, otherwise measured now,
-    with its own preprocessing and threshold.
+    with its own preprocessing and labelling.
     """
     tags = champion.tags
     if tags.get("test_digest") == runs.tag_of(preprocess, "segpipe.test_digest"):
@@ -32,8 +32,7 @@ def cases_of(champion: ModelVersion, preprocess: str, config: Config, progress: 
     device = devices.device(config.train)
     predictor = Predictor.load(logged_models.folder(f"models:/{champion.name}/{champion.version}"), device)
     own = Manifest.read(artifacts.local(f"runs:/{tags['preprocess_run']}/dataset/{FILE}"))
-    threshold = predictor.spec.threshold
-    cases = measuring.evaluate(predictor, dataset, threshold, config.evaluate, progress).cases
+    cases = measuring.evaluate(predictor, dataset, predictor.spec.labelling, config.evaluate, progress).cases
     seen = [case for split in ("train", "val") for case in own.of(split)]
     patients, files = {case.patient for case in seen}, {case.sha256 for case in seen}
     unseen = [c.case for c in dataset.where(split="test").cases if c.patient not in patients and c.sha256 not in files]

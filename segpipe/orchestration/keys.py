@@ -23,7 +23,13 @@ FORMAT, CURRENT = "key format", "2"  # keys of segpipe 0.5 name none: they are o
 # Where things are and how many work on them: the result is the same.
 WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_restarts")
 # Knobs that came after keys had been made, with the value at which all is as before: a key leaves them out then.
-AS_BEFORE: Mapping[str, object] = {"train.minutes": 0.0, "train.patches": 0, "train.foreground": 0.33}
+AS_BEFORE: Mapping[str, object] = {
+    "train.minutes": 0.0,
+    "train.patches": 0,
+    "train.foreground": 0.33,
+    "evaluate.tta": False,
+    "evaluate.postprocess": "none",
+}
 # What the pages of an evaluation are made from beside what it keeps: sections of the config, and code.
 PAGES_SECTIONS, PAGES_CODE = ("card", "registry"), "segpipe.evaluation.pages"
 # What only words, shows, finds, starts and records: the result is the same. What a config says is in the key itself.

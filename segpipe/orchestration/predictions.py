@@ -10,13 +10,15 @@ from segpipe.config.sections import Config
 from segpipe.errors import InputError, StepError
 from segpipe.files import hashes
 from segpipe.inference.predictor import Predictor
-from segpipe.inference.spec import WEIGHTS
+from segpipe.inference.spec import WEIGHTS, Labelling
 from segpipe.orchestration.screen import Screen
 from segpipe.prediction import batch, inputs, results, summary
 from segpipe.recording import logged_models, offline
 from segpipe.registry import champions
 from segpipe.runtime import devices
 from segpipe.tracking import artifacts, run_tags, runs
+
+MODEL = "model"  # a knob's value: as the model was measured
 
 
 def predict(screen: Screen, config: Config) -> int:
@@ -31,13 +33,15 @@ def predict(screen: Screen, config: Config) -> int:
     mlflow.set_tags({"mode": "prediction", "device": str(device)} | _dataset(knobs.input))
     found = _source(config)
     items = inputs.find(found, predictor.spec, config)
+    asked = knobs.model_dump(include=set(Labelling._fields))
+    labelling = predictor.spec.labelling._replace(**{name: v for name, v in asked.items() if v != MODEL})
     request = results.Request(
         input=knobs.input if knobs.input.startswith("runs:/") else str(found),
         weights_sha256=model["weights_sha256"],
         spec_sha256=hashes.of_json(predictor.spec.model_dump(mode="json")),
-        threshold=predictor.spec.threshold if knobs.threshold == "model" else knobs.threshold,
         ignore_label=config.data.ignore_label,
-        **knobs.model_dump(include={"tta", "largest_component", "min_area", "comparisons"}),
+        comparisons=knobs.comparisons,
+        **labelling._asdict(),
     )
     folder = _output(config, found, offline.outputs(config.tracking.outputs) / "predictions" / request.key)
     screen.say(f"{len(items)} cases, {uri} on {device}, results in {folder}")

@@ -50,7 +50,7 @@ STEPS = {
             sections=("evaluate", "seed"),
             reads=("registry", "card", "train", "tracking"),
             inputs=("preprocess", "train"),
-            code=("segpipe.evaluation.measuring", "segpipe.evaluation.kept"),
+            code=("segpipe.evaluation.choosing", "segpipe.evaluation.measuring", "segpipe.evaluation.kept"),
             output="evaluation",
         ),
         Step(

@@ -81,7 +81,7 @@ class Batch:
             return prepared
         began = time.perf_counter()
         try:
-            found = self.predictor.label(prepared.result, self.request.threshold, self.request.tta)
+            found = self.predictor.label(prepared.result, *self.request.labelling[:2])
             if not math.isfinite(found.foreground.max()):
                 raise InputError("values too large: the network's answer is not a number")
         except OF_THE_CASE as error:
@@ -108,7 +108,7 @@ class Batch:
             "reference_sha256": case.reference_sha256,
             "shape": list(mask.shape),
             "spacing_mm": case.first.spacing,
-            "warnings": list(case.warnings),
+            "warnings": [*case.warnings, *self.request.labelling.less_than(self.predictor.spec.labelling)],
             "results": [],
             **self.origin,
             "seconds": round(seconds, 4),

@@ -19,6 +19,7 @@ from typing import Any
 from segpipe.config.sections import Section
 from segpipe.errors import ConflictError, InputError
 from segpipe.files import hashes
+from segpipe.inference.spec import Labelling
 
 REQUEST, TABLE, SUMMARY, REPORT, LOCK = "request.json", "predictions.csv", "summary.json", "summary.md", ".lock"
 PARTS = ("inputs", "outputs", "comparisons", "metadata")
@@ -41,6 +42,11 @@ class Request(Section):
     min_area: int
     comparisons: bool
     ignore_label: int
+
+    @property
+    def labelling(self) -> Labelling:
+        """How probabilities become labels."""
+        return Labelling(self.threshold, self.tta, self.largest_component, self.min_area)
 
     @property
     def key(self) -> str:

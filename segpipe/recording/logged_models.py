@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from segpipe.data.manifest import Manifest
     from segpipe.evaluation.summary import Summary
     from segpipe.inference.predictor import Predictor
+    from segpipe.inference.spec import Labelling
 
 ARTIFACT = artifacts.WEIGHTS.rpartition("/")[2]
 FACTS = ("hardware", "version")
@@ -106,12 +107,12 @@ def weights(model_id: str) -> tuple[str, float]:
     return hashes.sha256(path), path.stat().st_size / 1e6
 
 
-def with_threshold(predictor: "Predictor", model_id: str, threshold: float) -> str:
-    """The ID of a logged model that serves with this threshold: the given one, or a copy under the active run."""
-    if predictor.spec.threshold == threshold:
+def with_labelling(predictor: "Predictor", model_id: str, labelling: "Labelling") -> str:
+    """The ID of a logged model that serves with this labelling: the given one, or a copy under the active run."""
+    if predictor.spec.labelling == labelling:
         mlflow.set_tag(run_tags.MODEL, model_id)
         return model_id
-    spec = predictor.spec.model_copy(update={"threshold": threshold})
+    spec = predictor.spec.model_copy(update=labelling._asdict())
     with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
         weights = Path(temporary) / ARTIFACT
         type(predictor)(spec, predictor.model, predictor.device).save(weights)

@@ -63,7 +63,7 @@ def load(uri: str, config: ServingConfig) -> Served:
         "run_id": model.metadata.run_id,
         "model_id": model.metadata.model_id,
         "weights_sha256": hashes.sha256(weights),
-        "threshold": spec.threshold,
+        **spec.labelling._asdict(),
         "columns": list(request.columns(spec)),
         "classes": list(spec.classes),
         "segpipe": segpipe.__version__,

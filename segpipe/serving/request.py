@@ -19,7 +19,7 @@ from segpipe.data import codecs, encodings
 from segpipe.data.volume import Spacing
 from segpipe.errors import InputError, nearest
 from segpipe.inference.input_assembly import gathered
-from segpipe.inference.spec import ModelSpec
+from segpipe.inference.spec import Labelling, ModelSpec
 
 COLUMN, SPACING = "image", "spacing"
 KINDS = {float: DataType.double, str: DataType.string, bool: DataType.boolean, int: DataType.long}
@@ -30,7 +30,7 @@ Image = NDArray[np.float32]
 
 
 class Parameters(NamedTuple):
-    """The parameters of a request; the threshold's default is the model's."""
+    """The parameters of a request; those of the labelling are the model's by default."""
 
     threshold: float
     output: str = "auto"
@@ -38,6 +38,11 @@ class Parameters(NamedTuple):
     return_probabilities: bool = False
     largest_component: bool = False
     min_area: int = 0
+
+    @property
+    def labelling(self) -> Labelling:
+        """How probabilities become labels."""
+        return Labelling(self.threshold, self.tta, self.largest_component, self.min_area)
 
 
 class Refusal(MlflowException):
@@ -63,7 +68,7 @@ def columns(spec: ModelSpec) -> tuple[str, ...]:
 
 def parameters(given: Mapping[str, Any] | None, spec: ModelSpec) -> Parameters:
     """The parameters of a request; null means the default. Raises Refusal naming the parameter."""
-    defaults: dict[str, Any] = Parameters(spec.threshold)._asdict()
+    defaults: dict[str, Any] = Parameters(**spec.labelling._asdict())._asdict()
     values = {name: value for name, value in (given or {}).items() if value is not None}
     for name in values:
         if name not in defaults:

@@ -16,7 +16,7 @@ from mlflow.types.schema import AnyType, Array
 from pydantic import ValidationError
 
 from segpipe.config.sections import ServingConfig
-from segpipe.data import codecs, components, encodings
+from segpipe.data import codecs, encodings
 from segpipe.errors import InputError
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.quantities import findings
@@ -44,7 +44,7 @@ LOG = logging.getLogger(__name__)
 def signature(spec: ModelSpec) -> ModelSignature:
     """Outputs and parameters; no inputs, because MLflow silently drops columns that a signature does not name."""
     outputs: list[ColSpec | TensorSpec] = [ColSpec(kind, name, required=False) for name, kind in ANSWER.items()]
-    defaults = Parameters(spec.threshold)._asdict()
+    defaults = Parameters(**spec.labelling._asdict())._asdict()
     params = [ParamSpec(name, KINDS[type(value)], value) for name, value in defaults.items()]
     return ModelSignature(outputs=Schema(outputs), params=ParamSchema(params))
 
@@ -108,12 +108,11 @@ class ServedModel(PythonModel):
     def _answer(self, row: dict[str, Any], wanted: Parameters) -> dict[str, Any]:
         spec = self.predictor.spec
         first, image, warnings = read(row, spec, self.limits.max_pixels)
-        segmentation = self.predictor.segment(image, wanted.threshold, wanted.tta)
-        mask = components.clean(segmentation.mask, wanted.largest_component, wanted.min_area)
+        segmentation = self.predictor.answer(self.predictor.prepare(image), wanted.labelling)
         asked = wanted.return_probabilities
         return {
-            "mask": encodings.encode(mask, first, spec.classes, wanted.output),
-            **findings(mask, segmentation, first),
+            "mask": encodings.encode(segmentation.mask, first, spec.classes, wanted.output),
+            **findings(segmentation.mask, segmentation, first),
             "probabilities": encodings.encode_probabilities(segmentation.foreground, first) if asked else None,
-            "warnings": warnings,
+            "warnings": [*warnings, *wanted.labelling.less_than(spec.labelling)],
         }

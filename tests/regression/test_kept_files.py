@@ -14,9 +14,10 @@ import pytest
 from segpipe.config.sections import EvaluateConfig, GateConfig
 from segpipe.data import codecs
 from segpipe.data.dataset import Dataset
-from segpipe.evaluation import gate, kept, measuring
+from segpipe.evaluation import choosing, gate, kept, measuring
 from segpipe.evaluation.summary import FILE, Summary
 from segpipe.inference.predictor import Predictor
+from segpipe.inference.spec import Labelling
 from segpipe.metrics.catalogue import METRICS
 
 KEPT = Path(__file__).parent.parent / "kept" / "0.5.0"
@@ -37,8 +38,8 @@ def predictor():
 @pytest.fixture
 def measured(dataset, predictor):
     """The kept evaluation, made again: its measurement and its choice of a threshold."""
-    choice = measuring.choose(predictor, dataset, "auto")
-    return measuring.evaluate(predictor, dataset, choice.threshold, EvaluateConfig(), lambda *_: None), choice
+    choice = choosing.choose(predictor, dataset, EvaluateConfig())
+    return measuring.evaluate(predictor, dataset, choice.labelling, EvaluateConfig(), lambda *_: None), choice
 
 
 def test_the_data_set_is_what_the_tags_of_its_run_say(dataset):
@@ -84,12 +85,12 @@ def test_the_evaluation_is_read_and_measured_again_is_the_same(measured, tmp_pat
     summary = Summary.read(KEPT / "evaluation")
     now = measuring.summarise(found, choice, (summary.weights_sha256, summary.size_mb), 100, 0)
     kept.Kept(found, now, choice.val_dice, {}).write(tmp_path)
-    assert choice.threshold == summary.threshold
+    assert choice.labelling == Labelling(summary.threshold)
     assert summary.headline() == now.headline()
     assert (summary.outcomes, summary.lesions) == (now.outcomes, now.lesions)
     assert list(summary.metrics) == list(now.metrics)
     written = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in (KEPT / "evaluation", tmp_path)]
-    assert list(written[0]) == list(written[1])
+    assert list(written[0]) == list(written[1])[: len(written[0])]
     assert written[0]["metrics"]["dice"] == pytest.approx(written[1]["metrics"]["dice"], rel=1e-5)
     tables = [kept.table(folder / "cases.csv") for folder in (KEPT / "evaluation", tmp_path)]
     pd.testing.assert_frame_equal(*tables, rtol=1e-5)

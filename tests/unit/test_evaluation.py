@@ -13,7 +13,8 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
 from segpipe.evaluation import kept, measuring
-from segpipe.inference.predictor import Segmentation
+from segpipe.evaluation.choosing import Choice
+from segpipe.inference.spec import Labelling
 from segpipe.metrics import pixels
 from segpipe.metrics.catalogue import CONVENTION, METRICS
 
@@ -45,7 +46,7 @@ def measurement(table):
     return measuring.Measurement(table, lesions, histogram, histogram, confusion, curve, features, 12.5)
 
 
-CHOICE = measuring.Choice(0.4, "given", np.zeros(len(measuring.THRESHOLDS)))
+CHOICE = Choice(Labelling(0.4, tta=True, min_area=8), "given", np.zeros(len(measuring.THRESHOLDS)), ("because",))
 WEIGHTS = ("0" * 64, 3.25)
 
 
@@ -97,6 +98,8 @@ def test_a_summary_counts_what_it_leaves_out(tmp_path):
     assert summary.lesions == {"lesions": 3, "found": 1, "predicted": 3, "false": 2}
     assert (summary.patients, summary.convention) == (2, CONVENTION)
     assert (summary.threshold, summary.threshold_from, summary.latency_ms) == (0.4, "given", 12.5)
+    assert (summary.tta, summary.largest_component, summary.min_area) == (True, False, 8)
+    assert summary.labelling_from == ("because",)
     assert (summary.weights_sha256, summary.size_mb) == WEIGHTS
     assert summary.headline().startswith("test Dice 0.400 [0.000, 0.800], 2 of 3 cases")
 
@@ -133,7 +136,7 @@ class Everything:
     def prepare(self, image):
         return image
 
-    def label(self, image, threshold):
+    def answer(self, image, labelling):
         shape = image.shape[1:]
         return SimpleNamespace(mask=np.ones(shape, np.uint8), foreground=np.ones(shape, np.float32))
 
@@ -155,9 +158,8 @@ def test_ignored_voxels_count_in_no_metric_and_no_volume(tmp_path):
         nib.save(nib.Nifti1Image(values, image.affine), path)
     knobs = {"data.format": "nifti", "data.root": str(root), "data.ignore_label": "9"}
     config, manifest = built(tmp_path, **knobs)
-    found = measuring.evaluate(
-        Everything("dwi", "adc"), Dataset(tmp_path / "dataset", manifest), 0.5, config.evaluate, lambda *_: None
-    )
+    dataset, model = Dataset(tmp_path / "dataset", manifest), Everything("dwi", "adc")
+    found = measuring.evaluate(model, dataset, Labelling(0.5), config.evaluate, lambda *_: None)
     kept, voxel_ml = 3 * 40 * 18, 2 * 2 * 5 / 1000
     for row, case in zip(found.cases.to_dict("records"), manifest.of("test"), strict=True):
         wanted = case.voxels["foreground"]
@@ -176,7 +178,7 @@ def test_columns_of_the_data_become_subgroups(tmp_path):
     (root / "cases.csv").write_text("\n".join(["case,patient,sex", *rows]), encoding="utf-8")
     knobs = {"data.format": "folder", "data.root": str(root), "split.test": "0.5", "evaluate.subgroups": "sex,size"}
     config, manifest = built(tmp_path, **knobs)
-    arguments = Dataset(tmp_path / "dataset", manifest), 0.5
+    arguments = Dataset(tmp_path / "dataset", manifest), Labelling(0.5)
     found = measuring.evaluate(Everything("grey"), *arguments, config.evaluate, lambda *_: None)
     assert set(found.cases["sex"]) <= {"f", "m"}
     assert list(found.cases["case"].str[-1].astype(int) % 2) == list((found.cases["sex"] == "f").astype(int))
@@ -190,67 +192,3 @@ def test_a_column_named_as_a_result_is_refused(tmp_path):
     (root / "cases.csv").write_text("case,dice\ncase0,1\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"cases.csv: column 'dice' has the name of one of the results"):
         built(tmp_path, **{"data.format": "folder", "data.root": str(root)})
-
-
-# --- the decision threshold
-
-
-class Certain:
-    """Says the reference with one probability, and everything else with another, case after case."""
-
-    def __init__(self, masks, probabilities):
-        self.masks, self.probabilities, self.case = masks, probabilities, -1
-
-    def fit(self, image):
-        return image
-
-    def label(self, prepared, threshold):
-        self.case += 1
-        inside, outside = self.probabilities[self.case]
-        foreground = np.where(self.masks[self.case], inside, outside).astype(np.float32)
-        assert foreground.shape == prepared.shape[1:]
-        return Segmentation(foreground >= threshold, foreground, None)
-
-
-@pytest.fixture
-def three(tmp_path):
-    """Three validation cases of one slice each."""
-    root = write_folder(tmp_path / "data", cases=6)
-    knobs = {"data.format": "folder", "data.root": str(root), "split.val": "0.5", "split.test": "0.2"}
-    _, manifest = built(tmp_path, **knobs)
-    dataset = Dataset(tmp_path / "dataset", manifest)
-    return dataset.array("val_masks")[:, None] > 0, dataset
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "chosen"),
-    [
-        ([(0.9, 0.1)] * 3, 0.5),
-        ([(0.9, 0.7)] * 3, 0.71),
-        ([(0.3, 0.1)] * 3, 0.3),
-        ([(0.9, 0.62), (0.9, 0.1), (0.9, 0.1)], 0.5),
-    ],
-    ids=["any threshold is as good", "background is loud", "foreground is shy", "one case is no evidence"],
-)
-def test_the_threshold_is_the_one_nearest_to_a_half_that_is_as_good_as_the_best(three, probabilities, chosen):
-    masks, dataset = three
-    choice = measuring.choose(Certain(masks, probabilities), dataset, "auto")
-    assert choice.threshold == pytest.approx(chosen)
-    assert "3 validation patients" in choice.origin
-    assert choice.val_dice[choice.threshold == measuring.THRESHOLDS] > 0.5
-
-
-def test_a_threshold_that_is_given_is_taken_and_the_curve_is_shown_all_the_same(three):
-    masks, dataset = three
-    choice = measuring.choose(Certain(masks, [(0.9, 0.1)] * 3), dataset, 0.95)
-    assert (choice.threshold, choice.origin) == (0.95, "given")
-    assert choice.val_dice[40] == 1
-
-
-def test_nothing_can_be_chosen_without_a_validation_case(three):
-    masks, dataset = three
-    tested = dataset.manifest.model_copy(update={"cases": dataset.where(split="test").cases})
-    alone = Dataset(dataset.folder, tested)
-    with pytest.raises(InputError, match=r"evaluate.threshold=auto: the validation split has no case"):
-        measuring.choose(Certain(masks, []), alone, "auto")
-    assert measuring.choose(Certain(masks, []), alone, 0.3).threshold == 0.3

@@ -55,7 +55,7 @@ def served(tmp_path_factory):
     known = {}
 
     def load(spec, **limits):
-        key = (spec.kind, len(spec.channels), *limits.items())
+        key = (spec.kind, len(spec.channels), spec.labelling, *limits.items())
         if key not in known:
             folder = home / str(len(known))
             network = architectures.build(spec.model, len(spec.channels), len(spec.classes), seed=0)
@@ -69,6 +69,29 @@ def served(tmp_path_factory):
 
 def answers(model, rows, **params):
     return model.predict(pd.DataFrame(rows), params).to_dict(orient="records")
+
+
+def test_a_model_is_served_as_it_was_measured_and_says_what_a_request_leaves_out(served):
+    measured = GREY.model_copy(update={"tta": True, "largest_component": True, "min_area": 5})
+    model, row = served(measured), {"image": picture(PLAIN)}
+    predictor = model.predictor
+    (plain,) = answers(model, [row])
+    expected = predictor.answer(predictor.prepare(PLAIN[None, None].astype(np.float32)), measured.labelling)
+    assert plain["mask"] == encodings.encode(
+        expected.mask, codecs.decode(base64.b64decode(row["image"]), "x"), ("thing",), "auto"
+    )
+    assert plain["uncertainty"] is not None
+    assert plain["warnings"] == []
+    (less,) = answers(model, [row], tta=False, largest_component=False, min_area=2)
+    assert less["warnings"] == [
+        "tta is off, the model was measured with it",
+        "largest_component is off, the model was measured with it",
+        "min_area is 2, the model was measured with 5",
+    ]
+    assert less["uncertainty"] is None
+    (more,) = answers(served(GREY), [row], tta=True, largest_component=True)
+    assert more["warnings"] == []
+    assert {p.name: p.default for p in served_model.signature(measured).params.params}["tta"] is True
 
 
 def test_a_row_has_every_field_and_no_nan(served):

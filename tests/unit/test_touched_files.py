@@ -43,7 +43,7 @@ TABLE = {
     "the predictor": ("inference/predictor.py", "", MORE, TRAIN, False),
     "the Dice that a training watches too": ("metrics/overlaps.py", "", MORE, TRAIN, True),
     "a metric's formula": ("metrics/surface.py", "percentile(p, 95)", "percentile(p, 94)", EVALUATE, True),
-    "the threshold rule": ("evaluation/measuring.py", "ROUNDING = 1e-9", "ROUNDING = 1e-6", EVALUATE, True),
+    "the threshold rule": ("evaluation/choosing.py", "ROUNDING = 1e-9", "ROUNDING = 1e-6", EVALUATE, False),
     "what an evaluation keeps": ("evaluation/kept.py", "", MORE, EVALUATE, True),
     "the gate": ("evaluation/gate.py", "ROUNDING = 1e-9", "ROUNDING = 1e-6", REGISTER, False),
 }
@@ -144,7 +144,7 @@ class Later(Config):
 
 
 def test_a_section_that_is_added_at_its_default_changes_no_key():
-    known, as_before = ("evaluate", "seed"), {"rounds.count": 3, "rounds.site": ""}
+    known, as_before = ("evaluate", "seed"), {**keys.AS_BEFORE, "rounds.count": 3, "rounds.site": ""}
     before = keys.section_digests(known, Config())
     assert keys.section_digests((*known, "rounds"), Later(), as_before) == before
     other = keys.section_digests((*known, "rounds"), Later(rounds=Rounds(count=4)), as_before)

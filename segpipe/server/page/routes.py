@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from starlette.responses import Response
 
 from segpipe.config.sections import ServingConfig
+from segpipe.data import components
 from segpipe.errors import InputError, one_line
 from segpipe.inference.quantities import findings
 from segpipe.registry import champions
@@ -85,11 +86,15 @@ def segment(row: dict[str, Any], served: Served, most: int) -> dict[str, Any]:
     """
     predictor, spec = served.predictor, served.predictor.spec
     like, image, warnings = request.read(row, spec, most)
-    found = predictor.label(predictor.prepare(image), 0.0)  # labels everywhere: the page has its own threshold
+    found = predictor.label(predictor.prepare(image), 0.0, spec.tta)  # labels everywhere: the page has its threshold
     if not np.isfinite(found.foreground.max()):
         raise InputError("values too large: the network's answer is not a number")
-    mask = np.where(found.foreground >= spec.threshold, found.mask, np.uint8(0))
-    seen = display.encode(like, image, spec.channels, found.mask, found.foreground)
+    every = np.where(found.foreground >= spec.threshold, found.mask, np.uint8(0))
+    mask = components.clean(every, spec.largest_component, spec.min_area)
+    if (mask != every).any():
+        warnings = [*warnings, "components that the model drops at its threshold are not shown"]
+    shown = np.where(mask == every, found.foreground, np.float32(0))
+    seen = display.encode(like, image, spec.channels, found.mask, shown)
     if seen["coarser"] != 1:
         warnings = [*warnings, f"shown at 1/{seen['coarser']} of its resolution; numbers and the saved mask are whole"]
     numbers = findings(mask, found, like)

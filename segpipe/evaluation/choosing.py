@@ -1,0 +1,139 @@
+"""Choose on validation cases how a model's probabilities become labels."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from segpipe.config.sections import EvaluateConfig
+from segpipe.data import components
+from segpipe.data.dataset import Dataset
+from segpipe.data.manifest import CaseRecord
+from segpipe.data.volume import IGNORE
+from segpipe.errors import InputError
+from segpipe.evaluation.measuring import THRESHOLDS, Table, by_threshold, mean_of_known
+from segpipe.inference.spec import Labelling
+from segpipe.metrics import overlaps, pixels
+
+if TYPE_CHECKING:
+    from segpipe.inference.predictor import Predictor
+
+ROUNDING = 1e-9
+AREAS = tuple(2**n for n in range(1, 13))  # pixels or voxels
+# Which components are dropped: whether only the largest is kept, and the smallest area.
+NOTHING, LARGEST = (False, 0), (True, 0)
+
+
+class Choice(NamedTuple):
+    """A labelling, where its threshold comes from, in words, the mean Dice on the validation set at `THRESHOLDS`, and
+    what was found of flips and components, each as a sentence without a full stop.
+    """
+
+    labelling: Labelling
+    origin: str
+    val_dice: Table
+    reasons: tuple[str, ...] = ()
+
+
+def choose(predictor: "Predictor", dataset: Dataset, knobs: EvaluateConfig) -> Choice:
+    """How the model's probabilities are to become labels: as asked for, or for `auto` by the validation cases.
+
+    The threshold is the one nearest to 0.5 that is not worse than the best by more than one standard error over
+    patients (the rule of Breiman et al. 1984, applied to a threshold). Flips are averaged, and components dropped, only
+    where the mean Dice rises and that of no class falls (the rule of nnU-Net, Isensee et al. 2021). A case without
+    foreground counts as 1 if nothing is predicted in it, as in the gate.
+
+    Raises InputError for `auto` without a validation case, and for an area to be found on resized cases.
+    """
+    cases, own_scale = dataset.where(split="val").cases, dataset.manifest.preprocess.fit == "patch"
+    for name in ("threshold", "tta", "postprocess"):
+        asked = getattr(knobs, name)
+        if not cases and asked in ("auto", "min_area"):
+            raise InputError(f"evaluate.{name}={asked}: the validation split has no case to choose on; give a value")
+    if knobs.postprocess == "min_area" and not own_scale:
+        raise InputError("evaluate.postprocess=min_area: resized cases have no areas; preprocess.fit=patch has")
+    areas = [(False, area) for area in AREAS] if own_scale else []
+    drops = {
+        "none": [NOTHING],
+        "largest_component": [LARGEST],
+        "min_area": [NOTHING, *areas],
+        "auto": [NOTHING, *areas, LARGEST],
+    }[knobs.postprocess]
+    flips = (False, True) if knobs.tta == "auto" else (knobs.tta,)
+    curves = {tta: _by_threshold(predictor, dataset, cases, tta) for tta in flips}
+    found = {tta: _threshold(curve, cases, knobs.threshold) for tta, curve in curves.items()}
+    ways = [Labelling(found[tta][0], tta, *dropped) for tta, dropped in product(flips, drops)]
+    labelling, reasons = _best(ways, _by_class(predictor, dataset, cases, ways)) if len(ways) > 1 else (ways[0], ())
+    return Choice(labelling, found[labelling.tta][1], mean_of_known(curves[labelling.tta]), reasons)
+
+
+def _by_threshold(predictor: "Predictor", dataset: Dataset, cases: Sequence[CaseRecord], tta: bool) -> Table:
+    """Dice of the foreground of each case at each of `THRESHOLDS`, NaN where there is none and none is found."""
+    rows = [np.full(len(THRESHOLDS), np.nan)] if not cases else []
+    for case in cases:
+        image, reference = dataset.stored(case)
+        foreground = predictor.label(predictor.fit(image.astype(np.float32)), 0.5, tta).foreground
+        rows.append(by_threshold(pixels.histograms(foreground, reference > 0, reference != IGNORE)))
+    return np.stack(rows)
+
+
+def _threshold(dice: Table, cases: Sequence[CaseRecord], asked: float | str) -> tuple[float, str]:
+    """The threshold, and where it comes from."""
+    if asked != "auto":
+        return float(asked), "given"
+    silent = np.where(np.isnan(dice), 1.0, dice)
+    best = int(silent.mean(axis=0).argmax())
+    losses = pd.DataFrame(silent[:, [best]] - silent).groupby([case.patient for case in cases]).mean()
+    allowed = np.flatnonzero(losses.mean() <= losses.sem().fillna(0.0) + ROUNDING)
+    chosen = float(THRESHOLDS[allowed[np.abs(THRESHOLDS[allowed] - 0.5).argmin()]])
+    near = f"nearest to 0.5 within one standard error of the best, {THRESHOLDS[best]:.2f}"
+    return chosen, f"{near}, on {len(losses)} validation patients"
+
+
+def _by_class(
+    predictor: "Predictor", dataset: Dataset, cases: Sequence[CaseRecord], ways: Sequence[Labelling]
+) -> dict[Labelling, Table]:
+    """Dice of each case and class by each way of labelling, 1 where a class is neither there nor found."""
+    rows: dict[Labelling, list[Table]] = {way: [] for way in ways}
+    for case in cases:
+        image, reference = dataset.stored(case)
+        prepared = predictor.fit(image.astype(np.float32))
+        masks = {way[:2]: predictor.label(prepared, *way[:2]).mask for way in ways}
+        for way in ways:
+            mask = components.clean(masks[way[:2]], *way[2:])
+            dice = overlaps.overlap("dice", overlaps.count(mask, reference, len(dataset.manifest.classes)))
+            rows[way].append(np.where(np.isnan(dice), 1.0, dice))
+    return {way: np.stack(found) for way, found in rows.items()}
+
+
+def _best(ways: Sequence[Labelling], dice: Mapping[Labelling, Table]) -> tuple[Labelling, tuple[str, ...]]:
+    """The first way, with flips if they help, and then without the components whose dropping helps most; and why."""
+    best, reasons = ways[0], list[str]()
+    for what in ("averaging flips", "dropping components"):
+        flipped = [way for way in ways if way.tta != best.tta and way[2:] == best[2:]]
+        dropped = [way for way in ways if way.tta == best.tta and way[2:] != best[2:]]
+        rivals = flipped if what == "averaging flips" else dropped
+        helpful = [way for way in rivals if _helps(dice[way], dice[best])]
+        if not rivals:
+            continue
+        if not helpful:
+            reasons.append(f"{what} does not help on validation cases")
+            continue
+        before, best = dice[best].mean(), max(helpful, key=lambda way: float(dice[way].mean()))
+        kept = f", keeping {_components(best)}" if rivals is dropped else ""
+        reasons.append(f"{what}{kept}: mean Dice on validation cases {before:.4f} -> {dice[best].mean():.4f}")
+    return best, tuple(reasons)
+
+
+def _helps(dice: Table, before: Table) -> bool:
+    """Whether the mean Dice rises, and that of no class falls."""
+    gains = (dice - before).mean(axis=0)
+    return bool(gains.mean() > ROUNDING and gains.min() >= -ROUNDING)
+
+
+def _components(way: Labelling) -> str:
+    return (
+        "the largest of each class" if way.largest_component else f"those of {way.min_area} pixels or voxels and more"
+    )
