@@ -13,7 +13,19 @@ from segpipe.files.code_closure import Code
 from segpipe.files.project import PROJECT
 
 ORDER = (
-    *("errors", "config", "files", "runtime", "data", "metrics", "models", "inference", "plots", "evaluation"),
+    *(
+        "errors",
+        "config",
+        "files",
+        "runtime",
+        "data",
+        "metrics",
+        "planning",
+        "models",
+        "inference",
+        "plots",
+        "evaluation",
+    ),
     *("tracking", "serving", "recording", "training", "registry", "server", "prediction", "orchestration"),
 )
 CONFINED = {

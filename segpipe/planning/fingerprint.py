@@ -1,0 +1,116 @@
+"""What a data set is like, as far as a recipe depends on it: measured on its training cases."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.config.sections import Config, Section
+from segpipe.data import splits
+from segpipe.data.readers import READERS, channel_names, open_reader
+from segpipe.data.volume import IGNORE, Kind, Spacing, Volume
+from segpipe.errors import InputError
+from segpipe.files.hashes import Progress
+from segpipe.metrics.centreline import skeleton
+
+COLOUR = ("red", "green", "blue")
+COLOURED = 4.0  # grey values by which the channels of a coloured picture differ on average, at least
+Mask = NDArray[np.bool_]
+
+
+class Fingerprint(Section):
+    """Medians over the training cases, unless said otherwise.
+
+    `plane` is height, width in pixels, `largest` the largest of each; `spacing` mm along depth, height, width, None for
+    pictures without one. `foreground` is the share of the pixels, of all cases together, `filled` the share of the
+    slices that have any. `thickness` is that of the foreground in pixels, or of the background where that is thinner:
+    twice the distance from its centreline to its border. `coloured` is the share of pictures whose channels differ.
+    """
+
+    kind: Kind
+    cases: int
+    patients: int
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    plane: tuple[int, int]
+    largest: tuple[int, int]
+    depth: int
+    spacing: Spacing | None
+    foreground: float
+    filled: float
+    thickness: float
+    coloured: float
+
+
+def measure(config: Config, progress: Progress) -> Fingerprint:
+    """Read the training cases and measure them; pictures in colour, to see whether they have any.
+
+    Raises InputError as the reader does, and where no training case has any foreground.
+    """
+    pictures = READERS[config.data.format].kind == "picture"
+    colour = config.data.model_copy(update={"channels": COLOUR}) if pictures else config.data
+    reader = open_reader(config.model_copy(update={"data": colour}))
+    every = reader.cases()
+    sides = splits.assign(every, config.split, config.seed)
+    cases = [case for case in every if sides[case.patient] == "train"]
+    shapes, spacings, thicknesses, coloured = [], [], [], []
+    found = seen = filled = slices = 0
+    for number, case in enumerate(cases, start=1):
+        volume = reader.load(case)
+        masks = (volume.mask > 0) & (volume.mask != IGNORE)
+        areas = masks.sum(axis=(1, 2))
+        busiest = masks[int(areas.argmax())]
+        shapes.append(masks.shape)
+        spacings.append(volume.spacing)
+        coloured.append(pictures and _coloured(volume))
+        found, seen, filled, slices = (
+            total + more
+            for total, more in zip(
+                (found, seen, filled, slices), (areas.sum(), masks.size, (areas > 0).sum(), len(areas)), strict=True
+            )
+        )
+        if busiest.any():
+            thicknesses.append(min(thickness(busiest), thickness(~busiest)))
+        progress(number, len(cases), case.name)
+    if not thicknesses:
+        raise InputError(f"{reader.root}: no training case has any foreground; nothing to plan from")
+    planes = np.array(shapes)
+    known = [spacing for spacing in spacings if spacing]
+    return Fingerprint(
+        kind=READERS[config.data.format].kind,
+        cases=len(cases),
+        patients=len({case.patient for case in cases}),
+        channels=channel_names(config.data),
+        classes=config.data.class_names,
+        plane=_ints(np.median(planes[:, 1:], axis=0)),
+        largest=_ints(planes[:, 1:].max(axis=0)),
+        depth=int(np.median(planes[:, 0])),
+        spacing=_three(np.median(np.array(known), axis=0)) if known else None,
+        foreground=float(found / seen),
+        filled=float(filled / slices),
+        thickness=float(np.median(thicknesses)),
+        coloured=float(np.mean(coloured)),
+    )
+
+
+def thickness(mask: Mask) -> float:
+    """Median thickness in pixels of what is in a mask H,W: twice the distance from its centreline to outside of it."""
+    from scipy.ndimage import distance_transform_edt
+
+    if mask.all() or not mask.any():
+        return float(min(mask.shape))
+    return float(2 * np.median(distance_transform_edt(mask)[skeleton(mask)]) - 1)
+
+
+def _coloured(volume: Volume) -> bool:
+    return bool(np.abs(volume.image - volume.image.mean(axis=0)).mean() > COLOURED)
+
+
+def _ints(values: Iterable[float]) -> tuple[int, int]:
+    height, width = (int(value) for value in values)
+    return height, width
+
+
+def _three(values: Sequence[float]) -> Spacing:
+    depth, height, width = (float(value) for value in values)
+    return depth, height, width

@@ -1,0 +1,120 @@
+"""What a data set is like, and the recipe that follows."""
+
+import numpy as np
+import pytest
+from conftest import write_folder, write_nifti
+from PIL import Image
+
+from segpipe.config import settings
+from segpipe.errors import InputError
+from segpipe.planning import fingerprint, rules
+from segpipe.planning.fingerprint import Fingerprint
+
+VESSELS = Fingerprint(
+    kind="picture", cases=50, patients=40, channels=("grey",), classes=("foreground",), plane=(960, 999),
+    largest=(1168, 1752), depth=1, spacing=None, foreground=0.08, filled=1.0, thickness=3.0, coloured=1.0,
+)  # fmt: skip
+BRAINS = VESSELS.model_copy(
+    update={
+        "kind": "volume", "channels": ("dwi", "adc"), "plane": (112, 112), "largest": (112, 128), "depth": 73,
+        "spacing": (2.0, 2.0, 2.0), "foreground": 0.001, "filled": 0.1, "thickness": 12.0, "coloured": 0.0,
+    }
+)  # fmt: skip
+SKIN = VESSELS.model_copy(update={"thickness": 200.0, "plane": (2000, 3000), "largest": (2000, 3000)})
+
+
+def measured(root, **knobs):
+    config = settings.load(None, {"data.root": str(root), **knobs})
+    return fingerprint.measure(config, lambda *_: None)
+
+
+def planned(found, minutes=10):
+    return {setting.knob: setting.value for setting in rules.plan(found, minutes)}
+
+
+# --- fingerprints
+
+
+@pytest.mark.parametrize("width", [3, 5, 9, 21])
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_bar_is_as_thick_as_it_is_wide(width, turn):
+    mask = np.zeros((120, 80), bool)
+    mask[20:100, 30 : 30 + width] = True
+    assert fingerprint.thickness(np.rot90(mask, turn)) == pytest.approx(width, abs=1)
+
+
+def test_a_mask_of_all_or_nothing_is_as_thick_as_the_plane():
+    assert fingerprint.thickness(np.ones((20, 30), bool)) == fingerprint.thickness(np.zeros((20, 30), bool)) == 20
+
+
+def test_pictures_are_measured_on_training_cases_alone(folder):
+    found = measured(folder, **{"data.format": "folder"})
+    assert (found.kind, found.cases, found.patients, found.channels) == ("picture", 5, 5, ("grey",))
+    assert (found.plane, found.largest, found.depth, found.spacing) == ((40, 36), (40, 36), 1, None)
+    assert (found.filled, found.coloured) == (1.0, 0.0)
+    assert 0.05 < found.foreground < 0.2
+    assert 8 < found.thickness < 18
+
+
+def test_colour_is_found_where_there_is_any(folder):
+    for path in sorted((folder / "images").iterdir()):
+        grey = np.asarray(Image.open(path))
+        Image.fromarray(np.stack([grey, grey // 2, grey // 4], axis=-1)).save(path)
+    assert measured(folder, **{"data.format": "folder"}).coloured == 1
+
+
+def test_volumes_have_a_spacing(tmp_path):
+    found = measured(write_nifti(tmp_path / "data"), **{"data.format": "nifti"})
+    assert (found.kind, found.depth, found.channels) == ("volume", 3, ("dwi", "adc"))
+    assert found.spacing == pytest.approx((5, 2, 2))
+    assert found.coloured == 0
+
+
+def test_without_foreground_there_is_nothing_to_plan(tmp_path):
+    root = write_folder(tmp_path / "data")
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.zeros((40, 36), np.uint8)).save(path)
+    with pytest.raises(InputError, match="no training case has any foreground"):
+        measured(root, **{"data.format": "folder"})
+
+
+# --- rules
+
+
+def test_fine_structures_in_large_pictures_are_seen_in_windows_of_their_own_scale():
+    found = planned(VESSELS)
+    assert (found["preprocess.fit"], found["preprocess.size"]) == ("patch", [256, 256])
+    assert (found["data.channels"], found["augment.rotation"]) == (["red", "green", "blue"], 180.0)
+    assert (found["model.encoder_depth"], found["train.batch_size"], found["train.patches"]) == (4, 6, 4)
+    assert (found["train.minutes"], found["evaluate.tta"]) == (10, "auto")
+
+
+def test_planes_that_fit_are_seen_whole():
+    found = planned(BRAINS)
+    assert (found["preprocess.fit"], found["preprocess.size"]) == ("patch", [112, 128])
+    assert "data.channels" not in found
+    assert (found["model.encoder_depth"], found["train.batch_size"]) == (3, 16)
+    assert (found["augment.flip_vertical"], found["augment.rotation"]) == (0.0, 30.0)
+
+
+def test_coarse_structures_in_large_pictures_are_seen_whole_and_smaller():
+    found = planned(SKIN)
+    assert (found["preprocess.fit"], found["preprocess.size"]) == ("resize", [224, 320])
+    assert found["model.encoder_depth"] == 4 or found["model.encoder_depth"] == 5
+    assert "train.patches" not in found
+
+
+@pytest.mark.parametrize("found", [VESSELS, BRAINS, SKIN, VESSELS.model_copy(update={"largest": (17, 40)})])
+def test_a_recipe_says_why_and_is_read_back(found, tmp_path):
+    planned = rules.plan(found, 5)
+    text = rules.recipe(planned, found)
+    assert text == rules.recipe(rules.plan(found, 5), found)
+    (tmp_path / "plan.yaml").write_text(text, encoding="utf-8")
+    config = settings.load(tmp_path / "plan.yaml", {"data.format": "folder", "data.root": "x"})
+    values = config.model_dump(mode="json")
+    for setting in planned:
+        section, _, name = setting.knob.partition(".")
+        assert values[section][name] == setting.value
+        assert setting.reason in text
+    height, width = config.preprocess.size
+    assert height % 2**config.model.encoder_depth == width % 2**config.model.encoder_depth == 0
