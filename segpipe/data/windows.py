@@ -8,23 +8,22 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Slices = tuple[slice, slice]
-OVERLAP = 0.5
 SIGMA = 1 / 8
 LEAST_WEIGHT = 1e-3
 
 
 class Windows:
-    """Windows of `size` over a plane of `native` H,W, each overlapping the next by half, the last ones flush with the
-    border; along a side where the plane is smaller it is centred in the window, which `mirror` fills with the plane
+    """Windows of `size` over a plane of `native` H,W, each overlapping the next by a share, the last ones flush with
+    the border; along a side where the plane is smaller it is centred in the window, which `mirror` fills with the plane
     mirrored, the outermost pixels repeated.
 
     A window's weights are a Gaussian of an eighth of its side, nowhere below 0.001, as in MONAI's
     `sliding_window_inference` (Cardoso 2022).
     """
 
-    def __init__(self, native: tuple[int, int], size: tuple[int, int], *, mirror: bool = False) -> None:
+    def __init__(self, native: tuple[int, int], size: tuple[int, int], overlap: float, *, mirror: bool = False) -> None:
         self.native, self.size, self.mirror = native, size, mirror
-        sides = product(*(_sides(n, limit) for n, limit in zip(native, size, strict=True)))
+        sides = product(*(_sides(n, limit, overlap) for n, limit in zip(native, size, strict=True)))
         # What each window sees of the plane, and where in the window that is.
         self.places = [((rows, columns), (down, along)) for (rows, down), (columns, along) in sides]
         gaussians = (np.exp(-((np.arange(n) - (n - 1) / 2) ** 2) / (2 * (SIGMA * n) ** 2)) for n in size)
@@ -59,11 +58,11 @@ class Windows:
         return result
 
 
-def _sides(n: int, limit: int) -> list[Slices]:
+def _sides(n: int, limit: int, overlap: float) -> list[Slices]:
     """What windows of `limit` see of `n` pixels, and where in the window that is."""
     if n <= limit:
         before = (limit - n) // 2
         return [(slice(0, n), slice(before, before + n))]
-    step = int(limit * (1 - OVERLAP))
+    step = int(limit * (1 - overlap))
     starts = (min(start, n - limit) for start in range(0, n - limit + step, step))
     return [(slice(start, start + limit), slice(0, limit)) for start in starts]

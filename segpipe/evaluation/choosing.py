@@ -1,11 +1,14 @@
 """Choose on validation cases how a model's probabilities become labels."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from segpipe.config.sections import EvaluateConfig
 from segpipe.data import components
@@ -13,13 +16,14 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.manifest import CaseRecord
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
-from segpipe.evaluation.measuring import THRESHOLDS, Table, by_threshold, mean_of_known
+from segpipe.evaluation.measuring import THRESHOLDS, Mask, Table, by_threshold, mean_of_known
 from segpipe.inference.spec import Labelling
 from segpipe.metrics import overlaps, pixels
 
 if TYPE_CHECKING:
     from segpipe.inference.predictor import Predictor
 
+Foreground = NDArray[np.float32]
 ROUNDING = 1e-9
 AREAS = tuple(2**n for n in range(1, 13))  # pixels or voxels
 # Which components are dropped: whether only the largest is kept, and the smallest area.
@@ -62,19 +66,40 @@ def choose(predictor: "Predictor", dataset: Dataset, knobs: EvaluateConfig) -> C
         "auto": [NOTHING, *areas, LARGEST],
     }[knobs.postprocess]
     flips = (False, True) if knobs.tta == "auto" else (knobs.tta,)
-    curves = {tta: _by_threshold(predictor, dataset, cases, tta) for tta in flips}
-    found = {tta: _threshold(curve, cases, knobs.threshold) for tta, curve in curves.items()}
-    ways = [Labelling(found[tta][0], tta, *dropped) for tta, dropped in product(flips, drops)]
-    labelling, reasons = _best(ways, _by_class(predictor, dataset, cases, ways)) if len(ways) > 1 else (ways[0], ())
+    with tempfile.TemporaryDirectory(prefix="segpipe-") as folder:
+        seen = _Seen(predictor, dataset, Path(folder) if len(flips) * len(drops) > 1 else None)
+        curves = {tta: _by_threshold(seen, cases, tta) for tta in flips}
+        found = {tta: _threshold(curve, cases, knobs.threshold) for tta, curve in curves.items()}
+        ways = [Labelling(found[tta][0], tta, *dropped) for tta, dropped in product(flips, drops)]
+        labelling, reasons = _best(ways, _by_class(seen, cases, ways)) if len(ways) > 1 else (ways[0], ())
     return Choice(labelling, found[labelling.tta][1], mean_of_known(curves[labelling.tta]), reasons)
 
 
-def _by_threshold(predictor: "Predictor", dataset: Dataset, cases: Sequence[CaseRecord], tta: bool) -> Table:
+class _Seen(NamedTuple):
+    """What a model says of the cases of a data set; where there is a `folder`, each is segmented once."""
+
+    predictor: "Predictor"
+    dataset: Dataset
+    folder: Path | None
+
+    def of(self, case: CaseRecord, *, tta: bool) -> tuple[Foreground, Mask, Mask]:
+        """The foreground's probability, the most probable class, and the reference, each D,h,w."""
+        image, reference = self.dataset.stored(case)
+        kept = self.folder / f"{case.start}_{tta}.npz" if self.folder else None
+        if kept and kept.is_file():
+            with np.load(kept, allow_pickle=False) as stored:
+                return stored["foreground"], stored["labels"], reference
+        found = self.predictor.label(self.predictor.fit(image.astype(np.float32)), 0.0, tta)
+        if kept:
+            np.savez(kept, foreground=found.foreground, labels=found.mask)
+        return found.foreground, found.mask, reference
+
+
+def _by_threshold(seen: _Seen, cases: Sequence[CaseRecord], tta: bool) -> Table:
     """Dice of the foreground of each case at each of `THRESHOLDS`, NaN where there is none and none is found."""
     rows = [np.full(len(THRESHOLDS), np.nan)] if not cases else []
     for case in cases:
-        image, reference = dataset.stored(case)
-        foreground = predictor.label(predictor.fit(image.astype(np.float32)), 0.5, tta).foreground
+        foreground, _, reference = seen.of(case, tta=tta)
         rows.append(by_threshold(pixels.histograms(foreground, reference > 0, reference != IGNORE)))
     return np.stack(rows)
 
@@ -92,19 +117,15 @@ def _threshold(dice: Table, cases: Sequence[CaseRecord], asked: float | str) -> 
     return chosen, f"{near}, on {len(losses)} validation patients"
 
 
-def _by_class(
-    predictor: "Predictor", dataset: Dataset, cases: Sequence[CaseRecord], ways: Sequence[Labelling]
-) -> dict[Labelling, Table]:
+def _by_class(seen: _Seen, cases: Sequence[CaseRecord], ways: Sequence[Labelling]) -> dict[Labelling, Table]:
     """Dice of each case and class by each way of labelling, 1 where a class is neither there nor found."""
     rows: dict[Labelling, list[Table]] = {way: [] for way in ways}
-    for case in cases:
-        image, reference = dataset.stored(case)
-        prepared = predictor.fit(image.astype(np.float32))
-        masks = {way[:2]: predictor.label(prepared, *way[:2]).mask for way in ways}
-        for way in ways:
-            mask = components.clean(masks[way[:2]], *way[2:])
-            dice = overlaps.overlap("dice", overlaps.count(mask, reference, len(dataset.manifest.classes)))
-            rows[way].append(np.where(np.isnan(dice), 1.0, dice))
+    for case, way in product(cases, ways):
+        foreground, labels, reference = seen.of(case, tta=way.tta)
+        whole = np.where(foreground >= way.threshold, labels, np.uint8(0))
+        mask = components.clean(whole, way.largest_component, way.min_area)
+        dice = overlaps.overlap("dice", overlaps.count(mask, reference, len(seen.dataset.manifest.classes)))
+        rows[way].append(np.where(np.isnan(dice), 1.0, dice))
     return {way: np.stack(found) for way, found in rows.items()}
 
 

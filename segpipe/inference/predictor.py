@@ -20,6 +20,7 @@ from segpipe.models import architectures
 
 SLICES_PER_FORWARD = 16
 LARGEST = 1e15
+OVERLAP, CROP_OVERLAP = 0.25, 0.5  # of windows; the second is that of models from earlier versions
 FLIPS = ((), (3,), (2,), (2, 3))
 Axes = tuple[int, ...]
 Slices = NDArray[np.float32]
@@ -97,8 +98,10 @@ class Predictor:
         """A normalised image C,D,H,W, as acquired or as a data set holds it, made ready for the network."""
         config, (height, width) = self.spec.preprocess, normalised.shape[2:]
         large = config.fit == "crop" and (height > config.size[0] or width > config.size[1])
-        if large or config.fit == "patch":
-            lying: Fit | Windows = Windows((height, width), config.size, mirror=config.fit == "patch")
+        if config.fit == "patch":
+            lying: Fit | Windows = Windows((height, width), config.size, OVERLAP, mirror=True)
+        elif large:
+            lying = Windows((height, width), config.size, CROP_OVERLAP)
         else:
             lying = Fit((height, width), config)
         return Prepared(normalised, normalised.min(axis=(1, 2, 3)), lying)

@@ -37,17 +37,19 @@ class Certain:
 
 
 class Painted:
-    """Answers each case with the labels of `paint(reference, tta)`, in the order of the cases, in every pass."""
+    """Answers each case with the labels of `paint(reference, tta)`."""
 
     def __init__(self, dataset, paint):
-        self.references = [dataset.stored(case)[1] for case in dataset.where(split="val").cases]
-        self.paint, self.fitted = paint, -1
+        self.stored = [dataset.stored(case) for case in dataset.where(split="val").cases]
+        self.references = [reference for _, reference in self.stored]
+        self.paint, self.fitted, self.asked = paint, -1, []
 
     def fit(self, image):
-        self.fitted += 1
-        return self.references[self.fitted % len(self.references)]
+        (self.fitted,) = [n for n, (stored, _) in enumerate(self.stored) if np.array_equal(stored, image)]
+        return self.references[self.fitted]
 
     def label(self, prepared, threshold, tta):
+        self.asked.append((self.fitted, tta))
         mask = self.paint(np.array(prepared), tta).astype(np.uint8)
         return Segmentation(mask, (mask > 0).astype(np.float32), None)
 
@@ -190,3 +192,9 @@ def test_flips_are_chosen_before_components(own_scale):
     flips, dropped = choice.reasons
     assert flips.startswith("averaging flips: ")
     assert dropped.startswith("dropping components, keeping ")
+
+
+def test_each_case_is_segmented_once_each_way(own_scale):
+    model = Painted(own_scale, lambda reference, tta: reference == 1)
+    choosing.choose(model, own_scale, EvaluateConfig(tta="auto", postprocess="auto"))
+    assert sorted(model.asked) == [(n, tta) for n in range(len(model.stored)) for tta in (False, True)]

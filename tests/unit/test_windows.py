@@ -33,7 +33,7 @@ def volume(*shape):
 @given(sides, sides, st.integers(1, 3), st.sampled_from([(8, 8), (7, 12), (16, 5)]), st.booleans())
 def test_what_is_cut_and_not_changed_comes_back(height, width, depth, size, mirror):
     image = volume(2, depth, height, width)
-    windows = Windows((height, width), size, mirror=mirror)
+    windows = Windows((height, width), size, 0.5, mirror=mirror)
     back = windows.blend(windows.cut(image, image.min(axis=(1, 2, 3)), 5), 2, depth)
     np.testing.assert_allclose(back, image, rtol=OF_FOUR)
 
@@ -42,14 +42,14 @@ def test_what_is_cut_and_not_changed_comes_back(height, width, depth, size, mirr
     ("side", "starts"), [(8, [0]), (9, [0, 1]), (12, [0, 4]), (13, [0, 4, 5]), (20, [0, 4, 8, 12]), (5, [0])]
 )
 def test_windows_overlap_by_half_and_the_last_ends_at_the_border(side, starts):
-    windows = Windows((side, 3), (8, 3))
+    windows = Windows((side, 3), (8, 3), 0.5)
     assert [rows.start for (rows, _), _ in windows.places] == starts
     assert max(rows.stop for (rows, _), _ in windows.places) == side
 
 
 def test_a_plane_smaller_in_a_direction_lies_in_the_middle_of_its_windows():
     image = np.ones((1, 1, 3, 20), np.float32)
-    (batch,) = Windows((3, 20), (8, 8)).cut(image, np.array([-5], np.float32), 9)
+    (batch,) = Windows((3, 20), (8, 8), 0.5).cut(image, np.array([-5], np.float32), 9)
     assert batch.shape == (4, 1, 8, 8)
     assert (batch[:, 0, 2:5] == 1).all()
     assert (batch[:, 0, [0, 1, 5, 6, 7]] == -5).all()
@@ -57,13 +57,15 @@ def test_a_plane_smaller_in_a_direction_lies_in_the_middle_of_its_windows():
 
 def test_a_smaller_plane_is_mirrored_where_that_is_asked():
     image = volume(2, 1, 3, 20)
-    (batch,) = Windows((3, 20), (8, 8), mirror=True).cut(image, np.zeros(2, np.float32), 9)
+    (batch,) = Windows((3, 20), (8, 8), 0.5, mirror=True).cut(image, np.zeros(2, np.float32), 9)
     wide = np.pad(image[:, 0], ((0, 0), (2, 3), (0, 0)), mode="symmetric")
     np.testing.assert_array_equal(batch[1], wide[:, :, 4:12])
 
 
 def test_batches_are_full_across_planes_and_never_larger_than_asked():
-    sizes = [len(batch) for batch in Windows((20, 20), (8, 8)).cut(volume(1, 3, 20, 20), np.zeros(1, np.float32), 10)]
+    sizes = [
+        len(batch) for batch in Windows((20, 20), (8, 8), 0.5).cut(volume(1, 3, 20, 20), np.zeros(1, np.float32), 10)
+    ]
     assert sizes == [10, 10, 10, 10, 8]
 
 
@@ -83,8 +85,11 @@ def test_windows_say_what_monai_says(shape, classes, fit):
     with torch.inference_mode():
         short = [max(side - n, 0) for side, n in zip(SIZE, shape[1:], strict=True)] if fit == "patch" else [0, 0]
         around = [(n // 2, n - n // 2) for n in short]
+        overlap = 0.25 if fit == "patch" else 0.5
         slices = np.pad(prepared.image.transpose(1, 0, 2, 3), [(0, 0), (0, 0), *around], mode="symmetric")
-        expected = sliding_window_inference(torch.from_numpy(slices), SIZE, 4, network, 0.5, "gaussian", 0.125).numpy()
+        expected = sliding_window_inference(
+            torch.from_numpy(slices), SIZE, 4, network, overlap, "gaussian", 0.125
+        ).numpy()
         within = (slice(before, before + n) for (before, _), n in zip(around, shape[1:], strict=True))
         expected = expected[..., *within]
     windows = prepared.lying
