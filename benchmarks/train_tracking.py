@@ -51,7 +51,7 @@ def fitted(work: Work, folder: Path, saves: bool, recorder: Recorder | None) -> 
     checkpoints = ClockedCheckpoints(Path(tempfile.mkdtemp(dir=folder)), "benchmark", print)
     given = {name: getattr(manifest, name) for name in ("preprocess", "kind", "channels", "classes")}
     spec, epochs, marks = ModelSpec(model=config.model, **given), list[tuple[bool, float]](), [work.clock()]
-    journal = Journal(recorder, config, val, config.train.epochs) if recorder else None
+    journal = Journal(recorder, config, val, config.train) if recorder else None
     if journal:
         journal.begin(train, trainer.facts(config, network, device))
 

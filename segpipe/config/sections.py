@@ -217,7 +217,7 @@ class TrainConfig(Section):
     accumulate: int = Field(1, ge=1, le=1024, description="batches whose gradients make one step")
     empty_share: Fraction = Field(1.0, description="share of the slices without foreground drawn anew for each epoch")
     oversample: int = Field(1, ge=1, le=100, description="how often an epoch shows each slice with foreground")
-    patches: int = Field(0, ge=0, le=100_000, description="fit=patch: windows a case and epoch; 0: as many as cover it")
+    patches: int = Field(0, ge=0, le=100_000, description="fit=patch: windows a case and epoch; 0: as they fit")
     foreground: Fraction = Field(0.33, description="fit=patch: share of the windows centred on a pixel of a class")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with Nesterov momentum")
     lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")

@@ -44,7 +44,7 @@ class Batches:
         manifest, split, self.cases = selected.dataset.manifest, selected.split, selected.cases
         if not self.cases:
             raise InputError(f"the {split} split has no case; give more patients or a larger share (split.*)")
-        self.classes, self.kind = manifest.classes, manifest.kind
+        self.selected, self.classes, self.kind = selected, manifest.classes, manifest.kind
         if manifest.preprocess.fit not in SAMPLES:
             raise InputError(f"the data set has preprocess.fit={manifest.preprocess.fit}; preprocess again with patch")
         self.samples = SAMPLES[manifest.preprocess.fit](selected, config, training=training)

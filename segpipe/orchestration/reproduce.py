@@ -174,7 +174,7 @@ def again(launcher: launch.Launcher, made_by: "dict[str, Run]", configs: dict[st
     done: dict[str, Run] = {}
     for step, config in configs.items():
         recipe = f"reproduction/configs/{step}.yaml"
-        runs.log_text(settings.dump(_with_epochs(config, made_by[step])), recipe)
+        runs.log_text(settings.dump(_as_planned(config, made_by[step])), recipe)
         inputs = {f"{i}_run": done[i].info.run_id for i in STEPS[step].inputs}
         done[step] = launch.launch(
             step, inputs, replace(launcher, recipe=recipe), f"it reproduces {made_by[step].info.run_id}"
@@ -183,12 +183,13 @@ def again(launcher: launch.Launcher, made_by: "dict[str, Run]", configs: dict[st
     return done
 
 
-def _with_epochs(config: Config, made: "Run") -> Config:
-    """The config with as many epochs as the run had instead of the minutes it was given."""
-    if not config.train.minutes or artifact_tree.PLANNED not in made.data.params:
+def _as_planned(config: Config, made: "Run") -> Config:
+    """The config with as many epochs and windows as the run had, instead of the minutes it was given."""
+    planned = {knob: made.data.params.get(param) for knob, param in artifact_tree.PLANNED.items()}
+    if not config.train.minutes or None in planned.values():
         return config
-    epochs = int(made.data.params[artifact_tree.PLANNED])
-    return config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs, "minutes": 0.0})})
+    knobs = {knob: int(value) for knob, value in planned.items() if value is not None}
+    return config.model_copy(update={"train": config.train.model_copy(update={**knobs, "minutes": 0.0})})
 
 
 def compare(uri: str, tolerance: float, made_by: "dict[str, Run]", repeated: "dict[str, Run]", before: Path) -> Report:

@@ -11,7 +11,6 @@ THINNEST = 6.0  # pixels: what structures must still measure in a picture that i
 FINE = 10.0  # pixels: thinner structures need resolution rather than a wide view
 FEWEST_CELLS = 8  # along a side of the deepest feature map
 PIXELS, LARGEST_BATCH = 4 * WHOLE * WHOLE, 16  # of a batch
-STEPS = 32  # of an epoch
 
 
 class Setting(NamedTuple):
@@ -41,7 +40,7 @@ def plan(found: Fingerprint, minutes: float) -> list[Setting]:
         Setting("preprocess.fit", "patch" if seen.windows else "resize", _fit_reason(found, seen)),
         Setting("model.encoder_depth", seen.depth, _depth_reason(found, seen)),
         *_augmentation(found),
-        *_training(found, seen, batch, minutes),
+        *_training(seen, batch, minutes),
         Setting("evaluate.tta", "auto", "flips are averaged if validation cases show that it helps"),
         Setting("evaluate.postprocess", "auto", "components are dropped if validation cases show that it helps"),
     ]
@@ -98,9 +97,9 @@ def _augmentation(found: Fingerprint) -> list[Setting]:
     ]
 
 
-def _training(found: Fingerprint, seen: Input, batch: int, minutes: float) -> list[Setting]:
+def _training(seen: Input, batch: int, minutes: float) -> list[Setting]:
     pixels = f"{seen.size[0]} x {seen.size[1]}"
-    settings = [
+    return [
         Setting("train.minutes", minutes, "as asked for"),
         Setting("train.batch_size", batch, f"about {PIXELS / 1e6:.1f} million pixels of {pixels}"),
         Setting("train.lr", 0.002, "AdamW from random weights, clipped gradients"),
@@ -108,10 +107,6 @@ def _training(found: Fingerprint, seen: Input, batch: int, minutes: float) -> li
         Setting("train.clip_norm", 1.0, "a batch without foreground can't throw the network off"),
         Setting("train.warmup_epochs", 2.0, "the first steps set batch statistics"),
     ]
-    if seen.windows:
-        count = max(1, math.ceil(STEPS * batch / found.cases))
-        settings.append(Setting("train.patches", count, f"{STEPS} steps an epoch from {found.cases} cases"))
-    return settings
 
 
 def recipe(settings: list[Setting], found: Fingerprint) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from segpipe.config import settings
-from segpipe.config.sections import AugmentConfig, Config
+from segpipe.config.sections import AugmentConfig, Config, TrainConfig
 from segpipe.files import inventory, project
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from segpipe.training.engine import EpochReport, FitResult
 
 FINAL = "final_model"
-PLANNED = "cfg.train.epochs_planned"
+PLANNED = {"epochs": "cfg.train.epochs_planned", "patches": "cfg.train.patches_planned"}  # knobs, and their params
 HISTORY = "final_model/training_history/training_history.json"
 VALIDATION = "final_model/validation/cases.csv"
 BEST = "checkpoints/best_model"
@@ -58,15 +58,15 @@ class Recorder(Protocol):
 
 
 class Journal:
-    """Writes the tree of one training of so many epochs through a recorder."""
+    """Writes the tree of one training through a recorder; `planned` is what became of its epochs and windows."""
 
-    def __init__(self, recorder: Recorder, config: Config, val: "Batches", epochs: int) -> None:
-        self.recorder, self.config, self.val, self.epochs = recorder, config, val, epochs
+    def __init__(self, recorder: Recorder, config: Config, val: "Batches", planned: TrainConfig) -> None:
+        self.recorder, self.config, self.val, self.planned = recorder, config, val, planned
 
     def begin(self, train: "Batches", facts: dict[str, str]) -> None:
         """Record environment, uncommitted changes, an augmented batch and parameters, before the first epoch."""
         params = {f"cfg.{name}": value for name, value in (settings.flat(self.config) | facts).items()}
-        self.recorder.params(params | {PLANNED: str(self.epochs)})
+        self.recorder.params(params | {param: str(getattr(self.planned, name)) for name, param in PLANNED.items()})
         self.recorder.tags(tags(self.config, len(self.val.classes)) | {"device": facts["hardware.device"]})
         with self.recorder.files() as folder:
             _write(folder / "config/resolved.yaml", settings.dump(self.config))
@@ -88,14 +88,14 @@ class Journal:
         """Record the last epoch of `history`, which is about `network`; `predictor` saves it."""
         report = history[-1]
         self.recorder.metrics(report.metrics(), report.epoch, report.ended_ms)
-        last = report.epoch + 1 == self.epochs
+        last = report.epoch + 1 == self.planned.epochs
         if not (report.is_best or last or report.epoch % self.config.tracking.artifact_every == 0):
             return
         name = f"epoch_{report.epoch:03d}"
         with self.recorder.files() as folder:
             _write(folder / "metrics" / name / "metrics.json", report.metrics())
             _write(folder / "summaries" / name / "summary.md", summary(history))
-            _write(folder / "logs/training/train.log", log(history, self.epochs))
+            _write(folder / "logs/training/train.log", log(history, self.planned.epochs))
             self._pictures(history, network, folder, name)
             if report.is_best:
                 spec = predictor.spec.model_dump(mode="json")
@@ -153,7 +153,7 @@ class Journal:
             _write(folder / HISTORY, [{"epoch": r.epoch, **r.metrics()} for r in history])
             _write(folder / "final_model/summary/summary.md", text)
             _write(folder / "summaries/training/summary.md", text)
-            _write(folder / "logs/training/train.log", log(history, self.epochs))
+            _write(folder / "logs/training/train.log", log(history, self.planned.epochs))
             written = inventory.of(folder / FINAL)
         with self.recorder.files() as folder:
             inventory.save(written, _make(folder / FINAL))

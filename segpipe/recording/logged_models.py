@@ -51,7 +51,7 @@ def training(run_id: str) -> Training:
     facts = {name: value for name, value in sorted(params.items()) if name.partition(".")[0] in FACTS}
     best = max(history, key=lambda report: report["val_dice"])
     more = {"model.parameters": params["model.parameters"], "best_epoch": str(int(best["epoch"]) + 1)}
-    epochs = int(known.get(artifact_tree.PLANNED, config.train.epochs))
+    epochs = int(known.get(artifact_tree.PLANNED["epochs"], config.train.epochs))
     config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
     return Training(config, history, facts | more)
 

@@ -1,4 +1,4 @@
-"""How many epochs a training has time for, from what a few steps, a validation and a checkpoint take here."""
+"""How many epochs, and windows, a training has time for, from what some steps, a validation and a checkpoint take."""
 
 import copy
 import itertools
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from segpipe.config.sections import Config, TrainConfig
 from segpipe.data.batches import Batches
+from segpipe.data.patches import Patches
 from segpipe.errors import InputError
 from segpipe.models import architectures
 from segpipe.recording.artifact_tree import Recorder
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.88  # of the minutes that are planned; the rest is for what varies
 STEPS = 20
+APART, MOST = 0.1, 40  # of the planned minutes for all but training, and epochs, where windows are drawn
 BEST = 0.5  # share of the epochs that are taken to be a new best, which is recorded with its model and pictures
 NEW_BEST = engine.EpochReport(
     epoch=0, train_loss=1, train_dice=0, val_loss=1, val_dice=0, learning_rate=0, epoch_time_seconds=1,
@@ -45,15 +47,25 @@ class Costs(NamedTuple):
         return steps * self.step + self.validation + self.checkpoint + BEST * self.records
 
 
-def epochs(config: TrainConfig, spent: float, costs: Costs, batches: int) -> int:
-    """How many epochs of so many batches fit into train.minutes, of which some seconds are spent: the same number in
-    all processes. Raises InputError where not even one does.
+def fill(config: TrainConfig, spent: float, costs: Costs, train: Batches) -> TrainConfig:
+    """The config with as many epochs as fit into what is left of train.minutes, of which some seconds are spent; where
+    the windows of an epoch are not given, with so many that all but training takes a tenth of it. The same in all
+    processes. Raises InputError where not even one epoch fits.
     """
-    room, each = process_group.share((SHARE * 60 * config.minutes - spent, costs.epoch(config, batches)))
+    room, costs = process_group.share((SHARE * 60 * config.minutes - spent, costs))
+    batches = len(train)
+    if isinstance(train.samples, Patches) and not config.patches:
+        apart = costs.epoch(config, 0)
+        count = max(1, min(MOST, int(APART * room / apart)))
+        steps = int((room / count - apart) / costs.step)
+        windows = steps * config.accumulate * config.batch_size // len(train.cases)
+        config = config.model_copy(update={"patches": max(1, windows)})
+        batches = -(-config.patches * len(train.cases) // config.batch_size)
+    each = costs.epoch(config, batches)
     if room < each:
         least = config.minutes + (each - room) / (60 * SHARE)
         raise InputError(f"train.minutes={config.minutes:g}: one epoch needs {least:.2g} here; give more minutes")
-    return int(room / each)
+    return config.model_copy(update={"epochs": int(room / each)})
 
 
 def measure(
@@ -84,7 +96,7 @@ def measure(
     if not process_group.rank():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="budget-", dir=folder) as tried:
-            course = engine.Course(learner, Checkpoints(Path(tried), "", warn=print), None, epochs=1)
+            course = engine.Course(learner, Checkpoints(Path(tried), "", warn=print), None, config.train)
             checkpoint = _seconds(course.save)
             record(FolderRecorder(Path(tried)))  # the first picture of a process takes longer
             records = _seconds(lambda: record(FolderRecorder(Path(tried))))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segpipe.config.sections import Config
+from segpipe.config.sections import Config, TrainConfig
 from segpipe.data.batches import Batch, Batches
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Weights = dict[str, Tensor]
 DROPOUT = 0xD80
+PLANNED = ("epochs", "patches")  # knobs that follow from train.minutes and go on after an interruption
 NOT_METRICS = ("epoch", "ended_ms", "is_best")
 
 
@@ -197,12 +198,13 @@ def validate(learner: Learner, batches: Batches, config: Config) -> Scores:
 
 
 class Course:
-    """A training of so many epochs so far: position, every epoch's report, the best weights; saved in checkpoints."""
+    """A training so far: its position, every epoch's report, the best weights; saved in checkpoints with `PLANNED`."""
 
     def __init__(
-        self, learner: Learner, checkpoints: Checkpoints | None, state: dict[str, Any] | None, epochs: int
+        self, learner: Learner, checkpoints: Checkpoints | None, state: dict[str, Any] | None, config: TrainConfig
     ) -> None:
-        self.learner, self.checkpoints, self.epochs = learner, checkpoints, epochs
+        self.learner, self.checkpoints = learner, checkpoints
+        self.planned = {name: getattr(config, name) for name in PLANNED}
         self.at, self.weights = Position(), Weights()
         self.val_cases: list[float] = []
         self.history: list[EpochReport] = []
@@ -225,7 +227,7 @@ class Course:
         if self.checkpoints is None or process_group.rank():
             return
         best = {"weights": self.weights, "val_cases": self.val_cases}
-        course = {"position": vars(self.at), "history": [asdict(r) for r in self.history], "epochs": self.epochs}
+        course = {"position": vars(self.at), "history": [asdict(r) for r in self.history], "planned": self.planned}
         self.checkpoints.save(self.at.epoch, self.at.batch, {**self.learner.state(), **best, **course})
 
     def end_epoch(self, passed: Passed, images: int, val: Scores, seconds: float) -> None:
@@ -272,7 +274,7 @@ def fit(
     """
     architectures.check_batches(config.model, {max(1, len(p)) for n in train.sizes() for p in process_group.parts(n)})
     learner = Learner(network, config.train, accelerator)
-    course = Course(learner, checkpoints, resume, config.train.epochs)
+    course = Course(learner, checkpoints, resume, config.train)
     if course.history and not course.at.batch and not process_group.rank():
         on_epoch(course.history, learner.evaluated)
     while course.at.epoch < config.train.epochs:

@@ -71,27 +71,30 @@ def run(
         channels=manifest.channels,
         classes=manifest.classes,
     )
-    epochs = state["epochs"] if state else config.train.epochs
+    planned = config.train.model_copy(update=state["planned"]) if state else config.train
     if config.train.minutes and not state:
 
         def record(recorder: Recorder) -> None:
-            tried = Journal(recorder, config, val, epochs)
+            tried = Journal(recorder, config, val, planned)
             tried.epoch([budget.NEW_BEST], network, Predictor(spec, network, device))
 
         costs = budget.measure(network, train, val, config, accelerator, record, job.checkpoints)
-        epochs = budget.epochs(config.train, time.perf_counter() - began, costs, len(train))
+        planned = budget.fill(planned, time.perf_counter() - began, costs, train)
         if recorder:
-            say(f"{epochs} epochs fit into {config.train.minutes:g} minutes")
-    journal = Journal(recorder, config, val, epochs) if recorder else None
+            windows = f" of {planned.patches} windows a case" if planned.patches else ""
+            say(f"{planned.epochs} epochs{windows} fit into {planned.minutes:g} minutes")
+    if planned.patches != config.train.patches:
+        train = Batches(train.selected, planned, device, training=True)
+    journal = Journal(recorder, config, val, planned) if recorder else None
     if journal:
         journal.begin(train, facts(config, network, device))
 
     def report(history: list[engine.EpochReport], current: architectures.SegmentationModel) -> None:
-        on_epoch(history[-1], epochs)
+        on_epoch(history[-1], planned.epochs)
         if journal:
             journal.epoch(history, current, Predictor(spec, current, device))
 
-    knobs = config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
+    knobs = config.model_copy(update={"train": planned})
     result = engine.fit(network, train, val, knobs, accelerator, report, checkpoints, state, stop)
 
     if journal:

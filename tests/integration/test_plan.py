@@ -41,7 +41,7 @@ def test_a_plan_is_written_logged_and_followed(command, tmp_path):
     evaluated = runs.finished("evaluate")[0]
     trained = runs.finished("train")[0]
     assert trained.data.params["cfg.preprocess.fit"] == "patch"
-    assert int(trained.data.params["cfg.train.epochs_planned"]) >= 1
+    assert all(int(trained.data.params[f"cfg.train.{name}_planned"]) >= 1 for name in ("epochs", "patches"))
     assert "validation cases" in artifacts.local(f"runs:/{evaluated.info.run_id}/evaluation/summary.json").read_text()
 
 

@@ -40,17 +40,38 @@ def weights(folder):
     return (folder / "final_model/weights/weights.safetensors").read_bytes()
 
 
+class Epoch(list):
+    samples, cases = None, range(3)
+
+
 def test_what_is_left_of_the_share_is_filled_with_whole_epochs():
-    config = TrainConfig(minutes=10, accumulate=2)
+    config, epoch = TrainConfig(minutes=10, accumulate=2), Epoch(range(21))
     assert COSTS.epoch(config, 21) == 11 * 0.5 + 2 + 1 + 2
     left = budget.SHARE * 600 - 30
-    assert budget.epochs(config, 30, COSTS, 21) == int(left / 10.5)
-    assert budget.epochs(config, budget.SHARE * 600 - 10.5, COSTS, 21) == 1
+    assert budget.fill(config, 30, COSTS, epoch) == config.model_copy(update={"epochs": int(left / 10.5)})
+    assert budget.fill(config, budget.SHARE * 600 - 10.5, COSTS, epoch).epochs == 1
 
 
 def test_minutes_too_short_for_an_epoch_are_refused_with_what_one_needs():
     with pytest.raises(InputError, match=r"train.minutes=0.1: one epoch needs 0.\d+ here; give more minutes"):
-        budget.epochs(TrainConfig(minutes=0.1), 3, COSTS, 21)
+        budget.fill(TrainConfig(minutes=0.1), 3, COSTS, Epoch(range(21)))
+
+
+@pytest.mark.parametrize("minutes", [1, 10, 60, 600])
+def test_windows_that_are_not_given_fill_the_budget_and_leave_a_tenth_to_all_else(tmp_path, minutes):
+    _, manifest, folder = training_set(tmp_path, **{"preprocess.fit": "patch"})
+    knobs = TrainConfig(minutes=minutes, batch_size=4)
+    train = Batches(Dataset(folder, manifest).where(split="train"), knobs, torch.device("cpu"), training=True)
+    found = budget.fill(knobs, 10, COSTS, train)
+    room, batches = budget.SHARE * 60 * minutes - 10, -(-found.patches * len(train.cases) // 4)
+    used = found.epochs * COSTS.epoch(found, batches)
+    assert 1 <= found.epochs <= budget.MOST + 1
+    assert used <= room
+    assert used > room - max(COSTS.epoch(found, batches), 0.1 * room)
+    if minutes >= 10:
+        assert found.epochs * COSTS.epoch(found, 0) < 0.12 * room
+        assert used > 0.9 * room
+    assert budget.fill(knobs.model_copy(update={"patches": 3}), 10, COSTS, train).patches == 3
 
 
 @pytest.mark.parametrize("batch_size", [2, 64])
@@ -76,17 +97,20 @@ def test_a_measurement_takes_twenty_steps_and_leaves_no_trace(dataset, tmp_path,
 
 
 def test_a_training_by_minutes_is_that_of_its_epochs_to_the_byte(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(budget, "epochs", lambda *_: 3)
+    monkeypatch.setattr(budget, "fill", lambda config, *_: config.model_copy(update={"epochs": 3}))
     said, epochs = trained(dataset, tmp_path / "minutes", minutes=0.5)
     assert said == ["3 epochs fit into 0.5 minutes"]
     assert epochs == [(0, 3), (1, 3), (2, 3)]
-    assert json.loads((tmp_path / "minutes/params.json").read_text())[PLANNED] == "3"
+    params = json.loads((tmp_path / "minutes/params.json").read_text())
+    assert (params[PLANNED["epochs"]], params[PLANNED["patches"]]) == ("3", "0")
     assert trained(dataset, tmp_path / "epochs", epochs=3)[0] == []
     assert weights(tmp_path / "minutes") == weights(tmp_path / "epochs")
 
 
-def test_an_interrupted_one_goes_on_with_the_epochs_it_was_planned_with(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(budget, "epochs", lambda *_: 5)
+@pytest.mark.parametrize(("fit", "patches"), [("resize", 0), ("patch", 2)])
+def test_an_interrupted_one_goes_on_with_what_it_was_planned_with(tmp_path, monkeypatch, fit, patches):
+    dataset = training_set(tmp_path, **{"train.epochs": "50", "preprocess.fit": fit})
+    monkeypatch.setattr(budget, "fill", lambda config, *_: config.model_copy(update={"epochs": 5, "patches": patches}))
     asked = []
 
     def seventh():
@@ -95,10 +119,13 @@ def test_an_interrupted_one_goes_on_with_the_epochs_it_was_planned_with(dataset,
 
     with pytest.raises(KeyboardInterrupt):
         trained(dataset, tmp_path / "minutes", minutes=1, stop=seventh)
-    assert Checkpoints(tmp_path / "minutes/checkpoints", "key", print).newest()["epochs"] == 5
+    assert Checkpoints(tmp_path / "minutes/checkpoints", "key", print).newest()["planned"] == {
+        "epochs": 5,
+        "patches": patches,
+    }
     monkeypatch.setattr(budget, "measure", None)
     said, epochs = trained(dataset, tmp_path / "minutes", minutes=1)
     assert said == []
     assert epochs[-1] == (4, 5)
-    trained(dataset, tmp_path / "epochs", epochs=5)
+    trained(dataset, tmp_path / "epochs", epochs=5, patches=patches)
     assert weights(tmp_path / "minutes") == weights(tmp_path / "epochs")

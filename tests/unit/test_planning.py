@@ -85,7 +85,7 @@ def test_fine_structures_in_large_pictures_are_seen_in_windows_of_their_own_scal
     found = planned(VESSELS)
     assert (found["preprocess.fit"], found["preprocess.size"]) == ("patch", [256, 256])
     assert (found["data.channels"], found["augment.rotation"]) == (["red", "green", "blue"], 180.0)
-    assert (found["model.encoder_depth"], found["train.batch_size"], found["train.patches"]) == (4, 6, 4)
+    assert (found["model.encoder_depth"], found["train.batch_size"]) == (4, 6)
     assert (found["train.minutes"], found["evaluate.tta"]) == (10, "auto")
 
 
@@ -101,7 +101,6 @@ def test_coarse_structures_in_large_pictures_are_seen_whole_and_smaller():
     found = planned(SKIN)
     assert (found["preprocess.fit"], found["preprocess.size"]) == ("resize", [224, 320])
     assert found["model.encoder_depth"] == 4 or found["model.encoder_depth"] == 5
-    assert "train.patches" not in found
 
 
 @pytest.mark.parametrize("found", [VESSELS, BRAINS, SKIN, VESSELS.model_copy(update={"largest": (17, 40)})])
