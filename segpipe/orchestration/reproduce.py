@@ -16,7 +16,7 @@ from segpipe.orchestration import chain, explain, keys, launch
 from segpipe.orchestration.screen import Column, Screen, Table
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
-from segpipe.recording import artifact_tree
+from segpipe.recording.artifact_tree import PLANNED
 from segpipe.runtime import devices
 from segpipe.tracking import artifacts, experiments, lineage, run_tags, runs
 
@@ -185,11 +185,10 @@ def again(launcher: launch.Launcher, made_by: "dict[str, Run]", configs: dict[st
 
 def _as_planned(config: Config, made: "Run") -> Config:
     """The config with as many epochs and windows as the run had, instead of the minutes it was given."""
-    planned = {knob: made.data.params.get(param) for knob, param in artifact_tree.PLANNED.items()}
-    if not config.train.minutes or None in planned.values():
-        return config
-    knobs = {knob: int(value) for knob, value in planned.items() if value is not None}
-    return config.model_copy(update={"train": config.train.model_copy(update={**knobs, "minutes": 0.0})})
+    if config.train.minutes and set(PLANNED.values()) <= set(made.data.params):
+        planned = {knob: int(made.data.params[param]) for knob, param in PLANNED.items()} | {"minutes": 0.0}
+        return config.model_copy(update={"train": config.train.model_copy(update=planned)})
+    return config
 
 
 def compare(uri: str, tolerance: float, made_by: "dict[str, Run]", repeated: "dict[str, Run]", before: Path) -> Report:

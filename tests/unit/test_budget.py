@@ -1,6 +1,7 @@
 """Epochs that fit into train.minutes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,3 +130,14 @@ def test_an_interrupted_one_goes_on_with_what_it_was_planned_with(tmp_path, monk
     assert epochs[-1] == (4, 5)
     trained(dataset, tmp_path / "epochs", epochs=5, patches=patches)
     assert weights(tmp_path / "minutes") == weights(tmp_path / "epochs")
+
+
+def test_a_reproduction_has_the_epochs_and_windows_instead_of_the_minutes(dataset):
+    from segpipe.orchestration import reproduce
+
+    config = with_knobs(dataset[0], train={"minutes": 10, "epochs": 50})
+    params = {PLANNED["epochs"]: "7", PLANNED["patches"]: "12"}
+    found = reproduce._as_planned(config, SimpleNamespace(data=SimpleNamespace(params=params))).train
+    assert (found.minutes, found.epochs, found.patches) == (0, 7, 12)
+    earlier = SimpleNamespace(data=SimpleNamespace(params={}))
+    assert reproduce._as_planned(config, earlier) is config
