@@ -81,8 +81,8 @@ def run(
         costs = budget.measure(network, train, val, config, accelerator, record, job.checkpoints)
         planned = budget.fill(planned, time.perf_counter() - began, costs, train)
         if recorder:
-            windows = f" of {planned.patches} windows a case" if planned.patches else ""
-            say(f"{planned.epochs} epochs{windows} fit into {planned.minutes:g} minutes")
+            windows = f" (windows a case in each: {planned.patches})" if planned.patches else ""
+            say(f"{planned.epochs} epochs fit into {planned.minutes:g} minutes{windows}")
     if planned.patches != config.train.patches:
         train = Batches(train.selected, planned, device, training=True)
     journal = Journal(recorder, config, val, planned) if recorder else None
