@@ -30,6 +30,7 @@ from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.data import splits
 from segpipe.data.readers import open_reader
+from segpipe.data.volume import Volume
 from segpipe.files.project import PROJECT
 from segpipe.metrics import statistics
 from segpipe.planning import fingerprint, rules
@@ -116,9 +117,9 @@ def _seconds_each(step: Callable[[], None], count: int = 8) -> float:
     return (time.perf_counter() - began) / count
 
 
-def _loaded(volume: object) -> Case:
-    image = torch.from_numpy(volume.image[:, 0].astype(np.float32))  # type: ignore[attr-defined]
-    mask = torch.from_numpy((volume.mask == 1).astype(np.float32))  # type: ignore[attr-defined]
+def _loaded(volume: Volume) -> Case:
+    image = torch.from_numpy(volume.image[:, 0].astype(np.float32))
+    mask = torch.from_numpy((volume.mask == 1).astype(np.float32))
     return (image - image.mean((1, 2), keepdim=True)) / (image.std((1, 2), keepdim=True) + 1e-6), mask
 
 
