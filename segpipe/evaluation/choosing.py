@@ -120,32 +120,41 @@ def _threshold(dice: Table, cases: Sequence[CaseRecord], asked: float | str) -> 
 def _by_class(seen: _Seen, cases: Sequence[CaseRecord], ways: Sequence[Labelling]) -> dict[Labelling, Table]:
     """Dice of each case and class by each way of labelling, 1 where a class is neither there nor found."""
     rows: dict[Labelling, list[Table]] = {way: [] for way in ways}
-    for case, way in product(cases, ways):
-        foreground, labels, reference = seen.of(case, tta=way.tta)
-        whole = np.where(foreground >= way.threshold, labels, np.uint8(0))
-        mask = components.clean(whole, way.largest_component, way.min_area)
-        dice = overlaps.overlap("dice", overlaps.count(mask, reference, len(seen.dataset.manifest.classes)))
-        rows[way].append(np.where(np.isnan(dice), 1.0, dice))
+    for case, tta in product(cases, {way.tta for way in ways}):
+        foreground, labels, reference = seen.of(case, tta=tta)
+        for way in (way for way in ways if way.tta == tta):
+            whole = np.where(foreground >= way.threshold, labels, np.uint8(0))
+            mask = components.clean(whole, way.largest_component, way.min_area)
+            dice = overlaps.overlap("dice", overlaps.count(mask, reference, len(seen.dataset.manifest.classes)))
+            rows[way].append(np.where(np.isnan(dice), 1.0, dice))
     return {way: np.stack(found) for way, found in rows.items()}
 
 
 def _best(ways: Sequence[Labelling], dice: Mapping[Labelling, Table]) -> tuple[Labelling, tuple[str, ...]]:
     """The first way, with flips if they help, and then without the components whose dropping helps most; and why."""
-    best, reasons = ways[0], list[str]()
-    for what in ("averaging flips", "dropping components"):
-        flipped = [way for way in ways if way.tta != best.tta and way[2:] == best[2:]]
-        dropped = [way for way in ways if way.tta == best.tta and way[2:] != best[2:]]
-        rivals = flipped if what == "averaging flips" else dropped
-        helpful = [way for way in rivals if _helps(dice[way], dice[best])]
-        if not rivals:
-            continue
-        if not helpful:
-            reasons.append(f"{what} does not help on validation cases")
-            continue
-        before, best = dice[best].mean(), max(helpful, key=lambda way: float(dice[way].mean()))
-        kept = f", keeping {_components(best)}" if rivals is dropped else ""
-        reasons.append(f"{what}{kept}: mean Dice on validation cases {before:.4f} -> {dice[best].mean():.4f}")
+    first, reasons = ways[0], list[str]()
+    flipped = [way for way in ways if way.tta != first.tta and way[2:] == first[2:]]
+    best = _better(first, flipped, dice)
+    if flipped:
+        reasons.append(f"averaging flips{_gain(first, best, dice)}")
+    dropped, before = [way for way in ways if way.tta == best.tta and way[2:] != best[2:]], best
+    best = _better(before, dropped, dice)
+    if dropped:
+        kept = f", keeping {_components(best)}" if best != before else ""
+        reasons.append(f"dropping components{kept}{_gain(before, best, dice)}")
     return best, tuple(reasons)
+
+
+def _better(before: Labelling, rivals: Sequence[Labelling], dice: Mapping[Labelling, Table]) -> Labelling:
+    """The rival that helps most, if any does."""
+    helpful = [way for way in rivals if _helps(dice[way], dice[before])]
+    return max(helpful, key=lambda way: float(dice[way].mean()), default=before)
+
+
+def _gain(before: Labelling, after: Labelling, dice: Mapping[Labelling, Table]) -> str:
+    if before == after:
+        return " does not help on validation cases"
+    return f": mean Dice on validation cases {dice[before].mean():.4f} -> {dice[after].mean():.4f}"
 
 
 def _helps(dice: Table, before: Table) -> bool:
