@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from segpipe.config.sections import AugmentConfig, TrainConfig
 from segpipe.data import augment
 from segpipe.data.dataset import Selection
-from segpipe.data.slices import Loaded, Numbers, foreground
-from segpipe.data.volume import IGNORE
+from segpipe.data.slices import Loaded, Numbers
+from segpipe.data.volume import IGNORE, foreground
 from segpipe.errors import InputError
 
 STREAM = 0x9A7

@@ -1,13 +1,13 @@
 """Samples of a data set whose slices were fitted to the network: every sample is a slice."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.config.sections import AugmentConfig, TrainConfig
 from segpipe.data.dataset import Selection
-from segpipe.data.volume import IGNORE
+from segpipe.data.volume import foreground
 
 Numbers = NDArray[np.int64]
 
@@ -57,8 +57,3 @@ class Slices:
     def draw(self, samples: Numbers, _seed: int, _epoch: int, _config: AugmentConfig) -> Loaded:
         """The slices of some samples, the same in every epoch."""
         return self.load(samples % len(self.rows))
-
-
-def foreground(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which labels are a class that is neither background nor IGNORE."""
-    return np.asarray((labels > 0) & (labels != IGNORE), dtype=np.bool_)

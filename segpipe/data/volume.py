@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,11 @@ Spacing = tuple[float, float, float]
 Kind = Literal["picture", "volume"]
 KIND_OF_READER: dict[str, Kind] = {"folder": "picture", "nifti": "volume", "phantom": "volume"}  # files of format 1
 IGNORE = 255  # label of voxels that could not be annotated: excluded from loss and metrics
+
+
+def foreground(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which labels are a class that is neither background nor IGNORE."""
+    return np.asarray((labels > 0) & (labels != IGNORE), dtype=np.bool_)
 
 
 @dataclass(frozen=True)

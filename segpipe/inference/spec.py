@@ -24,6 +24,11 @@ class Labelling(NamedTuple):
     largest_component: bool = False
     min_area: int = 0
 
+    @classmethod
+    def of(cls, holder: object) -> Self:
+        """That of a model's spec or of a request, which have its fields among others."""
+        return cls(*(getattr(holder, name) for name in cls._fields))
+
     def less_than(self, own: Self) -> list[str]:
         """What is left out of the labelling that a model was measured with, each as a phrase."""
         left_out = [name for name in ("tta", "largest_component") if getattr(own, name) and not getattr(self, name)]
@@ -50,7 +55,7 @@ class ModelSpec(Section):
     @property
     def labelling(self) -> Labelling:
         """How the model was measured."""
-        return Labelling(self.threshold, self.tta, self.largest_component, self.min_area)
+        return Labelling.of(self)
 
     @classmethod
     def read(cls, folder: Path) -> Self:

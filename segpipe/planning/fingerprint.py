@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from segpipe.config.sections import Config, Section
 from segpipe.data import splits
 from segpipe.data.readers import READERS, channel_names, open_reader
-from segpipe.data.volume import IGNORE, Kind, Spacing, Volume
+from segpipe.data.volume import Kind, Spacing, Volume, foreground
 from segpipe.errors import InputError
 from segpipe.files.hashes import Progress
 from segpipe.metrics.centreline import skeleton
@@ -57,7 +57,7 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
     found = seen = filled = slices = 0
     for number, case in enumerate(cases, start=1):
         volume = reader.load(case)
-        masks = (volume.mask > 0) & (volume.mask != IGNORE)
+        masks = foreground(volume.mask)
         areas = masks.sum(axis=(1, 2))
         busiest = masks[int(areas.argmax())]
         shapes.append(masks.shape)
@@ -74,7 +74,7 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
         progress(number, len(cases), case.name)
     if not thicknesses:
         raise InputError(f"{reader.root}: no training case has any foreground; nothing to plan from")
-    planes = np.array(shapes)
+    planes: NDArray[np.int64] = np.array(shapes)
     known = [spacing for spacing in spacings if spacing]
     return Fingerprint(
         kind=READERS[config.data.format].kind,

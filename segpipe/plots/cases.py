@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from segpipe.data.volume import IGNORE, Kind
+from segpipe.data.volume import IGNORE, Kind, foreground
 from segpipe.plots.style import FALSE, HIT, IGNORED, MISSED, printable
 
 if TYPE_CHECKING:
@@ -23,13 +23,9 @@ PANEL = 192  # pixels: the shorter side of a panel of `prediction_png` and `slic
 LARGEST = 256  # pixels: the longer side of a panel of `slices`, at most; three times that for a picture
 
 
-def _foreground(mask: Mask) -> NDArray[np.bool_]:
-    return np.asarray((mask > 0) & (mask != IGNORE))
-
-
 def busiest_slice(mask: Mask) -> int:
     """The slice of D,H,W with most foreground, or the middle one."""
-    areas = _foreground(mask).sum(axis=(1, 2))
+    areas = foreground(mask).sum(axis=(1, 2))
     return int(areas.argmax()) if areas.any() else len(mask) // 2
 
 
@@ -50,14 +46,14 @@ def _grey(axes: Any, plane: Array, limits: tuple[float, float] | None = None) ->
 
 
 def _outline(axes: Any, mask: Mask, colour: str) -> None:
-    foreground = _foreground(mask)
-    if foreground.any() and not foreground.all():
-        axes.contour(foreground, levels=[0.5], colors=colour, linewidths=1.0)
+    inside = foreground(mask)
+    if inside.any() and not inside.all():
+        axes.contour(inside, levels=[0.5], colors=colour, linewidths=1.0)
 
 
 def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Path, kind: Kind) -> None:
     """One case (image C,D,H,W; masks D,H,W) at its busiest slice: image, reference, prediction, agreement."""
-    z = busiest_slice(reference if _foreground(reference).any() else predicted)
+    z = busiest_slice(reference if foreground(reference).any() else predicted)
     plane, truth, guess = (_upright(a, kind) for a in (image[0, z], reference[z], predicted[z]))
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     panels = figure.subplots(1, 4)
@@ -77,7 +73,7 @@ def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Pa
 
 def _agreement(truth: Mask, guess: Mask) -> Array:
     """Labels H,W to colours H,W,RGBA; a voxel of another class than the reference's counts as missed."""
-    real = _foreground(truth)
+    real = foreground(truth)
     agreed = real & (truth == guess)
     colours = np.zeros((*truth.shape, 4), dtype=np.float32)
     for where, colour in (
@@ -137,7 +133,7 @@ def slices(image: Array, reference: Mask, predicted: Mask, kind: Kind, most: int
     """
     depth = len(reference)
     chosen = np.unique(np.linspace(0, depth - 1, min(most, depth)).round().astype(int))
-    busiest = busiest_slice(reference if _foreground(reference).any() else predicted)
+    busiest = busiest_slice(reference if foreground(reference).any() else predicted)
     first = int(np.abs(chosen - busiest).argmin())
     chosen[first] = busiest
     limits = _range(image[0])

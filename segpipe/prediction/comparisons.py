@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from segpipe.data.volume import IGNORE
+from segpipe.data.volume import IGNORE, foreground
 from segpipe.plots.cases import busiest_slice
 from segpipe.plots.style import FALSE, HIT, IGNORED, MISSED
 
@@ -42,7 +42,7 @@ def draw(
     Red is what was found; beside a reference green is agreed, blue missed and red false. `upside` says that rows run
     from posterior to anterior.
     """
-    z = busiest_slice(reference if reference is not None and np.any((reference > 0) & (reference != IGNORE)) else mask)
+    z = busiest_slice(reference if reference is not None and foreground(reference).any() else mask)
     turn = slice(None, None, -1 if upside else 1)
     where = f", slice {z + 1} of {len(mask)}" if len(mask) > 1 else ""
     guess, grey = mask[z, turn], _shades(volume[z, turn])

@@ -46,7 +46,7 @@ class Request(Section):
     @property
     def labelling(self) -> Labelling:
         """How probabilities become labels."""
-        return Labelling(self.threshold, self.tta, self.largest_component, self.min_area)
+        return Labelling.of(self)
 
     @property
     def key(self) -> str:

@@ -42,7 +42,7 @@ class Parameters(NamedTuple):
     @property
     def labelling(self) -> Labelling:
         """How probabilities become labels."""
-        return Labelling(self.threshold, self.tta, self.largest_component, self.min_area)
+        return Labelling.of(self)
 
 
 class Refusal(MlflowException):
