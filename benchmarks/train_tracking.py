@@ -53,7 +53,7 @@ def fitted(work: Work, folder: Path, saves: bool, recorder: Recorder | None) -> 
     spec, epochs, marks = ModelSpec(model=config.model, **given), list[tuple[bool, float]](), [work.clock()]
     journal = Journal(recorder, config, val, config.train) if recorder else None
     if journal:
-        journal.begin(train, trainer.facts(config, network, device))
+        journal.begin(train, trainer.facts("fp32", network, device))
 
     def report(history: list[engine.EpochReport], current: architectures.SegmentationModel) -> None:
         began, last = work.clock(), history[-1]

@@ -29,8 +29,9 @@ def main(session: Session, config: Config, preprocess: str, train: str) -> str:
     knobs, trained = config.evaluate, runs.tag_of(train, run_tags.MODEL)
     predictor = Predictor.load(logged_models.folder(f"models:/{trained}"), devices.device(config.train))
 
+    predictor = choosing.in_precision(predictor, dataset, knobs.precision)
     choice = choosing.choose(predictor, dataset, knobs)
-    model_id = logged_models.with_labelling(predictor, trained, choice.labelling)
+    model_id = logged_models.as_measured(predictor, trained, choice.labelling)
     progress = session.screen.progress("evaluate")
     found = measuring.evaluate(predictor, dataset, choice.labelling, knobs, progress)
     weights = logged_models.weights(model_id)
@@ -40,7 +41,11 @@ def main(session: Session, config: Config, preprocess: str, train: str) -> str:
     with artifacts.folder("evaluation") as folder:
         Kept(found, summary, choice.val_dice, masks).write(folder)
         pages.of_evaluation(runs.active().info.run_id, config, folder, kept=folder)
-        runs.tag(pages=json.dumps(session.keys.pages(config)), cases_sha256=hashes.sha256(folder / CASES))
+        runs.tag(
+            precision=choice.precision,
+            pages=json.dumps(session.keys.pages(config)),
+            cases_sha256=hashes.sha256(folder / CASES),
+        )
     logged_models.log_evaluation(summary, model_id, dataset.manifest, f"runs:/{preprocess}/dataset")
     return summary.headline()
 

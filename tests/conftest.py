@@ -54,6 +54,8 @@ TINY = (
     "--preprocess.size=32,32",
     "--evaluate.bootstrap_samples=100",
     "--gate.min_patients=1",
+    "--train.precision=fp32",  # what auto measures depends on the processor
+    "--evaluate.precision=fp32",
 )
 
 
@@ -139,7 +141,7 @@ def allocating(most: int) -> Iterator[None]:
 def training_set(root: Path, **knobs: str) -> tuple[Config, Manifest, Path]:
     """The config for a tiny network, and a cached data set of twelve pictures with its folder."""
     tiny = {"model.encoder": "tu-test_resnet", "model.encoder_depth": "3", "preprocess.size": "32"}
-    train = {"train.epochs": "4", "train.batch_size": "4"}
+    train = {"train.epochs": "4", "train.batch_size": "4", "train.precision": "fp32"}
     data = {"data.format": "folder", "data.root": str(write_folder(root / "data", cases=12))}
     config = settings_module.load(None, {**data, **tiny, **train, **knobs})
     manifest = dataset_writer.build(config, open_reader(config), root / "dataset", lambda *_: None)

@@ -235,7 +235,9 @@ class TrainConfig(Section):
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better validation Dice; 0: never")
     min_delta: float = Field(0.0, ge=0, le=1, description="gain in validation Dice that counts as better for patience")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on a GPU that has it")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, and on a processor that has it where it is faster"
+    )
     processes: int = Field(1, ge=1, le=1024, description="processes on this machine, one a GPU; started by torchrun")
     max_restarts: int = Field(3, ge=0, le=100, description="processes > 1: restarts from the last checkpoint")
     resume: str = Field("auto", min_length=1, description="auto: continue an interrupted run; never; or a run ID")
@@ -253,6 +255,9 @@ class EvaluateConfig(Section):
     postprocess: Literal["none", "largest_component", "min_area", "auto"] = Field(
         "none",
         description="keep each class's largest component, or drop those below an area; auto: what helps validation",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the network; auto: bf16 on a processor that has it where it is faster"
     )
     tolerance: float = Field(2.0, gt=0, le=100, description="tolerance of the normalised surface Dice, mm or pixels")
     band: float = Field(10.0, gt=0, le=1000, description="pixel-wise metrics: reach around the reference, mm or pixels")

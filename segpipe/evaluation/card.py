@@ -188,6 +188,7 @@ def _evaluation(
         f"- {summary.patients} test patients; outcomes: {outcomes}",
         f"- Threshold {summary.threshold:.3g}, {_plain(summary.threshold_from, 200)}",
         *(f"- {_plain(reason, 200)}" for reason in summary.labelling_from),
+        f"- Network run in {summary.precision}",
         f"- Intervals: {_plain(summary.interval, 120)}",
         f"- Convention: {_plain(summary.convention, prose)}",
         "",

@@ -1,6 +1,8 @@
 """Choose on validation cases how a model's probabilities become labels."""
 
+import statistics
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -19,26 +21,51 @@ from segpipe.errors import InputError
 from segpipe.evaluation.measuring import THRESHOLDS, Mask, Table, by_threshold, mean_of_known
 from segpipe.inference.spec import Labelling
 from segpipe.metrics import overlaps, pixels
+from segpipe.runtime import devices
 
 if TYPE_CHECKING:
     from segpipe.inference.predictor import Predictor
 
 Foreground = NDArray[np.float32]
 ROUNDING = 1e-9
+TIMED = 3
 AREAS = tuple(2**n for n in range(1, 13))  # pixels or voxels
 # Which components are dropped: whether only the largest is kept, and the smallest area.
 NOTHING, LARGEST = (False, 0), (True, 0)
 
 
 class Choice(NamedTuple):
-    """A labelling, where its threshold comes from, in words, the mean Dice on the validation set at `THRESHOLDS`, and
-    what was found of flips and components, each as a sentence without a full stop.
+    """A labelling, where its threshold comes from, in words, the mean Dice on the validation set at `THRESHOLDS`, what
+    was found of flips and components, each as a sentence without a full stop, and the precision all this holds for.
     """
 
     labelling: Labelling
     origin: str
     val_dice: Table
     reasons: tuple[str, ...] = ()
+    precision: str = "fp32"
+
+
+def in_precision(predictor: "Predictor", dataset: Dataset, asked: str) -> "Predictor":
+    """The predictor in the precision asked for; for `auto` in bf16 where a validation or test case shows that this
+    processor is faster with it.
+    """
+    found = {name: predictor.with_precision(name) for name in ("fp32", "bf16")}
+    if asked != "auto":
+        return found[asked]
+    if not devices.may_gain_from_bf16(asked, predictor.device.type):
+        return found["fp32"]
+    case = (dataset.where(split="val").cases or dataset.where(split="test").cases)[0]
+    image = dataset.stored(case)[0][:, :1].astype(np.float32)
+    seconds = [[_seconds(one, image) for one in found.values()] for _ in range(1 + TIMED)]
+    full, half = (statistics.median(times[1:]) for times in zip(*seconds, strict=True))
+    return found["bf16" if devices.clearly_faster(half, full) else "fp32"]
+
+
+def _seconds(predictor: "Predictor", image: Foreground) -> float:
+    began = time.perf_counter()
+    predictor.label(predictor.fit(image), 0.5)
+    return time.perf_counter() - began
 
 
 def choose(predictor: "Predictor", dataset: Dataset, knobs: EvaluateConfig) -> Choice:
@@ -72,7 +99,8 @@ def choose(predictor: "Predictor", dataset: Dataset, knobs: EvaluateConfig) -> C
         found = {tta: _threshold(curve, cases, knobs.threshold) for tta, curve in curves.items()}
         ways = [Labelling(found[tta][0], tta, *dropped) for tta, dropped in product(flips, drops)]
         labelling, reasons = _best(ways, _by_class(seen, cases, ways)) if len(ways) > 1 else (ways[0], ())
-    return Choice(labelling, found[labelling.tta][1], mean_of_known(curves[labelling.tta]), reasons)
+    curve = mean_of_known(curves[labelling.tta])
+    return Choice(labelling, found[labelling.tta][1], curve, reasons, predictor.spec.precision)
 
 
 class _Seen(NamedTuple):

@@ -32,6 +32,7 @@ class Summary(Section):
     largest_component: bool = False
     min_area: int = 0
     labelling_from: tuple[str, ...] = ()
+    precision: str = "fp32"
 
     def write(self, folder: Path) -> None:
         """Write summary.json."""

@@ -17,6 +17,7 @@ from segpipe.data.windows import Windows
 from segpipe.errors import InputError, one_line
 from segpipe.inference.spec import SPEC, WEIGHTS, Labelling, ModelSpec
 from segpipe.models import architectures
+from segpipe.runtime import devices
 
 SLICES_PER_FORWARD = 16
 LARGEST = 1e15
@@ -47,13 +48,16 @@ class Prepared(NamedTuple):
 
 class Predictor:
     """Segments raw volumes. Holds no state between calls: safe to use from several threads. `through` runs the network
-    in the thread that is best for it, by default the caller's.
+    in the thread that is best for it, by default the caller's. A model that was measured in bf16 runs in fp32 on a
+    processor without it.
     """
 
     def __init__(
         self, spec: ModelSpec, model: architectures.SegmentationModel, device: torch.device | str = "cpu"
     ) -> None:
         self.spec, self.device = spec, torch.device(device)
+        on_cpu = self.device.type == "cpu"
+        self.half = spec.precision == "bf16" and not (on_cpu and not devices.processor_has_bf16())
         self.through: Through = lambda work, slices: work(slices)
         self.model = model.eval()
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
@@ -78,6 +82,10 @@ class Predictor:
         except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None
         return cls(spec, model, device)
+
+    def with_precision(self, precision: str) -> Self:
+        """The same network in another precision."""
+        return type(self)(self.spec.model_copy(update={"precision": precision}), self.model, self.device)
 
     def prepare(self, image: Slices) -> Prepared:
         """A raw image C,D,H,W, checked and normalised.
@@ -162,7 +170,8 @@ class Predictor:
     def _forward(self, slices: Slices) -> Slices:
         parts = []
         for first in range(0, len(slices), SLICES_PER_FORWARD):
-            logits = self.model(self._batch(slices[first : first + SLICES_PER_FORWARD])).float()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                logits = self.model(self._batch(slices[first : first + SLICES_PER_FORWARD])).float()
             several = logits.shape[1] > 1
             parts.append((logits.softmax(dim=1)[:, 1:] if several else logits.sigmoid()).cpu().numpy())
         return np.concatenate(parts)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import ValidationError
 
@@ -51,6 +51,7 @@ class ModelSpec(Section):
     tta: bool = False
     largest_component: bool = False
     min_area: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     @property
     def labelling(self) -> Labelling:

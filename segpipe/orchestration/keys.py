@@ -29,6 +29,7 @@ AS_BEFORE: Mapping[str, object] = {
     "train.foreground": 0.33,
     "evaluate.tta": False,
     "evaluate.postprocess": "none",
+    "evaluate.precision": "auto",
 }
 # What the pages of an evaluation are made from beside what it keeps: sections of the config, and code.
 PAGES_SECTIONS, PAGES_CODE = ("card", "registry"), "segpipe.evaluation.pages"

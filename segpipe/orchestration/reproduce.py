@@ -184,11 +184,14 @@ def again(launcher: launch.Launcher, made_by: "dict[str, Run]", configs: dict[st
 
 
 def _as_planned(config: Config, made: "Run") -> Config:
-    """The config with as many epochs and windows as the run had, instead of the minutes it was given."""
-    if config.train.minutes and set(PLANNED.values()) <= set(made.data.params):
-        planned = {knob: int(made.data.params[param]) for knob, param in PLANNED.items()} | {"minutes": 0.0}
-        return config.model_copy(update={"train": config.train.model_copy(update=planned)})
-    return config
+    """The config with what the run had of all that is measured: precision, epochs and windows instead of minutes."""
+    had = {knob: made.data.params[param] for knob, param in PLANNED.items() if param in made.data.params}
+    values = config.model_dump(mode="json")
+    if had:
+        values["train"] |= had | {"minutes": 0}
+    if run_tags.PRECISION in made.data.tags:
+        values["evaluate"]["precision"] = made.data.tags[run_tags.PRECISION]
+    return settings.build(values)
 
 
 def compare(uri: str, tolerance: float, made_by: "dict[str, Run]", repeated: "dict[str, Run]", before: Path) -> Report:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from segpipe.training.engine import EpochReport, FitResult
 
 FINAL = "final_model"
-PLANNED = {"epochs": "cfg.train.epochs_planned", "patches": "cfg.train.patches_planned"}  # knobs, and their params
+PLANNED = {name: f"cfg.train.{name}_planned" for name in ("epochs", "patches", "precision")}  # knobs, and their params
 HISTORY = "final_model/training_history/training_history.json"
 VALIDATION = "final_model/validation/cases.csv"
 BEST = "checkpoints/best_model"

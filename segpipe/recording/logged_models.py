@@ -107,12 +107,14 @@ def weights(model_id: str) -> tuple[str, float]:
     return hashes.sha256(path), path.stat().st_size / 1e6
 
 
-def with_labelling(predictor: "Predictor", model_id: str, labelling: "Labelling") -> str:
-    """The ID of a logged model that serves with this labelling: the given one, or a copy under the active run."""
-    if predictor.spec.labelling == labelling:
+def as_measured(predictor: "Predictor", model_id: str, labelling: "Labelling") -> str:
+    """The ID of a logged model that serves as this predictor does, with this labelling: the given one, or a copy under
+    the active run.
+    """
+    spec = predictor.spec.model_copy(update=labelling._asdict())
+    if spec == spec.read(folder(f"models:/{model_id}")):
         mlflow.set_tag(run_tags.MODEL, model_id)
         return model_id
-    spec = predictor.spec.model_copy(update=labelling._asdict())
     with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
         weights = Path(temporary) / ARTIFACT
         type(predictor)(spec, predictor.model, predictor.device).save(weights)

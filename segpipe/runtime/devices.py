@@ -1,6 +1,7 @@
 """Device and precision, resolved in one place."""
 
 import ctypes
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 AMD = Path("/dev/kfd")
+PROCESSOR, BF16_FLAGS = Path("/proc/cpuinfo"), {"avx512_bf16", "amx_bf16"}
+# Values of ONEDNN_MAX_CPU_ISA below those with bf16 (oneDNN 3, "CPU Dispatcher Control").
+WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
+GAIN = 1.1
 
 
 def check(config: TrainConfig, *, training: bool) -> None:
@@ -40,8 +45,30 @@ def device(config: TrainConfig) -> "torch.device":
     return torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
 
 
+def processor_has_bf16() -> bool:
+    """Whether this processor multiplies in bf16 itself, and oneDNN may use that; elsewhere it is several times slower
+    than fp32.
+    """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BF16 or not PROCESSOR.is_file():
+        return False
+    flags = next((line for line in PROCESSOR.read_text().splitlines() if line.startswith("flags")), "")
+    return not BF16_FLAGS.isdisjoint(flags.split())
+
+
+def may_gain_from_bf16(asked: str, device_type: str) -> bool:
+    """Whether a precision `auto` has to be measured: on a processor with bf16."""
+    return asked == "auto" and device_type == "cpu" and processor_has_bf16()
+
+
+def clearly_faster(half: float, full: float) -> bool:
+    """Whether bf16 is worth its roundings: seconds in bf16 and in fp32."""
+    return full > GAIN * half
+
+
 def precision(config: TrainConfig) -> str:
-    """Resolve train.precision to fp32, bf16 or fp16. Raises InputError where the device does not have it."""
+    """Resolve train.precision to fp32, bf16 or fp16; auto on a CPU is fp32 until `training.precision` has measured.
+    Raises InputError where the device does not have it.
+    """
     import torch
 
     on_gpu = device(config).type == "cuda"

@@ -32,13 +32,13 @@ def start(config: TrainConfig) -> "Accelerator":
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    mixed, on_cpu = precision(config), device(config).type == "cpu"
+    scaled, on_cpu = precision(config) == "fp16", device(config).type == "cpu"
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launched() and not group.is_initialized():
         _join("gloo" if on_cpu else "nccl")
     if not launched():  # an earlier training in this process may have had another precision
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
-        mixed_precision="no" if mixed == "fp32" else mixed,
+        mixed_precision="fp16" if scaled else "no",  # of the others the learner takes care
         cpu=on_cpu,
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[

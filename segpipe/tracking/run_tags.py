@@ -11,6 +11,7 @@ PASSING = "segpipe.passing"
 INPUT = "segpipe.input."
 SCRATCH = "segpipe.scratch"
 PAGES = "segpipe.pages"  # what the pages of a run were made from (see orchestration.pages)
+PRECISION = "segpipe.precision"  # of the network, in an evaluation
 
 
 def dice_of(version: Mapping[str, str]) -> tuple[float, float, float]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Weights = dict[str, Tensor]
 DROPOUT = 0xD80
-PLANNED = ("epochs", "patches")  # knobs that follow from train.minutes and go on after an interruption
+PLANNED = ("epochs", "patches", "precision")  # knobs that follow from measuring and go on after an interruption
 NOT_METRICS = ("epoch", "ended_ms", "is_best")
 
 

@@ -10,9 +10,13 @@ from torch.optim.swa_utils import AveragedModel
 from segpipe.config.sections import Config, TrainConfig
 from segpipe.data.batches import Batch
 from segpipe.models import architectures, losses
+from segpipe.runtime import devices
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Finite:
@@ -39,6 +43,7 @@ class Learner:
     ) -> None:
         network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
         self.network, self.accelerator = network, accelerator
+        self.dtype = DTYPES[devices.precision(config)]
         decay = config.ema_decay
         self.average = AveragedModel(network, multi_avg_fn=averaging(decay), use_buffers=True) if decay else None
         self.model, self.optimizer = accelerator.prepare(network, _optimizer(network, config))
@@ -50,7 +55,7 @@ class Learner:
 
     def forward(self, model: nn.Module, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
         """The loss of all processes' parts together, and this part's logits."""
-        with self.accelerator.autocast():
+        with torch.autocast(self.accelerator.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = model(batch.images.contiguous(memory_format=torch.channels_last))
         return losses.loss(logits, batch.labels, config.loss), logits
 

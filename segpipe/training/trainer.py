@@ -19,8 +19,8 @@ from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures, losses
 from segpipe.recording.artifact_tree import Journal, Recorder
-from segpipe.runtime import devices, process_group
-from segpipe.training import budget, engine
+from segpipe.runtime import process_group
+from segpipe.training import budget, engine, precision
 from segpipe.training.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
@@ -71,14 +71,16 @@ def run(
         channels=manifest.channels,
         classes=manifest.classes,
     )
-    planned = config.train.model_copy(update=state["planned"]) if state else config.train
+    found = state["planned"] if state else {"precision": precision.choose(network, train, config, accelerator)}
+    planned = config.train.model_copy(update=found)
     if config.train.minutes and not state:
 
         def record(recorder: Recorder) -> None:
             tried = Journal(recorder, config, val, planned)
             tried.epoch([budget.NEW_BEST], network, Predictor(spec, network, device))
 
-        costs = budget.measure(network, train, val, config, accelerator, record, job.checkpoints)
+        knobs = config.model_copy(update={"train": planned})
+        costs = budget.measure(network, train, val, knobs, accelerator, record, job.checkpoints)
         planned = budget.fill(planned, time.perf_counter() - began, costs, train)
         if recorder:
             windows = f" (windows a case in each: {planned.patches})" if planned.patches else ""
@@ -87,7 +89,7 @@ def run(
         train = Batches(train.selected, planned, device, training=True)
     journal = Journal(recorder, config, val, planned) if recorder else None
     if journal:
-        journal.begin(train, facts(config, network, device))
+        journal.begin(train, facts(planned.precision, network, device))
 
     def report(history: list[engine.EpochReport], current: architectures.SegmentationModel) -> None:
         on_epoch(history[-1], planned.epochs)
@@ -104,8 +106,8 @@ def run(
     return f"val Dice {result.best.val_dice:.3f} in epoch {result.best.epoch + 1} of {len(result.history)}"
 
 
-def facts(config: Config, network: nn.Module, device: torch.device) -> dict[str, str]:
-    """What is not in the config: number of parameters, hardware, precision, versions."""
+def facts(precision: str, network: nn.Module, device: torch.device) -> dict[str, str]:
+    """What is not in the config: number of parameters, hardware, the precision that was resolved, versions."""
     packages = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "accelerate", "numpy", "mlflow")
     return {
         "model.parameters": str(architectures.parameter_count(network)),
@@ -113,7 +115,7 @@ def facts(config: Config, network: nn.Module, device: torch.device) -> dict[str,
         "hardware.gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
         "hardware.cpu_cores": str(os.cpu_count()),
         "hardware.threads": str(torch.get_num_threads()),
-        "hardware.precision": devices.precision(config.train),
+        "hardware.precision": precision,
         "hardware.processes": str(process_group.world()),
         "version.python": platform.python_version(),
         **{f"version.{name}": version(name) for name in packages},

@@ -152,6 +152,7 @@ def test_what_ships_inside_a_model_is_small():
         *("segpipe.models.encoder_weights", "segpipe.models.encoders", "segpipe.models.group_norm"),
         *("segpipe.models.pruning", "segpipe.inference", "segpipe.inference.input_assembly"),
         *("segpipe.inference.predictor", "segpipe.inference.quantities", "segpipe.inference.spec"),
+        *("segpipe.runtime", "segpipe.runtime.devices"),
         *("segpipe.serving", "segpipe.serving.model_file", "segpipe.serving.request", "segpipe.serving.served_model"),
     }
 

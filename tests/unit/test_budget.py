@@ -123,6 +123,7 @@ def test_an_interrupted_one_goes_on_with_what_it_was_planned_with(tmp_path, monk
     assert Checkpoints(tmp_path / "minutes/checkpoints", "key", print).newest()["planned"] == {
         "epochs": 5,
         "patches": patches,
+        "precision": "fp32",
     }
     monkeypatch.setattr(budget, "measure", None)
     said, epochs = trained(dataset, tmp_path / "minutes", minutes=1)
@@ -137,7 +138,7 @@ def test_a_reproduction_has_the_epochs_and_windows_instead_of_the_minutes(datase
 
     config = with_knobs(dataset[0], train={"minutes": 10, "epochs": 50})
     params = {PLANNED["epochs"]: "7", PLANNED["patches"]: "12"}
-    found = reproduce._as_planned(config, SimpleNamespace(data=SimpleNamespace(params=params))).train
+    found = reproduce._as_planned(config, SimpleNamespace(data=SimpleNamespace(params=params, tags={}))).train
     assert (found.minutes, found.epochs, found.patches) == (0, 7, 12)
-    earlier = SimpleNamespace(data=SimpleNamespace(params={}))
-    assert reproduce._as_planned(config, earlier) is config
+    earlier = SimpleNamespace(data=SimpleNamespace(params={}, tags={}))
+    assert reproduce._as_planned(config, earlier) == config

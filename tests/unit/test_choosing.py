@@ -1,5 +1,7 @@
 """How a model's probabilities become labels, chosen on validation cases."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import training_set, write_folder
@@ -16,10 +18,13 @@ from segpipe.inference.predictor import Segmentation
 from segpipe.inference.spec import Labelling
 
 GIVEN = {"threshold": 0.5}
+SPEC = SimpleNamespace(precision="fp32")
 
 
 class Certain:
     """Says the reference with one probability, and everything else with another, case after case."""
+
+    spec = SPEC
 
     def __init__(self, masks, probabilities):
         self.masks, self.probabilities, self.case = masks, probabilities, -1
@@ -38,6 +43,8 @@ class Certain:
 
 class Painted:
     """Answers each case with the labels of `paint(reference, tta)`."""
+
+    spec = SPEC
 
     def __init__(self, dataset, paint):
         self.stored = [dataset.stored(case) for case in dataset.where(split="val").cases]
