@@ -5,7 +5,7 @@ import steps
 if __name__ == "__main__":
     steps.start_quietly()
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,9 @@ from steps import command as commands
 if TYPE_CHECKING:
     from segpipe.config.sections import Config
     from segpipe.orchestration import launch
+    from segpipe.orchestration.chain import Choice
+    from segpipe.orchestration.plan import Asked
+    from segpipe.orchestration.planning import Given
 
 HELP = """Take a folder of images and masks to a promoted model: preprocess, train, evaluate, register.
 
@@ -119,34 +122,66 @@ def callback(
             session, model, recipe, partial(_how, env_manager, backend, backend_config, in_process), tolerance, values
         )
         return
-    config = commands.resolve(session, recipe, values)
+    from segpipe.orchestration import planning
+
+    given = planning.Given(*commands.given(session, recipe, values))
+    with commands.refusing():
+        config = given.unplanned()
     if not config.tracking.enabled:
         raise UsageError("the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow")
-    from segpipe.orchestration import compare, driver, launch, orphans, plan, preconditions
-    from segpipe.tracking import experiments, runs
+    from segpipe.orchestration import compare, plan, preconditions
 
     with commands.refusing():
         asked = plan.Asked(start or "", until or "", fresh or "")
         configs = [member.config for member in compare.members(config)] if what == "compare" else [config]
         preconditions.check_encoders(configs, asked)
     how = _how(env_manager, backend, backend_config, in_process, config)
-    coming = partial(compare.planned if what == "compare" else plan.plan, session, config, asked)
     session.store.connect()
+    chosen = planning.choose(session, config, asked) if given.planned else None
+    planned = planning.follow(chosen, given) if chosen else config
+    coming = partial(compare.planned if what == "compare" else plan.plan, session, planned, asked)
     if backend == "local":
         with commands.refusing():
-            preconditions.check_device(config, coming)
+            preconditions.check_device(planned, coming)
     if only_plan:
-        experiments.check(config.tracking.experiment)
-        for name, choice in coming():
-            session.screen.answer(f"{name}: {choice.line()}")
+        _show(session, planned, chosen, coming)
+    else:
+        _run(session, what, given, asked, how, then, run_name)
+
+
+def _show(
+    session: Session, config: "Config", chosen: "Choice | None", coming: "Callable[[], Iterable[tuple[str, Choice]]]"
+) -> None:
+    """Show what would become of the plan, if there is one, and of the steps."""
+    from segpipe.tracking import experiments
+
+    experiments.check(config.tracking.experiment)
+    if chosen:
+        session.screen.answer(f"plan: {chosen.line()}")
+    if chosen and not chosen.run:
+        session.screen.answer("preprocess and the steps after it follow from the plan")
         return
+    for name, choice in coming():
+        session.screen.answer(f"{name}: {choice.line()}")
+
+
+def _run(
+    session: Session, what: str, given: "Given", asked: "Asked", how: "launch.How", then: str, run_name: str
+) -> None:
+    """Run the chain or the comparison below one run, after a plan if there is one."""
+    from segpipe.orchestration import chain, compare, driver, launch, orphans, planning
+    from segpipe.tracking import runs
+
+    config, results = given.unplanned(), dict[str, chain.Result]()
     orphans.reap(session.say)
-    with runs.run(session.store, what, config, name=run_name), session.guard.watching():
+    with runs.run(session.store, what, config, name=run_name, resolved=not given.planned), session.guard.watching():
         launcher = launch.Launcher(session, runs.active(), how)
+        if given.planned:
+            results["plan"], config = planning.obtain(launcher, config, given, asked)
         if what == "compare":
-            compare.run(launcher, config, then, asked)
+            compare.run(launcher, config, then, asked, results)
         else:
-            driver.run(launcher, config, asked)
+            driver.run(launcher, config, asked, results)
 
 
 def _how(env_manager: str, backend: str, backend_config: str, in_process: bool, config: "Config") -> "launch.How":

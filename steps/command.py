@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -22,7 +22,7 @@ from segpipe.config.sections import Config
 from segpipe.errors import SegpipeError, UsageError, one_line
 from segpipe.orchestration import preconditions
 from segpipe.orchestration.session import Session
-from segpipe.orchestration.step_table import STEPS
+from segpipe.orchestration.step_table import ROWS
 from segpipe.runtime import cores, processes
 from segpipe.runtime.signals import Interrupted
 from segpipe.tracking import connection
@@ -57,9 +57,10 @@ def options() -> list[click.Parameter]:
     return [recipe, offline, *knobs]
 
 
-def overrides(values: dict[str, Any]) -> dict[str, str]:
+def overrides(values: Mapping[str, Any]) -> dict[str, str]:
     """The knobs given on the command line, by dotted name."""
-    return {name.replace("__", "."): value for name, value in values.items() if value is not None}
+    found = {name.replace("__", "."): value for name, value in values.items() if value is not None}
+    return {name: value for name, value in found.items() if name in settings.knobs()}
 
 
 @contextmanager
@@ -72,8 +73,10 @@ def refusing() -> Iterator[None]:
         raise
 
 
-def resolve(session: Session, recipe: str, values: dict[str, Any]) -> Config:
-    """The Config of a command line. Raises SegpipeError, with the exit code of a wrong command line."""
+def given(session: Session, recipe: str, values: Mapping[str, Any]) -> tuple[Path | None, dict[str, str]]:
+    """The recipe on this machine, if there is one, and the knobs of a command line; data.format as the folder looks,
+    where only data.root is given. Raises SegpipeError, with the exit code of a wrong command line.
+    """
     from segpipe.files import project
 
     with refusing():
@@ -82,8 +85,20 @@ def resolve(session: Session, recipe: str, values: dict[str, Any]) -> Config:
 
             session.store.connect()
             recipe = str(artifacts.local(recipe))
-        simulated = values.get("data__format") in (None, "phantom")
-        return settings.load(recipe or (project.PROJECT / DEFAULT_RECIPE if simulated else None), overrides(values))
+        knobs = overrides(values)
+        if knobs.get("data.root") and "data.format" not in {*knobs, *settings.names(recipe)}:
+            from segpipe.data import readers
+
+            knobs["data.format"] = readers.detect(knobs["data.root"])
+        simulated = knobs.get("data.format", "phantom") == "phantom"
+        return Path(recipe) if recipe else project.PROJECT / DEFAULT_RECIPE if simulated else None, knobs
+
+
+def resolve(session: Session, recipe: str, values: Mapping[str, Any]) -> Config:
+    """The Config of a command line. Raises SegpipeError, with the exit code of a wrong command line."""
+    found, knobs = given(session, recipe, values)
+    with refusing():
+        return settings.load(found, knobs)
 
 
 def step(
@@ -95,7 +110,7 @@ def step(
     An input that is not given on the command line is found by its key, or run first. `elsewhere(session, config)` may
     do the work without a run of MLflow and say so. Both get the values of the parameters in `more`, by name.
     """
-    inputs = STEPS[name].inputs
+    inputs = ROWS[name].inputs
 
     def decorate(body: Body) -> click.Command:
         upstream: list[click.Parameter] = [
@@ -144,7 +159,7 @@ def _run(session: Session, name: str, config: Config, given: dict[str, str], bod
         runs.tag(key=key.digest, parts=key.text(), **{f"input.{i}": run_id for i, run_id in run_ids.items()})
         runs.log_text(session.keys.made_of(name, config), keys.MADE_OF)
         runs.tag(work_began=str(round(time.time() * 1000)))
-        figure = body(session, STEPS[name].narrowed(config), **run_ids)
+        figure = body(session, ROWS[name].narrowed(config), **run_ids)
         runs.tag(session.store.sender, figure=figure)
 
 

@@ -56,6 +56,7 @@ TINY = (
     "--gate.min_patients=1",
     "--train.precision=fp32",  # what auto measures depends on the processor
     "--evaluate.precision=fp32",
+    "--plan.auto=false",
 )
 
 

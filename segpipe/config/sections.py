@@ -82,7 +82,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The raw data."""
 
-    format: Literal["phantom", "nifti", "folder"] = Field("phantom", description="how the raw data lies on disk")
+    format: Literal["phantom", "nifti", "folder"] = Field(
+        "phantom", description="how the raw data lies on disk (default with data.root: what is found there)"
+    )
     root: str = Field("", description="folder with the raw data (default: $SEGPIPE_DATA; the phantom writes to data/)")
     channels: Names = Field(
         (), description="nifti: file suffixes, default dwi,adc; folder: 'grey' (default) or 'red,green,blue'"
@@ -350,6 +352,14 @@ class TrackingConfig(Section):
     outputs: str = Field("", description="checkpoints, unsent records, runs without MLflow (default: outputs/ here)")
 
 
+class PlanConfig(Section):
+    """The recipe that a chain makes from the data first."""
+
+    auto: bool = Field(
+        True, description="pipeline.py: plan from the data what is not given (real data; with a recipe only if asked)"
+    )
+
+
 class DriverConfig(Section):
     """How `pipeline.py` runs the steps."""
 
@@ -390,6 +400,7 @@ class Config(Section):
     serving: ServingConfig = ServingConfig()
     predict: PredictConfig = PredictConfig()
     tracking: TrackingConfig = TrackingConfig()
+    plan: PlanConfig = PlanConfig()
     driver: DriverConfig = DriverConfig()
     compare: CompareConfig = CompareConfig()
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw")

@@ -101,15 +101,21 @@ def build(values: Mapping[str, Any]) -> Config:
         raise InputError(_fault(error)) from None
 
 
-def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
-    """Defaults, then the YAML file `recipe`, then dotted `overrides`.
+def load(recipe: str | Path | None, overrides: Mapping[str, str], plan: str | Path | None = None) -> Config:
+    """Defaults, then the YAML file `plan`, then `recipe`, then dotted `overrides`.
 
     For real data an empty data.root becomes $SEGPIPE_DATA.
 
     Raises InputError for a missing or malformed recipe, an unknown knob, and a value that is out of range or would have
     no effect.
     """
-    config = _load(recipe, overrides)
+    config = unplanned(recipe, overrides, plan)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise InputError for a knob that would have no effect beside the others."""
     fit, defaults = config.preprocess.fit, Config().train
     if fit == "crop":
         raise InputError("preprocess.fit=crop trained on the centre alone; give patch, which draws windows everywhere")
@@ -118,11 +124,13 @@ def load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
             raise InputError(f"train.{name} has no effect with preprocess.fit={fit}; leave it out")
     if config.train.minutes and config.train.epochs != defaults.epochs:
         raise InputError("train.epochs has no effect with train.minutes; leave out one of them")
-    return config
 
 
-def _load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
+def unplanned(recipe: str | Path | None, overrides: Mapping[str, str], plan: str | Path | None = None) -> Config:
+    """As `load`, but knobs may still be without effect: those that a plan is going to set are not there yet."""
     values = _read_recipe(Path(recipe)) if recipe else {}
+    if plan:
+        values = _completed(values, overrides, _read_recipe(Path(plan)))
     for name, value in overrides.items():
         if name not in knobs():
             raise InputError(f"unknown knob '{name}'{nearest(name, list(knobs()))}")
@@ -141,11 +149,25 @@ def _load(recipe: str | Path | None, overrides: Mapping[str, str]) -> Config:
     )
 
 
+def _completed(values: dict[str, Any], overrides: Mapping[str, str], plan: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values with those of a plan where it has none; who gives epochs gets no minutes."""
+    if "train.epochs" in overrides or "epochs" in values.get("train", {}):
+        plan = {**plan, "train": {name: value for name, value in plan.get("train", {}).items() if name != "minutes"}}
+    merged = {name: {**plan.get(name, {}), **content} for name, content in values.items() if isinstance(content, dict)}
+    return {**plan, **values, **merged}
+
+
+def names(recipe: str | Path | None) -> set[str]:
+    """The dotted names of the knobs that a recipe sets. Raises InputError as `load` does for its file."""
+    values = _read_recipe(Path(recipe)) if recipe else {}
+    return {f"{section}.{knob}" for section, content in values.items() if isinstance(content, dict) for knob in content}
+
+
 def recorded(recipe: Path, overrides: Mapping[str, str]) -> Config:
     """The config of a run, as by `load`, with what earlier versions took, but without that run's name: versions up to
     0.5.0 took any text for one.
     """
-    return _load(recipe, {"tracking.run_name": "", **overrides})
+    return unplanned(recipe, {"tracking.run_name": "", **overrides})
 
 
 def _absolute(path: str) -> str:

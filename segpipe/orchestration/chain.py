@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -14,7 +15,7 @@ from segpipe.errors import InputError
 from segpipe.orchestration import claims, explain, launch, pages
 from segpipe.orchestration.keys import Key
 from segpipe.orchestration.session import Session
-from segpipe.orchestration.step_table import STEPS
+from segpipe.orchestration.step_table import ROWS
 from segpipe.recording import logged_models
 from segpipe.tracking import artifacts, lineage, run_tags, runs
 
@@ -68,7 +69,7 @@ def inputs(session: Session, name: str, config: Config, given: dict[str, str]) -
     run first on top of these, as children of the active run. Raises InputError where given runs do not fit together.
     """
     built: dict[str, Run] = {}
-    for upstream in STEPS[name].inputs:
+    for upstream in ROWS[name].inputs:
         chosen = given | {known: run.info.run_id for known, run in built.items()}
         run_id = given.get(upstream) or _implied(upstream, given)
         if run_id:
@@ -77,7 +78,7 @@ def inputs(session: Session, name: str, config: Config, given: dict[str, str]) -
             below = inputs(session, upstream, config, chosen)
             built[upstream] = obtain(upstream, config, below, launch.Launcher(session, runs.active())).run
     for later, run in built.items():
-        for earlier in set(STEPS[later].inputs) & set(built):
+        for earlier in set(ROWS[later].inputs) & set(built):
             _check_built_on(later, run, earlier, built[earlier])
     return built
 
@@ -96,7 +97,7 @@ def _check_built_on(later: str, run: "Run", earlier: str, chosen: "Run") -> None
 def _implied(name: str, given: dict[str, str]) -> str | None:
     """The run of `name` that a given run further down was built on."""
     for other, run_id in given.items():
-        if run_id and name in STEPS[other].inputs:
+        if run_id and name in ROWS[other].inputs:
             return runs.upstream(run_id, other).data.tags.get(f"{run_tags.INPUT}{name}")
     return None
 
@@ -139,7 +140,7 @@ def choose(
 
 def _deleted_behind(name: str, run: "Run", there: Collection[str]) -> str:
     """Which run that a step's run was built on, directly or not, was deleted, in words; empty where none was."""
-    inputs = {i: run.data.tags.get(run_tags.INPUT + i, "") for i in STEPS[name].inputs}
+    inputs = {i: run.data.tags.get(run_tags.INPUT + i, "") for i in ROWS[name].inputs}
     for step, run_id in inputs.items():
         if run_id and run_id not in there:
             earlier = lineage.find(run_id)
@@ -159,7 +160,7 @@ def damage(name: str, run: "Run") -> str:
     """What is missing from a step's artifacts or damaged in them, or from the model it logged; empty where all is as it
     was written.
     """
-    fault = artifacts.damage(run.info.artifact_uri, STEPS[name].output)
+    fault = artifacts.damage(run.info.artifact_uri, ROWS[name].output)
     model = run.data.tags.get(run_tags.MODEL)
     if not fault and model:
         fault = logged_models.damage(model)
@@ -174,8 +175,12 @@ def obtain(
     valid: Valid = always,
     fresh: bool = False,
     label: str = "",
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Result:
-    """Reuse a run that stands for a step, or run it, unless somebody else is about to: then wait, and look again."""
+    """Reuse a run that stands for a step, or run it, unless somebody else is about to: then wait, and look again.
+
+    `more` are parameters of its entry point beside its inputs.
+    """
     began, label, upstream = time.perf_counter(), label or name, upstream_keys(built)
     session = launcher.session
     look = partial(choose, session, name, config, upstream, valid, fresh, {run.info.run_id for run in built.values()})
@@ -192,7 +197,7 @@ def obtain(
         choice = look()
         if choice.run is None:
             say(choice.line())
-            given = {f"{i}_run": run.info.run_id for i, run in built.items()}
+            given = {f"{i}_run": run.info.run_id for i, run in built.items()} | dict(more)
             run = launch.launch(name, given, launcher, choice.because)
             result = Result(run, False, time.perf_counter() - began)
             say(f"ran {run.info.run_id} in {result.seconds:.1f} s")

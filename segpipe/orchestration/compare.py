@@ -67,15 +67,15 @@ def planned(session: Session, config: Config, asked: Asked) -> Iterator[tuple[st
         yield member.name, choice
 
 
-def run(launcher: Launcher, config: Config, then: str, asked: Asked) -> None:
+def run(launcher: Launcher, config: Config, then: str, asked: Asked, results: dict[str, chain.Result]) -> None:
     """Train all members below the launcher's run, show the leaderboard, and go on with the best by validation.
+    `results` has the plan if there is one.
 
     Raises StepError where none of them can be trained.
     """
     from segpipe.tracking import runs
 
     began, all_members = time.perf_counter(), members(config)
-    results: dict[str, chain.Result] = {}
     driver.advance(("preprocess",), config, results, launcher, asked)
     for member in all_members:
         runs.log_text(settings.dump(member.config), member.recipe)

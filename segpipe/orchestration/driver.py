@@ -18,10 +18,9 @@ from segpipe.registry import champions
 from segpipe.tracking import artifacts, run_tags, runs
 
 
-def run(launcher: Launcher, config: Config, asked: Asked) -> None:
-    """The chain, or the part that is asked for, below the launcher's run."""
+def run(launcher: Launcher, config: Config, asked: Asked, results: dict[str, chain.Result]) -> None:
+    """The chain, or the part that is asked for, below the launcher's run; `results` has the plan if there is one."""
     began = time.perf_counter()
-    results: dict[str, chain.Result] = {}
     advance(asked.names, config, results, launcher, asked)
     show(launcher.session.screen, results, time.perf_counter() - began)
     if "register" in results:

@@ -68,7 +68,8 @@ def _knobs(run: "Run", part: str, config: Config) -> list[str]:
     section, now, params = part.removeprefix(keys.SECTION), settings.flat(config), run.data.params
     if section == part:
         return []
-    knobs = [knob for knob in now if knob.split(".")[0] == section and knob not in keys.WITHOUT_EFFECT]
+    own = [knob for knob in now if section in (knob, knob.partition(".")[0])]
+    knobs = [knob for knob in own if knob not in keys.WITHOUT_EFFECT]
     before = {knob: params.get(f"cfg.{knob}", "") for knob in knobs}
     differing = [knob for knob in knobs if before[knob] != now[knob][: runs.LONGEST_PARAM]]
     return [f"{knob} {_short(before[knob])} -> {_short(now[knob])}" for knob in differing]

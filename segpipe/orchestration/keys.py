@@ -13,7 +13,7 @@ from segpipe.errors import InputError
 from segpipe.files import hashes, project
 from segpipe.files.code_closure import Code
 from segpipe.orchestration.screen import Screen
-from segpipe.orchestration.step_table import STEPS
+from segpipe.orchestration.step_table import ROWS
 
 MADE_OF = "config/made_of.json"
 SECTION, RESULT = "config ", "result of "
@@ -66,7 +66,7 @@ class Keys:
 
         Raises InputError where raw data, or a file of weights, is missing, for the step that reads it.
         """
-        step = STEPS[name]
+        step = ROWS[name]
         parts = {SECTION + section: digest for section, digest in section_digests(step.sections, config).items()}
         parts |= self.made_with(name)
         parts |= {RESULT + upstream: digest[:16] for upstream, digest in inputs.items()}
@@ -87,7 +87,7 @@ class Keys:
 
     def deciding(self, name: str) -> dict[str, str]:
         """The project's files that decide a step's result, each with a digest of what it does."""
-        return self.code.meanings(self.code.closure(STEPS[name].code, WITHOUT_EFFECT_ON_RESULTS))
+        return self.code.meanings(self.code.closure(ROWS[name].code, WITHOUT_EFFECT_ON_RESULTS))
 
     def pages(self, config: Config) -> dict[str, str]:
         """What the pages of an evaluation are made from, each knob and file with a digest (8 hex digits) of it."""
@@ -101,7 +101,7 @@ class Keys:
         """What stands behind the digests in a step's key, as JSON: each source file with a digest of what it does, each
         raw file with its SHA-256, each requirement with its version.
         """
-        raw_files = self._raw_files(config) if "data" in STEPS[name].sections else {}
+        raw_files = self._raw_files(config) if "data" in ROWS[name].sections else {}
         parts = {CODE: self.deciding(name), REQUIREMENTS: project.requirements(), RAW: raw_files}
         return json.dumps(parts, indent=1)
 
@@ -112,19 +112,22 @@ class Keys:
 def section_digests(
     sections: tuple[str, ...], config: Config, as_before: Mapping[str, object] = AS_BEFORE
 ) -> dict[str, str]:
-    """A digest (16 hex digits) for each section of a config, of the knobs that have an effect. A section whose knobs
-    all are `as_before` has none.
+    """A digest (16 hex digits) for each section of a config, or single knob, of what has an effect. A section has none
+    if all its knobs are `as_before`.
     """
-    values = config.model_dump(mode="json", include=set(sections))
+    values = config.model_dump(mode="json", include={name.partition(".")[0] for name in sections})
     if "model" in values:
         values["model"]["encoder_weights"] = config.model.initialisation
     digests = {}
-    for section in sections:
+    for name in sections:
+        section, _, single = name.partition(".")
         found = values[section]
-        if isinstance(found, dict):
+        if single:
+            found = {single: found[single]}
+        elif isinstance(found, dict):
             found = {knob: value for knob, value in found.items() if _counts(f"{section}.{knob}", value, as_before)}
         if found != {}:
-            digests[section] = hashes.of_json(found)[:16]
+            digests[name] = hashes.of_json(found)[:16]
     return digests
 
 

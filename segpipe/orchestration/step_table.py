@@ -1,4 +1,6 @@
-"""The chain as a table: a step is declared here, in `MLproject` and by its file in `steps/`."""
+"""The chain as a table, and the plan that can come before it: each is declared here, in `MLproject` and by its file in
+`steps/`.
+"""
 
 from dataclasses import dataclass
 
@@ -9,9 +11,10 @@ from segpipe.config.sections import Config
 class Step:
     """One row: its name is its entry point and its module in `steps/`.
 
-    `sections` are the config that decides its result, `reads` what it reads beside, without effect on the result (where
-    things are, on which device); `code` the modules that decide its result, with all they import but for
-    `keys.WITHOUT_EFFECT_ON_RESULTS`; `output` the folder of artifacts that must be whole for its run to be reused.
+    `sections` are the config that decides its result, or single knobs of it, `reads` what it reads beside, without
+    effect on the result (where things are, on which device); `code` the modules that decide its result, with all they
+    import but for `keys.WITHOUT_EFFECT_ON_RESULTS`; `output` the folder of artifacts that must be whole for its run to
+    be reused.
     """
 
     name: str
@@ -23,9 +26,17 @@ class Step:
 
     def narrowed(self, config: Config) -> Config:
         """The config with nothing in it but what the step declares."""
-        return config.narrowed((*self.sections, *self.reads))
+        return config.narrowed((*(name.partition(".")[0] for name in self.sections), *self.reads))
 
 
+PLAN = Step(
+    "plan",
+    sections=("data", "split", "seed", "train.minutes"),
+    reads=tuple(Config.model_fields),  # what is given is kept in the recipe that is written for the user
+    inputs=(),
+    code=("segpipe.planning.rules", "segpipe.planning.fingerprint"),
+    output="plan",
+)
 STEPS = {
     step.name: step
     for step in (
@@ -63,3 +74,4 @@ STEPS = {
         ),
     )
 }
+ROWS = {PLAN.name: PLAN, **STEPS}  # every row, whether it is part of each chain or not

@@ -27,18 +27,27 @@ PARAMS_PER_CALL, LONGEST_PARAM = 100, 6000
 
 
 @contextmanager
-def run(store: Store, step: str, config: Config, experiment_id: str | None = None, name: str = "") -> Iterator[Run]:
+def run(
+    store: Store,
+    step: str,
+    config: Config,
+    experiment_id: str | None = None,
+    name: str = "",
+    *,
+    resolved: bool = True,
+) -> Iterator[Run]:
     """The MLflow run that stands for one step, or for the whole chain: the one MLflow Projects has opened for this
     process, or a new one of that name (else the step's), in the experiment given or configured. Where a run is active
-    already it is nested below that one. The resolved config is logged at once.
+    already it is nested below that one. The config is logged at once, unless it is not `resolved` yet: then
+    `log_config` does.
 
     An exception ends the run as FAILED with its reason as a tag, an interrupt as KILLED; both pass on.
     """
     above = mlflow.active_run()
     try:
         started = _start(step, config, experiment_id, name or step, above)
-        log_params(started.info.run_id, {f"cfg.{knob}": value for knob, value in settings.flat(config).items()})
-        mlflow.log_text(settings.dump(config), CONFIG)
+        if resolved:
+            log_config(config)
         yield started
         _end(store, "FINISHED", {})
     except BaseException as error:
@@ -48,6 +57,12 @@ def run(store: Store, step: str, config: Config, experiment_id: str | None = Non
     finally:
         store.sender = None
         store.wait_with(connection.PATIENT)
+
+
+def log_config(config: Config) -> None:
+    """Log the resolved config on the active run, as parameters and as a recipe."""
+    log_params(active().info.run_id, {f"cfg.{knob}": value for knob, value in settings.flat(config).items()})
+    mlflow.log_text(settings.dump(config), CONFIG)
 
 
 def _start(step: str, config: Config, experiment_id: str | None, name: str, above: Run | None) -> Run:

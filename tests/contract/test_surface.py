@@ -50,7 +50,9 @@ def test_entry_points_are_the_chains_steps():
 
 def test_every_section_belongs_to_a_step():
     read = {section for step in STEPS.values() for section in step.sections}
-    assert read | {"card", "tracking", "driver", "compare", "predict", "serving"} == set(settings.Config.model_fields)
+    assert read | {"card", "tracking", "plan", "driver", "compare", "predict", "serving"} == set(
+        settings.Config.model_fields
+    )
 
 
 def test_conda_has_one_list_of_requirements():

@@ -9,6 +9,7 @@ from segpipe.data import raw
 from segpipe.data.readers.folder import FolderReader
 from segpipe.data.readers.nifti import NiftiReader
 from segpipe.data.volume import Case, Kind, Volume
+from segpipe.errors import InputError
 
 
 class Reader(Protocol):
@@ -25,19 +26,21 @@ class Reader(Protocol):
 
 class Format(NamedTuple):
     """A format of raw data: its reader, made from a DataConfig whose root and channels are filled in; what its cases
-    are; the channels where data.channels names none; and whether the data is simulated first.
+    are; the channels where data.channels names none; what shows that a folder has it; and whether the data is simulated
+    first.
     """
 
     reader: Callable[[DataConfig], Reader]
     kind: Kind
     channels: tuple[str, ...]
+    signs: tuple[str, ...] = ()
     simulated: bool = False
 
 
 READERS = {
     "phantom": Format(NiftiReader, "volume", ("dwi", "adc"), simulated=True),
-    "nifti": Format(NiftiReader, "volume", ("dwi", "adc")),
-    "folder": Format(FolderReader, "picture", ("grey",)),
+    "nifti": Format(NiftiReader, "volume", ("dwi", "adc"), signs=("sub-*/", "derivatives/")),
+    "folder": Format(FolderReader, "picture", ("grey",), signs=("images/", "masks/")),
 }
 
 
@@ -63,3 +66,14 @@ def reader_of(data: DataConfig, root: Path) -> Reader:
     """The reader of the configured format for the files in `root`; nothing is simulated."""
     given = {"root": str(root), "channels": channel_names(data)}
     return READERS[data.format].reader(data.model_copy(update=given))
+
+
+def detect(root: str) -> str:
+    """The format of a folder, by what is in it. Raises InputError where it is none, or could be several."""
+    path = raw.check_root(root)
+    signs = {name: row.signs for name, row in READERS.items() if row.signs}
+    found = [name for name, wanted in signs.items() if all(any(path.glob(sign)) for sign in wanted)]
+    if len(found) == 1:
+        return found[0]
+    known = ", or ".join(f"{' and '.join(wanted)} ({name})" for name, wanted in signs.items())
+    raise InputError(f"data.root {path}: holds {'more than one of' if found else 'neither'} {known}; give data.format")
