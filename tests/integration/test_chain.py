@@ -286,12 +286,15 @@ def test_a_bad_request_is_answered_with_400_and_the_row(server, body, told):
 @pytest.mark.slow
 def test_a_better_model_takes_over_and_the_old_one_stays_as_previous(chain, client):
     _, _, run = chain
-    before = champion(client)
-    done = run("--train.epochs=12", "--train.lr=0.01")
-    assert done.returncode == 0, done.stderr
-    after = champion(client)
-    assert int(after.version) > int(before.version)
-    assert str(client.get_model_version_by_alias(MODEL, "previous").version) == str(before.version)
+    name = "taken over"
+    found = []
+    for knobs in (["--train.lr=1e-7"], ["--train.lr=0.01", "--train.epochs=12"]):
+        done = run(f"--registry.model_name={name}", *knobs)
+        assert done.returncode == 0, done.stderr
+        found.append(client.get_model_version_by_alias(name, "champion"))
+    before, after = found
+    assert (str(before.version), str(after.version)) == ("1", "2")
+    assert str(client.get_model_version_by_alias(name, "previous").version) == "1"
     assert float(after.tags["test_dice"]) > float(before.tags["test_dice"])
 
 
