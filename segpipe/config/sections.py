@@ -15,7 +15,7 @@ def _split(value: object) -> object:
 
 
 def _square(value: object) -> object:
-    parts = (value,) if isinstance(value, int) else _split(value)
+    parts = (value,) if isinstance(value, int | float) else _split(value)
     return (parts[0], parts[0]) if isinstance(parts, tuple | list) and len(parts) == 1 else parts
 
 
@@ -62,6 +62,8 @@ StepName = Literal["preprocess", "train", "evaluate", "register"]
 Timeouts = Annotated[dict[StepName, Annotated[float, Field(gt=0)]], BeforeValidator(_pairs)]
 Retries = Annotated[dict[StepName, Annotated[int, Field(ge=0, le=100)]], BeforeValidator(_pairs)]
 Options = Annotated[dict[str, Any], BeforeValidator(_pairs)]
+Millimetres = Annotated[float, Field(gt=0, le=1000)]
+Pixel = Annotated[tuple[()] | tuple[Millimetres, Millimetres], BeforeValidator(_square)]
 Side = Annotated[int, Field(ge=16, le=4096)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -119,10 +121,22 @@ class PreprocessConfig(Section):
         description="resize keeps the aspect ratio and pads; patch trains on windows at the data's own scale; "
         "crop is that of models from earlier versions",
     )
+    spacing: Pixel = Field(
+        (), description="fit=patch: mm a pixel, height,width (one number: square), that cases are resampled to"
+    )
+    longest: int = Field(
+        0, ge=0, le=16_384, description="fit=patch: pixels of the longer side that cases are resampled to; 0: as it is"
+    )
     clip_low: float = Field(0.5, ge=0, lt=50, description="lower percentile at which a channel is clipped")
     clip_high: float = Field(99.5, gt=50, le=100, description="upper percentile at which a channel is clipped")
     normalise: Literal["zscore", "minmax"] = Field("zscore", description="intensity scale, per case and channel")
     clahe: bool = Field(False, description="contrast-limited adaptive histogram equalisation, slice by slice")
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> "PreprocessConfig":
+        if self.spacing and self.longest:
+            raise ValueError("preprocess.spacing and preprocess.longest both say how large a pixel is; leave out one")
+        return self
 
 
 class SplitConfig(Section):

@@ -122,6 +122,9 @@ def check(config: Config) -> None:
     for name in ("empty_share", "oversample") if fit == "patch" else ("patches", "foreground"):
         if getattr(config.train, name) != getattr(defaults, name):
             raise InputError(f"train.{name} has no effect with preprocess.fit={fit}; leave it out")
+    for name in ("spacing", "longest"):
+        if fit != "patch" and getattr(config.preprocess, name):
+            raise InputError(f"preprocess.{name} has no effect with preprocess.fit={fit}; leave it out or give patch")
     if config.train.minutes and config.train.epochs != defaults.epochs:
         raise InputError("train.epochs has no effect with train.minutes; leave out one of them")
 

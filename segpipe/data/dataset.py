@@ -52,9 +52,10 @@ class Dataset:
         if not self.manifest.flat(case.split):
             rows = slice(case.start, case.start + case.shape[0])
             return images[rows].swapaxes(0, 1), masks[rows]
-        size, channels = int(np.prod(case.shape)), len(self.manifest.channels)
+        shape, channels = case.stored_shape, len(self.manifest.channels)
+        size = int(np.prod(shape))
         image = images[case.start * channels : (case.start + size) * channels]
-        return image.reshape(channels, *case.shape), masks[case.start : case.start + size].reshape(case.shape)
+        return image.reshape(channels, *shape), masks[case.start : case.start + size].reshape(shape)
 
     def native(self, case: CaseRecord) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """A test case as acquired: image C,D,H,W float32 and mask D,H,W uint8."""

@@ -58,16 +58,20 @@ class ArrayWriter:
 
 
 def array_rows(volume: Volume, config: PreprocessConfig, split: Split) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """What the arrays of a split hold of a case: for test all voxels as acquired; for train and val all normalised
-    voxels, or slices as the network sees them, D,C,h,w and D,h,w.
+    """What the arrays of a split hold of a case: for test all voxels C,D,H,W and D,H,W as acquired; for train and val
+    all normalised and resampled ones, C,D,h,w and D,h,w, or slices as the network sees them, D,C,h,w and D,h,w.
+
+    Raises InputError where the case has no spacing to resample it by.
     """
     image, mask = volume.image, volume.mask
-    if split != "test":
-        image = transform.normalise(image, config)
-        if config.fit == "resize":
-            fit = transform.Fit(mask.shape[1:], config)
-            return fit.image(image), fit.mask(mask)
-    return image.ravel(), mask.ravel()
+    if split == "test":
+        return image, mask
+    image = transform.normalise(image, config)
+    if config.fit == "resize":
+        fit = transform.Fit(mask.shape[1:], config)
+        return fit.image(image), fit.mask(mask)
+    plane = transform.working_plane(mask.shape[1:], volume.spacing, config)
+    return transform.resampled(image, plane), transform.resampled_labels(mask, plane)
 
 
 def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> Manifest:
@@ -96,9 +100,10 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
         ):
             for case in (case for case in cases if sides[case.patient] == split):
                 volume = reader.load(case)
-                image, mask = array_rows(volume, config.preprocess, split)
-                images.append(image)
-                records.append(_record(case, volume, split, masks.append(mask), reader.root, config))
+                image, mask = _rows(case, volume, config.preprocess, split)
+                images.append(image.ravel() if flat else image)
+                start = masks.append(mask.ravel() if flat else mask)
+                records.append(_record(case, volume, mask.shape[1:], split, start, reader.root, config))
                 progress(len(records), len(cases), case.name)
         arrays |= {f"{split}_images": images.record(), f"{split}_masks": masks.record()}
     if not any(any(record.voxels.values()) for record in records):
@@ -118,6 +123,15 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
     return manifest
 
 
+def _rows(
+    case: Case, volume: Volume, config: PreprocessConfig, split: Split
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    try:
+        return array_rows(volume, config, split)
+    except InputError as error:
+        raise InputError(f"case '{case.name}': {error}") from None
+
+
 def _write_table(manifest: Manifest, path: Path) -> None:
     """The cases as a table for people to read."""
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -132,7 +146,9 @@ def _write_table(manifest: Manifest, path: Path) -> None:
             table.writerow([*known, *c.attributes.values()])
 
 
-def _record(case: Case, volume: Volume, split: Split, start: int, root: Path, config: Config) -> CaseRecord:
+def _record(
+    case: Case, volume: Volume, plane: tuple[int, ...], split: Split, start: int, root: Path, config: Config
+) -> CaseRecord:
     classes = config.data.class_names
     counts = np.bincount(volume.mask.ravel(), minlength=len(classes) + 1)[1 : len(classes) + 1]
     depth, height, width = volume.mask.shape
@@ -148,5 +164,6 @@ def _record(case: Case, volume: Volume, split: Split, start: int, root: Path, co
         sha256=volume.sha256,
         files=tuple(path.relative_to(root).as_posix() for path in case.images),
         start=start,
+        plane=None if plane == (height, width) or config.preprocess.fit == "resize" else (plane[0], plane[1]),
         attributes=case.attributes,
     )

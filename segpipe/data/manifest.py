@@ -23,7 +23,8 @@ class CaseRecord(Section):
 
     `shape` is D,H,W as acquired and `spacing` mm along the same axes, or None where the file has none. `voxels` counts
     each foreground class as acquired, `volume_ml` all of them. `start` is the first slice in the split's arrays; where
-    cases keep their own size (`Manifest.flat`), it is the first element of the flat mask array.
+    cases keep their own size (`Manifest.flat`), it is the first element of the flat mask array. `plane` is the height
+    and width in the arrays of a case that was resampled.
     `attributes` are additional columns of the data's own table.
     """
 
@@ -39,6 +40,12 @@ class CaseRecord(Section):
     files: tuple[str, ...]
     start: int
     attributes: dict[str, str] = Field(default_factory=dict)
+    plane: tuple[int, int] | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """D,h,w in the arrays of a case that keeps its own size."""
+        return (self.shape[0], *self.plane) if self.plane else self.shape
 
 
 class ArrayRecord(Section):

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segpipe.config.sections import PreprocessConfig
+from segpipe.data.volume import Spacing
+from segpipe.errors import InputError
 
 Array = NDArray[np.float32]
 
@@ -50,6 +52,46 @@ def _equalised(values: Array, low: float, high: float) -> Array:
 
     unit = (values - low) / (high - low or 1)
     return np.stack([equalize_adapthist(plane) for plane in unit]).astype(np.float32)
+
+
+def working_plane(native: tuple[int, int], spacing: Spacing | None, config: PreprocessConfig) -> tuple[int, int]:
+    """Height and width in pixels that a plane of `native` is resampled to. Raises InputError where that depends on a
+    spacing and there is none.
+    """
+    if config.spacing:
+        if spacing is None:
+            wanted = " x ".join(f"{side:g}" for side in config.spacing)
+            raise InputError(f"no spacing, and preprocess.spacing asks for {wanted} mm")
+        scales = [own / wanted for own, wanted in zip(spacing[1:], config.spacing, strict=True)]
+    else:
+        scales = [config.longest / max(native) if config.longest else 1.0] * 2
+    height, width = (max(1, round(n * scale)) for n, scale in zip(native, scales, strict=True))
+    return height, width
+
+
+def resampled(image: Array, plane: tuple[int, int]) -> Array:
+    """C,D,H,W to C,D,h,w, bilinear, each pixel the mean over what it covers."""
+    if image.shape[2:] == plane:
+        return image
+    result = np.empty((*image.shape[:2], *plane), dtype=np.float32)
+    for volume, target in zip(image, result, strict=True):
+        for depth, values in enumerate(volume):
+            target[depth] = _resized(values, plane, Image.Resampling.BILINEAR)
+    return result
+
+
+def resampled_labels(labels: NDArray[np.uint8], plane: tuple[int, int]) -> NDArray[np.uint8]:
+    """Labels D,H,W to D,h,w: of each pixel the label with the largest share of what it covers."""
+    if labels.shape[1:] == plane:
+        return labels
+    result = np.zeros((len(labels), *plane), dtype=np.uint8)
+    for values, target in zip(labels, result, strict=True):
+        largest = np.zeros(plane, dtype=np.float32)
+        for label in np.unique(values):
+            share = _resized((values == label).astype(np.float32), plane, Image.Resampling.BILINEAR)
+            target[share > largest] = label
+            np.maximum(largest, share, out=largest)
+    return result
 
 
 class Fit:

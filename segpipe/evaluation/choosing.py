@@ -78,13 +78,14 @@ def choose(predictor: "Predictor", dataset: Dataset, knobs: EvaluateConfig) -> C
 
     Raises InputError for `auto` without a validation case, and for an area to be found on resized cases.
     """
-    cases, own_scale = dataset.where(split="val").cases, dataset.manifest.preprocess.fit == "patch"
+    preprocess, cases = dataset.manifest.preprocess, dataset.where(split="val").cases
+    own_scale = preprocess.fit == "patch" and not (preprocess.spacing or preprocess.longest)
     for name in ("threshold", "tta", "postprocess"):
         asked = getattr(knobs, name)
         if not cases and asked in ("auto", "min_area"):
             raise InputError(f"evaluate.{name}={asked}: the validation split has no case to choose on; give a value")
     if knobs.postprocess == "min_area" and not own_scale:
-        raise InputError("evaluate.postprocess=min_area: resized cases have no areas; preprocess.fit=patch has")
+        raise InputError("evaluate.postprocess=min_area: resized cases have no areas; those at their own scale have")
     areas = [(False, area) for area in AREAS] if own_scale else []
     drops = {
         "none": [NOTHING],

@@ -67,7 +67,7 @@ def evaluate(
     for done, case in enumerate(cases, start=1):
         image, reference = dataset.native(case)
         began = time.perf_counter()
-        prepared = predictor.prepare(image)
+        prepared = predictor.prepare(image, case.spacing)
         found = predictor.answer(prepared, labelling)
         seconds.append(time.perf_counter() - began)
         measured = measurement.measure(
@@ -200,7 +200,8 @@ def ranked(cases: pd.DataFrame) -> dict[str, str]:
 def examples(predictor: "Predictor", dataset: Dataset, cases: pd.DataFrame, labelling: "Labelling") -> dict[str, Mask]:
     """The predicted labels D,H,W uint8 of the worst, median and best case."""
     records = {case.case: case for case in dataset.where(split="test").cases}
+    found = {rank: records[name] for rank, name in ranked(cases).items()}
     return {
-        rank: predictor.answer(predictor.prepare(dataset.native(records[name])[0]), labelling).mask
-        for rank, name in ranked(cases).items()
+        rank: predictor.answer(predictor.prepare(dataset.native(case)[0], case.spacing), labelling).mask
+        for rank, case in found.items()
     }

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from segpipe.data import components, transform
 from segpipe.data.transform import Fit
+from segpipe.data.volume import Spacing
 from segpipe.data.windows import Windows
 from segpipe.errors import InputError, one_line
 from segpipe.inference.spec import SPEC, WEIGHTS, Labelling, ModelSpec
@@ -39,11 +40,14 @@ class Segmentation(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A normalised image C,D,H,W float32, each channel's smallest value C, and how it is fitted to the network."""
+    """A normalised image C,D,h,w float32, resampled if the model asks for that, each channel's smallest value C, how it
+    is fitted to the network, and the height and width of its own grid.
+    """
 
     image: Slices
     lowest: Slices
     lying: Fit | Windows
+    native: tuple[int, int]
 
 
 class Predictor:
@@ -87,11 +91,11 @@ class Predictor:
         """The same network in another precision."""
         return type(self)(self.spec.model_copy(update={"precision": precision}), self.model, self.device)
 
-    def prepare(self, image: Slices) -> Prepared:
-        """A raw image C,D,H,W, checked and normalised.
+    def prepare(self, image: Slices, spacing: Spacing | None = None) -> Prepared:
+        """A raw image C,D,H,W with its spacing, checked, normalised and resampled.
 
-        Raises InputError where the number of channels differs from the model's, or voxels are not finite or too large
-        to be squared and summed.
+        Raises InputError where the number of channels differs from the model's, voxels are not finite or too large to
+        be squared and summed, or the model needs a spacing and there is none.
         """
         if len(image) != len(self.spec.channels):
             raise InputError(f"{len(image)} channels, the model takes {len(self.spec.channels)}: {self.spec.channels}")
@@ -100,10 +104,14 @@ class Predictor:
             raise InputError("NaN or infinite voxels")
         if max(-low, high) > LARGEST:
             raise InputError(f"intensities from {low:.3g} to {high:.3g}, beyond {LARGEST:.0e}; rescale them")
-        return self.fit(transform.normalise(image, self.spec.preprocess))
+        native: tuple[int, int] = image.shape[2:]
+        plane = transform.working_plane(native, spacing, self.spec.preprocess)
+        return self.fit(transform.resampled(transform.normalise(image, self.spec.preprocess), plane), native)
 
-    def fit(self, normalised: Slices) -> Prepared:
-        """A normalised image C,D,H,W, as acquired or as a data set holds it, made ready for the network."""
+    def fit(self, normalised: Slices, native: tuple[int, int] | None = None) -> Prepared:
+        """A normalised and resampled image C,D,h,w, as a data set holds it, made ready for the network; `native` is the
+        plane that its answer is for, by default its own.
+        """
         config, (height, width) = self.spec.preprocess, normalised.shape[2:]
         large = config.fit == "crop" and (height > config.size[0] or width > config.size[1])
         if config.fit == "patch":
@@ -112,18 +120,20 @@ class Predictor:
             lying = Windows((height, width), config.size, CROP_OVERLAP)
         else:
             lying = Fit((height, width), config)
-        return Prepared(normalised, normalised.min(axis=(1, 2, 3)), lying)
+        return Prepared(normalised, normalised.min(axis=(1, 2, 3)), lying, native or (height, width))
 
-    def segment(self, image: Slices, threshold: float, tta: bool = False) -> Segmentation:
+    def segment(
+        self, image: Slices, threshold: float, tta: bool = False, spacing: Spacing | None = None
+    ) -> Segmentation:
         """`prepare` and `label` a raw image C,D,H,W. Raises InputError as `prepare` does."""
-        return self.label(self.prepare(image), threshold, tta)
+        return self.label(self.prepare(image, spacing), threshold, tta)
 
     def label(self, prepared: Prepared, threshold: float, tta: bool = False) -> Segmentation:
         """Foreground where its classes' probabilities reach `threshold` together, and there the most probable class.
 
         With `tta` the probabilities are the mean over the image and its three flips in the network's plane.
         """
-        shape = prepared.image.shape[1:]
+        shape = (prepared.image.shape[1], *prepared.native)
         mask, foreground = np.empty(shape, dtype=np.uint8), np.empty(shape, dtype=np.float32)
         variance = np.empty(shape, dtype=np.float32) if tta else None
         for planes in _groups(shape[0]):
@@ -159,7 +169,8 @@ class Predictor:
         """The foreground classes' probabilities K,d,H,W of some planes, on their own grid."""
         flipped = (np.flip(self.forward(np.flip(s, flip)), flip) for s in _slices(prepared, planes))
         if isinstance(prepared.lying, Windows):
-            return prepared.lying.blend(flipped, len(self.spec.classes), prepared.image[0, planes].shape[0])
+            found = prepared.lying.blend(flipped, len(self.spec.classes), prepared.image[0, planes].shape[0])
+            return transform.resampled(found, prepared.native)
         return prepared.lying.back(next(flipped))
 
     def forward(self, slices: Slices) -> Slices:

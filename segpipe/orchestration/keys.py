@@ -24,6 +24,8 @@ FORMAT, CURRENT = "key format", "2"  # keys of segpipe 0.5 name none: they are o
 WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_restarts")
 # Knobs that came after keys had been made, with the value at which all is as before: a key leaves them out then.
 AS_BEFORE: Mapping[str, object] = {
+    "preprocess.spacing": [],
+    "preprocess.longest": 0,
     "train.minutes": 0.0,
     "train.patches": 0,
     "train.foreground": 0.33,

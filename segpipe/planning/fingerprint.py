@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.config.sections import Config, Section
-from segpipe.data import splits
+from segpipe.data import splits, transform
 from segpipe.data.readers import READERS, channel_names, open_reader
 from segpipe.data.volume import Kind, Spacing, Volume, foreground
 from segpipe.errors import InputError
@@ -14,6 +14,7 @@ from segpipe.files.hashes import Progress
 from segpipe.metrics.centreline import skeleton
 
 COLOUR = ("red", "green", "blue")
+SIDES = (256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048)  # pixels
 COLOURED = 4.0  # grey values by which the channels of a coloured picture differ on average, at least
 Mask = NDArray[np.bool_]
 
@@ -25,6 +26,9 @@ class Fingerprint(Section):
     pictures without one. `foreground` is the share of the pixels, of all cases together, `filled` the share of the
     slices that have any. `thickness` is that of the foreground in pixels, or of the background where that is thinner:
     twice the distance from its centreline to its border. `coloured` is the share of pictures whose channels differ.
+    `survival` is the mean Dice of the masks with themselves after they were resampled to a longer side of so many
+    pixels and back, or of their background where that is lower; for sides below the largest case's. `pixels` is the
+    smallest and the largest height of a pixel in mm.
     """
 
     kind: Kind
@@ -40,6 +44,8 @@ class Fingerprint(Section):
     filled: float
     thickness: float
     coloured: float
+    survival: dict[int, float]
+    pixels: tuple[float, float] | None
 
 
 def measure(config: Config, progress: Progress) -> Fingerprint:
@@ -53,7 +59,7 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
     every = reader.cases()
     sides = splits.assign(every, config.split, config.seed)
     cases = [case for case in every if sides[case.patient] == "train"]
-    shapes, spacings, thicknesses, coloured = [], [], [], []
+    shapes, spacings, thicknesses, coloured, survivals = [], [], [], [], []
     found = seen = filled = slices = 0
     for number, case in enumerate(cases, start=1):
         volume = reader.load(case)
@@ -71,6 +77,7 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
         )
         if busiest.any():
             thicknesses.append(min(thickness(busiest), thickness(~busiest)))
+            survivals.append([survival(busiest, side) for side in SIDES])
         progress(number, len(cases), case.name)
     if not thicknesses:
         raise InputError(f"{reader.root}: no training case has any foreground; nothing to plan from")
@@ -90,6 +97,12 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
         filled=float(filled / slices),
         thickness=float(np.median(thicknesses)),
         coloured=float(np.mean(coloured)),
+        survival={
+            side: float(kept)
+            for side, kept in zip(SIDES, np.mean(survivals, axis=0), strict=True)
+            if side < planes[:, 1:].max()
+        },
+        pixels=(min(one[1] for one in known), max(one[1] for one in known)) if known else None,
     )
 
 
@@ -100,6 +113,24 @@ def thickness(mask: Mask) -> float:
     if mask.all() or not mask.any():
         return float(min(mask.shape))
     return float(2 * np.median(distance_transform_edt(mask)[skeleton(mask)]) - 1)
+
+
+def survival(mask: Mask, longest: int) -> float:
+    """Dice of a mask H,W with itself after it was resampled to a longer side and back, or of its background where that
+    is lower; 1 where the mask is not larger.
+    """
+    height, width = mask.shape
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return 1.0
+    small = transform.resampled(mask[None, None].astype(np.float32), (round(height * scale), round(width * scale)))
+    back = transform.resampled(small, (height, width))[0, 0] >= 0.5
+    return min(_dice(mask, back), _dice(~mask, ~back))
+
+
+def _dice(one: Mask, other: Mask) -> float:
+    both = int(one.sum() + other.sum())
+    return float(2 * (one & other).sum() / both) if both else 1.0
 
 
 def _coloured(volume: Volume) -> bool:

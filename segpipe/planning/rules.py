@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from segpipe.planning.fingerprint import COLOUR, Fingerprint
 
 WHOLE, WINDOW = 320, 256  # pixels: the longest side that is seen whole, and what is seen of a longer one
-THINNEST = 6.0  # pixels: what structures must still measure in a picture that is resized
+SURVIVAL = 0.98  # Dice that masks must keep at a smaller scale
+LITTLE = 1.1  # ratio of scales that is not worth resampling
 FINE = 10.0  # pixels: thinner structures need resolution rather than a wide view
 FEWEST_CELLS = 8  # along a side of the deepest feature map
 PIXELS, LARGEST_BATCH = 4 * WHOLE * WHOLE, 16  # of a batch
@@ -22,10 +23,14 @@ class Setting(NamedTuple):
 
 
 class Input(NamedTuple):
-    """What the network sees at once: height and width, in pixels of the resized picture or of a window."""
+    """What the network sees at once: height and width in pixels, of windows or of a whole resized plane, at what share
+    of the cases' own scale; the knob for that scale, if there is one; how often the encoder halves it, and why.
+    """
 
     size: tuple[int, int]
     windows: bool
+    scale: float
+    resampling: list[Setting]
     depth: int
     reason: str
 
@@ -38,8 +43,9 @@ def plan(found: Fingerprint, minutes: float) -> list[Setting]:
         *_data(found),
         Setting("preprocess.size", list(seen.size), f"{seen.reason}, to a multiple of {2**seen.depth}"),
         Setting("preprocess.fit", "patch" if seen.windows else "resize", _fit_reason(found, seen)),
+        *seen.resampling,
         Setting("model.encoder_depth", seen.depth, _depth_reason(found, seen)),
-        *_augmentation(found),
+        *_augmentation(found.thickness * seen.scale < FINE),
         *_training(seen, batch, minutes),
         Setting("evaluate.tta", "auto", "flips are averaged if validation cases show that it helps"),
         Setting("evaluate.postprocess", "auto", "components are dropped if validation cases show that it helps"),
@@ -55,40 +61,64 @@ def _data(found: Fingerprint) -> list[Setting]:
 
 
 def _seen(found: Fingerprint) -> Input:
-    """Whole planes up to 320 pixels; larger pictures resized where structures stay thick enough, else in windows."""
+    """Planes up to 320 pixels whole; larger ones at the smallest scale at which their masks survive: whole where that
+    is 320 pixels, else in windows.
+    """
     longest = max(found.largest)
+    kept = min((side for side, dice in found.survival.items() if dice >= SURVIVAL), default=longest)
     if longest <= WHOLE:
-        side, windows = found.largest, True
+        sides, windows, scale, resampling = found.largest, True, 1.0, _spacing(found, 1.0)
         reason = f"no plane is larger than {found.largest[0]} x {found.largest[1]}"
-    elif found.thickness * WHOLE / longest >= THINNEST:
+    elif kept <= WHOLE:
+        scale = WHOLE / longest
         share = WHOLE / max(found.plane)
-        side, windows = (round(found.plane[0] * share), round(found.plane[1] * share)), False
+        sides, windows, resampling = (round(found.plane[0] * share), round(found.plane[1] * share)), False, []
         reason = f"the aspect ratio of {found.plane[0]} x {found.plane[1]}, the longer side {WHOLE}"
     else:
-        side, windows = (min(WINDOW, found.largest[0]), min(WINDOW, found.largest[1])), True
+        scale = kept / longest if longest > LITTLE * kept else 1.0
+        resampling = _spacing(found, scale) if found.spacing else _longest(found, kept, scale)
+        sides, windows = (min(WINDOW, found.largest[0]), min(WINDOW, found.largest[1])), True
         reason = f"windows of {WINDOW}, as planes reach {found.largest[0]} x {found.largest[1]}"
-    wanted = 4 if found.thickness < FINE else 5
-    depth = max(3, min(wanted, int(math.log2(min(side) / FEWEST_CELLS))))
+    wanted = 4 if found.thickness * scale < FINE else 5
+    depth = max(3, min(wanted, int(math.log2(min(sides) / FEWEST_CELLS))))
     multiple = 2**depth
-    height, width = (max(32, math.ceil(n / multiple) * multiple) for n in side)
-    return Input((height, width), windows, depth, reason)
+    height, width = (max(32, math.ceil(n / multiple) * multiple) for n in sides)
+    return Input((height, width), windows, scale, resampling, depth, reason)
+
+
+def _longest(found: Fingerprint, kept: int, scale: float) -> list[Setting]:
+    if scale == 1:
+        return []
+    why = f"masks keep a Dice of {found.survival[kept]:.3f} there, and windows see more"
+    return [Setting("preprocess.longest", kept, why)]
+
+
+def _spacing(found: Fingerprint, scale: float) -> list[Setting]:
+    """The median spacing where pixels differ in size, or are to be larger."""
+    if not found.spacing or not found.pixels:
+        return []
+    low, high = found.pixels
+    if scale == 1 and high <= LITTLE * low:
+        return []
+    wanted = [round(side / scale, 3) for side in found.spacing[1:]]
+    why = (
+        "masks survive it, and windows see more" if scale < 1 else f"the median; pixels are {low:.3g} to {high:.3g} mm"
+    )
+    return [Setting("preprocess.spacing", wanted, why)]
 
 
 def _fit_reason(found: Fingerprint, seen: Input) -> str:
-    if seen.windows:
-        return f"structures are {found.thickness:.1f} pixels thick: the scale is kept"
-    share = max(seen.size) / max(found.largest)
-    return f"structures are {found.thickness:.0f} pixels thick, {found.thickness * share:.0f} when resized"
+    thick = f"structures are {found.thickness * seen.scale:.1f} pixels thick"
+    return f"{thick} at this scale" if seen.windows else f"{thick} when resized, and masks survive it"
 
 
 def _depth_reason(found: Fingerprint, seen: Input) -> str:
     cells = min(seen.size) // 2**seen.depth
-    fine = f"structures below {FINE:g} pixels" if found.thickness < FINE else "coarse structures"
+    fine = f"structures below {FINE:g} pixels" if found.thickness * seen.scale < FINE else "coarse structures"
     return f"{fine}; {cells} cells along the deepest feature map"
 
 
-def _augmentation(found: Fingerprint) -> list[Setting]:
-    fine = found.thickness < FINE
+def _augmentation(fine: bool) -> list[Setting]:
     why = "fine structures look alike any way round" if fine else "coarse structures have a way up"
     return [
         Setting("augment.flip_vertical", 0.5 if fine else 0.0, why),

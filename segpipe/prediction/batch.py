@@ -70,7 +70,7 @@ class Batch:
                 return done | {"done": True}
             results.forget(self.folder, item.case)
             case = reading.decode(item, contents, self.predictor.spec, self.request.ignore_label)
-            prepared = self.predictor.prepare(case.image)
+            prepared = self.predictor.prepare(case.image, case.first.spacing)
         except OF_THE_CASE as error:
             return self._fail(item, error)
         return Stage(case, prepared, time.perf_counter() - began)

@@ -77,7 +77,7 @@ class ServedModel(PythonModel):
         self.predictor = Predictor.load(Path(context.artifacts[ARTIFACT]), device)
         spec = self.predictor.spec
         blank = np.zeros((len(spec.channels), 1, *spec.preprocess.size), dtype=np.float32)
-        self.predictor.segment(blank, spec.threshold)
+        self.predictor.segment(blank, spec.threshold, spacing=(1.0, *(spec.preprocess.spacing or (1.0, 1.0))))
 
     def predict(  # type: ignore[override]  # MLflow leaves out a context that the signature does not name
         self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -108,7 +108,7 @@ class ServedModel(PythonModel):
     def _answer(self, row: dict[str, Any], wanted: Parameters) -> dict[str, Any]:
         spec = self.predictor.spec
         first, image, warnings = read(row, spec, self.limits.max_pixels)
-        segmentation = self.predictor.answer(self.predictor.prepare(image), wanted.labelling)
+        segmentation = self.predictor.answer(self.predictor.prepare(image, first.spacing), wanted.labelling)
         asked = wanted.return_probabilities
         return {
             "mask": encodings.encode(segmentation.mask, first, spec.classes, wanted.output),

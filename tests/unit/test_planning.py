@@ -13,14 +13,18 @@ from segpipe.planning.fingerprint import Fingerprint
 VESSELS = Fingerprint(
     kind="picture", cases=50, patients=40, channels=("grey",), classes=("foreground",), plane=(960, 999),
     largest=(1168, 1752), depth=1, spacing=None, foreground=0.08, filled=1.0, thickness=3.0, coloured=1.0,
+    survival={256: 0.8, 512: 0.93, 768: 0.97, 896: 0.982, 1024: 0.99, 1280: 0.995}, pixels=None,
 )  # fmt: skip
 BRAINS = VESSELS.model_copy(
     update={
         "kind": "volume", "channels": ("dwi", "adc"), "plane": (112, 112), "largest": (112, 128), "depth": 73,
-        "spacing": (2.0, 2.0, 2.0), "foreground": 0.001, "filled": 0.1, "thickness": 12.0, "coloured": 0.0,
+        "spacing": (2.0, 2.0, 2.0), "pixels": (2.0, 2.0), "survival": {}, "foreground": 0.001, "filled": 0.1,
+        "thickness": 12.0, "coloured": 0.0,
     }
 )  # fmt: skip
-SKIN = VESSELS.model_copy(update={"thickness": 200.0, "plane": (2000, 3000), "largest": (2000, 3000)})
+SKIN = VESSELS.model_copy(
+    update={"thickness": 200.0, "plane": (2000, 3000), "largest": (2000, 3000), "survival": {256: 0.985, 512: 0.99}}
+)
 
 
 def measured(root, **knobs):
@@ -78,12 +82,39 @@ def test_without_foreground_there_is_nothing_to_plan(tmp_path):
         measured(root, **{"data.format": "folder"})
 
 
+@pytest.mark.parametrize(("width", "survives"), [(1, False), (40, True)])
+def test_fine_structures_do_not_survive_a_smaller_scale_and_coarse_ones_do(width, survives):
+    mask = np.zeros((400, 300), bool)
+    mask[20:380, 100 : 100 + width] = True
+    assert (fingerprint.survival(mask, 100) > 0.9) == survives
+    assert (fingerprint.survival(~mask, 100) > 0.9) == survives
+    assert fingerprint.survival(mask, 400) == fingerprint.survival(mask, 1000) == 1
+
+
 # --- rules
 
 
-def test_fine_structures_in_large_pictures_are_seen_in_windows_of_their_own_scale():
+def test_fine_structures_in_large_pictures_are_seen_in_windows_at_the_scale_they_survive():
     found = planned(VESSELS)
     assert (found["preprocess.fit"], found["preprocess.size"]) == ("patch", [256, 256])
+    assert found["preprocess.longest"] == 896
+    delicate = VESSELS.model_copy(update={"survival": dict.fromkeys(VESSELS.survival, 0.9)})
+    assert "preprocess.longest" not in planned(delicate)
+    nearly = VESSELS.model_copy(update={"largest": (900, 980)})
+    assert "preprocess.longest" not in planned(nearly)
+
+
+def test_volumes_of_several_spacings_are_worked_on_at_the_median():
+    assert "preprocess.spacing" not in planned(BRAINS)
+    several = BRAINS.model_copy(update={"pixels": (1.0, 3.0)})
+    assert planned(several)["preprocess.spacing"] == [2.0, 2.0]
+    large = BRAINS.model_copy(update={"plane": (512, 512), "largest": (512, 512), "survival": {256: 0.9, 384: 0.99}})
+    found = planned(large)
+    assert (found["preprocess.spacing"], found["preprocess.fit"]) == ([2.667, 2.667], "patch")
+
+
+def test_colour_and_batch_of_a_plan_for_vessels():
+    found = planned(VESSELS)
     assert (found["data.channels"], found["augment.rotation"]) == (["red", "green", "blue"], 180.0)
     assert (found["model.encoder_depth"], found["train.batch_size"]) == (4, 6)
     assert (found["train.minutes"], found["evaluate.tta"]) == (10, "auto")

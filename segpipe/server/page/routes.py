@@ -86,7 +86,8 @@ def segment(row: dict[str, Any], served: Served, most: int) -> dict[str, Any]:
     """
     predictor, spec = served.predictor, served.predictor.spec
     like, image, warnings = request.read(row, spec, most)
-    found = predictor.label(predictor.prepare(image), 0.0, spec.tta)  # labels everywhere: the page has its threshold
+    prepared = predictor.prepare(image, like.spacing)
+    found = predictor.label(prepared, 0.0, spec.tta)  # labels everywhere: the page has its threshold
     if not np.isfinite(found.foreground.max()):
         raise InputError("values too large: the network's answer is not a number")
     every = np.where(found.foreground >= spec.threshold, found.mask, np.uint8(0))
