@@ -41,10 +41,10 @@ SAMPLES, SIDE, BATCH, DEPTH, RATE = 10_000, 256, 4, 4, 2e-3
 WAYS: dict[str, dict[str, str]] = {
     PLANNED: {},
     "resized": {
-        "preprocess.size": str(SIDE), "model.encoder_depth": str(DEPTH), "train.batch_size": str(BATCH),
-        "train.lr": str(RATE), "augment.flip_vertical": "0.5", "augment.rotation": "30",
+        "plan.auto": "false", "preprocess.size": str(SIDE), "model.encoder_depth": str(DEPTH), "train.lr": str(RATE),
+        "train.batch_size": str(BATCH), "augment.flip_vertical": "0.5", "augment.rotation": "30",
     },
-    "defaults": {},
+    "defaults": {"plan.auto": "false"},
 }  # fmt: skip
 Case = tuple[Tensor, Tensor]
 
@@ -62,11 +62,7 @@ def as_options(knobs: dict[str, str]) -> list[str]:
 
 def evaluated(way: str, common: dict[str, str], home: Path) -> pd.DataFrame:
     """The table of test cases of a chain up to its evaluation."""
-    recipe = home / "plan.yaml"
-    if way == PLANNED:
-        run(home, "-m", "steps.plan", "--output", str(recipe), *as_options(common))
-    config = ["--config", str(recipe)] if way == PLANNED else []
-    run(home, "pipeline.py", "--until", "evaluate", *config, *as_options(common | WAYS[way]))
+    run(home, "pipeline.py", "--until", "evaluate", *as_options(common | WAYS[way]))
     cases = next(home.rglob("evaluation/cases.csv"))
     return pd.read_csv(cases, dtype={"case": str, "patient": str})
 
@@ -84,7 +80,7 @@ def plain(config: Config, minutes: float) -> dict[str, float]:
         in_channels=len(train[0][0]),
     ).to(device, memory_format=torch.channels_last)  # fmt: skip
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-4, fused=True)
-    half, rng = devices.precision(config.train) == "bf16", np.random.default_rng(config.seed)
+    half, rng = device.type == "cuda" or devices.processor_has_bf16(), np.random.default_rng(config.seed)
 
     def step() -> None:
         images, masks = (part.to(device) for part in _windows(train, rng))

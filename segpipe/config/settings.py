@@ -28,6 +28,15 @@ class Knob(NamedTuple):
 
 
 LONGEST_SHOWN = 60
+# A knob that is given, and those of a plan that would no longer fit to it.
+OUTDATES: Mapping[str, tuple[str, ...]] = {
+    "train.epochs": ("train.minutes",),
+    "model.encoder": ("model.encoder_weights",),
+    "compare.encoders": ("model.encoder_weights",),
+    "preprocess.fit": ("preprocess.longest", "preprocess.spacing"),
+    "preprocess.longest": ("preprocess.spacing",),
+    "preprocess.spacing": ("preprocess.longest",),
+}
 
 
 def _text(value: object) -> str:
@@ -153,17 +162,31 @@ def unplanned(recipe: str | Path | None, overrides: Mapping[str, str], plan: str
 
 
 def _completed(values: dict[str, Any], overrides: Mapping[str, str], plan: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values with those of a plan where it has none; who gives epochs gets no minutes."""
-    if "train.epochs" in overrides or "epochs" in values.get("train", {}):
-        plan = {**plan, "train": {name: value for name, value in plan.get("train", {}).items() if name != "minutes"}}
-    merged = {name: {**plan.get(name, {}), **content} for name, content in values.items() if isinstance(content, dict)}
-    return {**plan, **values, **merged}
+    """A recipe's values with those of a plan where neither it nor the overrides say something else."""
+    outdated = outdated_by({*overrides, *_names(values)})
+    sections = {*values, *plan} - {"seed"}
+    found = {
+        section: {
+            **{k: v for k, v in plan.get(section, {}).items() if f"{section}.{k}" not in outdated},
+            **values.get(section, {}),
+        }
+        for section in sections
+    }
+    return values | found
+
+
+def outdated_by(given: Iterable[str]) -> set[str]:
+    """The knobs that a plan must leave alone beside those that are given."""
+    return {other for knob in given for other in OUTDATES.get(knob, ())}
+
+
+def _names(values: Mapping[str, Any]) -> set[str]:
+    return {f"{section}.{knob}" for section, content in values.items() if isinstance(content, dict) for knob in content}
 
 
 def names(recipe: str | Path | None) -> set[str]:
     """The dotted names of the knobs that a recipe sets. Raises InputError as `load` does for its file."""
-    values = _read_recipe(Path(recipe)) if recipe else {}
-    return {f"{section}.{knob}" for section, content in values.items() if isinstance(content, dict) for knob in content}
+    return _names(_read_recipe(Path(recipe))) if recipe else set()
 
 
 def recorded(recipe: Path, overrides: Mapping[str, str]) -> Config:

@@ -81,8 +81,10 @@ def _completed(planned: list[Setting], config: Config, given: Collection[str]) -
     """A plan with the given knobs in it, in the order of their declaration."""
     kept = [name for name in given if not name.startswith(ELSEWHERE)]
     fixed = [Setting(name, _value(config, name), "as given") for name in kept]
-    order = list(settings.knobs())
-    return sorted([*fixed, *(one for one in planned if one.knob not in kept)], key=lambda one: order.index(one.knob))
+    order, left_out = list(settings.knobs()), {*kept, *settings.outdated_by(kept)}
+    return sorted(
+        [*fixed, *(one for one in planned if one.knob not in left_out)], key=lambda one: order.index(one.knob)
+    )
 
 
 def _value(config: Config, knob: str) -> object:

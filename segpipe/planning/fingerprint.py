@@ -14,7 +14,7 @@ from segpipe.files.hashes import Progress
 from segpipe.metrics.centreline import skeleton
 
 COLOUR = ("red", "green", "blue")
-SIDES = (256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048)  # pixels
+SIDES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)  # pixels
 COLOURED = 4.0  # grey values by which the channels of a coloured picture differ on average, at least
 Mask = NDArray[np.bool_]
 

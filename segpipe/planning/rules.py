@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 from segpipe.planning.fingerprint import COLOUR, Fingerprint
 
 WHOLE, WINDOW = 320, 256  # pixels: the longest side that is seen whole, and what is seen of a longer one
-SURVIVAL = 0.98  # Dice that masks must keep at a smaller scale
+SURVIVAL = 0.98  # Dice that masks must keep at the scale of the encoder's finest features, half of the images'
+FINEST = 2
 LITTLE = 1.1  # ratio of scales that is not worth resampling
+PRETRAINED = "tu-tf_efficientnet_lite0"  # the encoder whose weights are bundled
 FINE = 10.0  # pixels: thinner structures need resolution rather than a wide view
 FEWEST_CELLS = 8  # along a side of the deepest feature map
 PIXELS, LARGEST_BATCH = 4 * WHOLE * WHOLE, 16  # of a batch
@@ -44,6 +46,7 @@ def plan(found: Fingerprint, minutes: float) -> list[Setting]:
         Setting("preprocess.size", list(seen.size), f"{seen.reason}, to a multiple of {2**seen.depth}"),
         Setting("preprocess.fit", "patch" if seen.windows else "resize", _fit_reason(found, seen)),
         *seen.resampling,
+        *_weights(found),
         Setting("model.encoder_depth", seen.depth, _depth_reason(found, seen)),
         *_augmentation(found.thickness * seen.scale < FINE),
         *_training(seen, batch, minutes),
@@ -61,11 +64,11 @@ def _data(found: Fingerprint) -> list[Setting]:
 
 
 def _seen(found: Fingerprint) -> Input:
-    """Planes up to 320 pixels whole; larger ones at the smallest scale at which their masks survive: whole where that
-    is 320 pixels, else in windows.
+    """Planes up to 320 pixels whole; larger ones at the smallest scale at which an encoder can still see their masks:
+    whole where that is 320 pixels, else in windows.
     """
     longest = max(found.largest)
-    kept = min((side for side, dice in found.survival.items() if dice >= SURVIVAL), default=longest)
+    kept = FINEST * min((side for side, dice in found.survival.items() if dice >= SURVIVAL), default=longest)
     if longest <= WHOLE:
         sides, windows, scale, resampling = found.largest, True, 1.0, _spacing(found, 1.0)
         reason = f"no plane is larger than {found.largest[0]} x {found.largest[1]}"
@@ -89,7 +92,7 @@ def _seen(found: Fingerprint) -> Input:
 def _longest(found: Fingerprint, kept: int, scale: float) -> list[Setting]:
     if scale == 1:
         return []
-    why = f"masks keep a Dice of {found.survival[kept]:.3f} there, and windows see more"
+    why = f"at half of it masks keep a Dice of {found.survival[kept // FINEST]:.3f}, and windows see more"
     return [Setting("preprocess.longest", kept, why)]
 
 
@@ -102,14 +105,25 @@ def _spacing(found: Fingerprint, scale: float) -> list[Setting]:
         return []
     wanted = [round(side / scale, 3) for side in found.spacing[1:]]
     why = (
-        "masks survive it, and windows see more" if scale < 1 else f"the median; pixels are {low:.3g} to {high:.3g} mm"
+        "masks survive half of it, and windows see more"
+        if scale < 1
+        else f"the median; pixels are {low:.3g} to {high:.3g} mm"
     )
     return [Setting("preprocess.spacing", wanted, why)]
 
 
 def _fit_reason(found: Fingerprint, seen: Input) -> str:
     thick = f"structures are {found.thickness * seen.scale:.1f} pixels thick"
-    return f"{thick} at this scale" if seen.windows else f"{thick} when resized, and masks survive it"
+    return f"{thick} at this scale" if seen.windows else f"{thick} when resized, and masks survive half of it"
+
+
+def _weights(found: Fingerprint) -> list[Setting]:
+    if found.kind == "volume":
+        return []
+    return [
+        Setting("model.encoder", PRETRAINED, "the encoder whose ImageNet weights are at hand"),
+        Setting("model.encoder_weights", "bundled", "pretrained on photographs: fewer cases and steps are enough"),
+    ]
 
 
 def _depth_reason(found: Fingerprint, seen: Input) -> str:
@@ -132,10 +146,10 @@ def _training(seen: Input, batch: int, minutes: float) -> list[Setting]:
     return [
         Setting("train.minutes", minutes, "as asked for"),
         Setting("train.batch_size", batch, f"about {PIXELS / 1e6:.1f} million pixels of {pixels}"),
-        Setting("train.lr", 0.002, "AdamW from random weights, clipped gradients"),
+        Setting("train.lr", 0.002, "AdamW, clipped gradients, one cycle"),
         Setting("train.weight_decay", 0.0001, "few parameters for many windows"),
         Setting("train.clip_norm", 1.0, "a batch without foreground can't throw the network off"),
-        Setting("train.warmup_epochs", 2.0, "the first steps set batch statistics"),
+        Setting("train.schedule", "onecycle", "the budget is known, and short"),
     ]
 
 

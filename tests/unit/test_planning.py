@@ -7,13 +7,14 @@ from PIL import Image
 
 from segpipe.config import settings
 from segpipe.errors import InputError
+from segpipe.models import encoders
 from segpipe.planning import fingerprint, rules
 from segpipe.planning.fingerprint import Fingerprint
 
 VESSELS = Fingerprint(
     kind="picture", cases=50, patients=40, channels=("grey",), classes=("foreground",), plane=(960, 999),
     largest=(1168, 1752), depth=1, spacing=None, foreground=0.08, filled=1.0, thickness=3.0, coloured=1.0,
-    survival={256: 0.8, 512: 0.93, 768: 0.97, 896: 0.982, 1024: 0.99, 1280: 0.995}, pixels=None,
+    survival={128: 0.7, 256: 0.8, 384: 0.97, 448: 0.982, 512: 0.99, 640: 0.995}, pixels=None,
 )  # fmt: skip
 BRAINS = VESSELS.model_copy(
     update={
@@ -23,7 +24,12 @@ BRAINS = VESSELS.model_copy(
     }
 )  # fmt: skip
 SKIN = VESSELS.model_copy(
-    update={"thickness": 200.0, "plane": (2000, 3000), "largest": (2000, 3000), "survival": {256: 0.985, 512: 0.99}}
+    update={
+        "thickness": 200.0,
+        "plane": (2000, 3000),
+        "largest": (2000, 3000),
+        "survival": {64: 0.97, 128: 0.985, 512: 0.99},
+    }
 )
 
 
@@ -108,9 +114,16 @@ def test_volumes_of_several_spacings_are_worked_on_at_the_median():
     assert "preprocess.spacing" not in planned(BRAINS)
     several = BRAINS.model_copy(update={"pixels": (1.0, 3.0)})
     assert planned(several)["preprocess.spacing"] == [2.0, 2.0]
-    large = BRAINS.model_copy(update={"plane": (512, 512), "largest": (512, 512), "survival": {256: 0.9, 384: 0.99}})
+    large = BRAINS.model_copy(update={"plane": (512, 512), "largest": (512, 512), "survival": {128: 0.9, 192: 0.99}})
     found = planned(large)
     assert (found["preprocess.spacing"], found["preprocess.fit"]) == ([2.667, 2.667], "patch")
+
+
+def test_pictures_begin_with_the_weights_that_are_bundled():
+    found = planned(VESSELS)
+    assert found["model.encoder_weights"] == "bundled"
+    assert found["model.encoder"] in encoders.BUNDLED
+    assert "model.encoder" not in planned(BRAINS)
 
 
 def test_colour_and_batch_of_a_plan_for_vessels():
@@ -148,3 +161,26 @@ def test_a_recipe_says_why_and_is_read_back(found, tmp_path):
         assert setting.reason in text
     height, width = config.preprocess.size
     assert height % 2**config.model.encoder_depth == width % 2**config.model.encoder_depth == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "left"),
+    [
+        ({"train.epochs": "3"}, ("train", "epochs", 3), ("train", "minutes", 0)),
+        ({"model.encoder": "resnet34"}, ("model", "encoder", "resnet34"), ("model", "encoder_weights", "none")),
+        ({"preprocess.fit": "resize"}, ("preprocess", "fit", "resize"), ("preprocess", "longest", 0)),
+        ({"train.lr": "0.1"}, ("train", "lr", 0.1), ("augment", "enabled", True)),
+    ],
+)
+def test_a_plan_gives_way_to_what_is_given_and_to_what_no_longer_fits(tmp_path, given, kept, left):
+    plan, recipe = tmp_path / "plan.yaml", tmp_path / "recipe.yaml"
+    plan.write_text(rules.recipe(rules.plan(VESSELS, 5), VESSELS), encoding="utf-8")
+    ((knob, value),) = given.items()
+    section, _, name = knob.partition(".")
+    recipe.write_text(f"{section}:\n  {name}: {value}\nseed: 7\n", encoding="utf-8")
+    data = {"data.format": "folder", "data.root": "x"}
+    for config in (settings.load(None, data | given, plan), settings.load(recipe, data, plan)):
+        for section, name, value in (kept, left):
+            assert getattr(getattr(config, section), name) == value
+        assert config.train.batch_size == 6
+    assert settings.load(recipe, data, plan).seed == 7
