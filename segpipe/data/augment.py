@@ -4,6 +4,7 @@ geometric changes are a single resampling. A change is computed only for the sam
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,8 +20,11 @@ LEAST = {  # the smallest amount drawn, as a share of the largest
     "rotation": -1, "scale": -1, "shear": -1, "elastic": 1, "brightness": -1, "contrast": -1, "gamma": -1, "noise": 0,
     "blur": 0, "dropout": 1,
 }  # fmt: skip
-WARPS = ("rotation", "scale", "shear", "elastic")
-DRAWS = len(FLIPS) + 2 * len(LEAST) + 6
+LATER = {"stretch": -1, "colour": 1, "coarse": 0}  # drawn after all others, which stay what they were without them
+SHARED = ("box", "keys", "gamma_inverted")
+WARPS = ("rotation", "scale", "stretch", "shear", "elastic")
+EARLIER = len(FLIPS) + 2 * len(LEAST) + 6
+DRAWS = EARLIER + 2 * len(LATER) + 2
 CELLS = 4  # of the elastic deformation's control grid, along the shorter side
 # Root mean square of two numbers uniform in -1..1, and what the splines leave of it along two axes.
 SPLINE_RMS = (2 / 3) ** 0.5 * 151 / 315
@@ -30,29 +34,32 @@ FARTHEST = 50.0  # weights below exp(-50) are kept from becoming denormal, which
 def draw(config: AugmentConfig, seed: int, epoch: int, samples: Sequence[int]) -> Values:
     """What each of the N samples gets, by knob and in its unit: N float32, where 0 changes nothing.
 
-    `box` (N,4) is the dropout's height, width, top and left, each as a share of what is possible; `keys` (N,2 int32)
-    seed the fields of the elastic deformation and of the noise.
+    `box` (N,4) is the dropout's height, width, top and left, each as a share of what is possible; `keys` (N,3 int32)
+    seed the fields of the elastic deformation and of the noise, and the channels' shifts.
     """
     u = np.stack([np.random.default_rng([seed, epoch, s, STREAM]).random(DRAWS) for s in samples])
-    first = len(FLIPS)
     values = {name: u[:, k] < getattr(config, name) for k, name in enumerate(FLIPS)}
-    for k, (name, least) in enumerate(LEAST.items()):
-        chosen, amount = u[:, first + 2 * k] < getattr(config, f"{name}_p"), u[:, first + 2 * k + 1]
-        values[name] = chosen * getattr(config, name) * (least + (1 - least) * amount)
-    values["box"] = u[:, -6:-2]
+    for first, least_of in ((len(FLIPS), LEAST), (EARLIER, LATER)):
+        for k, (name, least) in enumerate(least_of.items()):
+            chosen, amount = u[:, first + 2 * k] < getattr(config, f"{name}_p"), u[:, first + 2 * k + 1]
+            values[name] = chosen * getattr(config, name) * (least + (1 - least) * amount)
+    values["box"] = u[:, EARLIER - 6 : EARLIER - 2]
+    values["gamma_inverted"] = (values["gamma"] != 0) & (u[:, -1] < config.gamma_inverted)
+    keys = u[:, [EARLIER - 2, EARLIER - 1, -2]]
     drawn = {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}
-    return drawn | {"keys": torch.from_numpy((u[:, -2:] * 2**32 - 2**31).astype(np.int32))}
+    return drawn | {"keys": torch.from_numpy((keys * 2**32 - 2**31).astype(np.int32))}
 
 
 def reach(config: AugmentConfig, size: tuple[int, int]) -> tuple[int, int]:
     """Height and width in pixels, each the window's own plus an even number, of what the changes drawn from a config
     can bring into a window of `size`: the window itself where nothing moves.
     """
-    turn, shrink, tilt, bend = (
+    turn, shrink, narrow, tilt, bend = (
         getattr(config, name) * (config.enabled and getattr(config, f"{name}_p") > 0) for name in WARPS
     )
-    if not (turn or shrink or tilt or bend):
+    if not (turn or shrink or narrow or tilt or bend):
         return size
+    shrink = 1 - (1 - shrink) * (1 - narrow)
     (height, width), turn, slant = size, math.radians(turn), math.tan(math.radians(tilt))
     bent = 2 * bend * min(size) / SPLINE_RMS
     spans = _span(height, width, turn), _span(width + slant * height, height + slant * width, turn)
@@ -70,8 +77,8 @@ def apply(images: Tensor, labels: Tensor, values: Values, size: tuple[int, int] 
     """Augment images N,C,H,W float and labels N,H,W uint8 as drawn; labels are moved by nearest neighbour.
 
     Of the result only the middle is made where a `size` is given. Outside the image its border is repeated, with label
-    0. The order: geometry, blur, gamma, contrast and brightness, noise, dropout. The values stay on the CPU, so that
-    nothing waits for a GPU.
+    0. The order: geometry, blur, gamma, contrast and brightness, colour, noise, resolution, dropout. The values stay on
+    the CPU, so that nothing waits for a GPU.
     """
     around, marks = images, labels
     images, labels = (_middle(whole, size).clone() for whole in (around, marks))
@@ -84,7 +91,7 @@ def apply(images: Tensor, labels: Tensor, values: Values, size: tuple[int, int] 
         if len(rows):
             images[rows], labels[rows] = images[rows].flip(axis), labels[rows].flip(axis)
     for names, change in TONES.items():
-        rows, own = _select(values, (*names, "box", "keys"), _any(values, names), images.device)
+        rows, own = _select(values, (*names, *SHARED), _any(values, names), images.device)
         if len(rows):
             images[rows] = change(images[rows], own)
     return images, labels
@@ -133,15 +140,17 @@ def _warp(images: Tensor, labels: Tensor, values: Values, window: Tensor) -> tup
 def _affine(values: Values, window: Tensor, whole: Sequence[int]) -> Tensor:
     """Where each pixel of a window h,w in the middle of a `whole` H,W comes from, N,h,w,2 (x, y) in -1..1 of the whole.
 
-    Forwards: flip, shear along the rows, rotation (counter-clockwise as displayed), scale; angles are those on the
-    pixel grid, whatever the aspect ratio. In double precision up to the matrix, so that a sample's last bit does not
-    depend on its place in a batch.
+    Forwards: flip, stretch (columns times 1 + `stretch`, rows divided by it), shear along the rows, rotation
+    (counter-clockwise as displayed), scale; angles are those on the pixel grid, whatever the aspect ratio. In double
+    precision up to the matrix, so that a sample's last bit does not depend on its place in a batch.
     """
     (height, width), (down, along) = window.shape[-2:], whole
     angle, shear, scale = (values[name].double() for name in ("rotation", "shear", "scale"))
     angle, tilt, size = angle.deg2rad(), shear.deg2rad().tan(), 1 + scale
     cos, sin = angle.cos() / size, angle.sin() / size
+    stretch = 1 + values["stretch"].double()
     mirror_x, mirror_y = (1 - 2 * values[name] for name in FLIPS)
+    mirror_x, mirror_y = mirror_x / stretch, mirror_y * stretch
     from_x, from_y = (
         _over(torch.stack(pair, dim=1), window)
         for pair in (
@@ -186,10 +195,16 @@ def _blur(images: Tensor, values: Values) -> Tensor:
 
 
 def _gamma(images: Tensor, values: Values) -> Tensor:
-    """Power 1 + `gamma` over each channel's own range; by its logarithm, four times as fast as `pow`."""
+    """Power 1 + `gamma` over each channel's own range, or over that of its negative; by its logarithm, four times as
+    fast as `pow`.
+    """
+    sign = 1 - 2 * _over(values["gamma_inverted"], images)
+    images = images * sign
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
     span = (high - low).clamp_min(torch.finfo(images.dtype).tiny)
-    return ((images - low) / span).log_().mul_(_over(1 + values["gamma"], images)).exp_().mul_(span).add_(low)
+    return (
+        ((images - low) / span).log_().mul_(_over(1 + values["gamma"], images)).exp_().mul_(span).add_(low).mul_(sign)
+    )
 
 
 def _centred(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,6 +218,22 @@ def _linear(images: Tensor, values: Values) -> Tensor:
     """Contrast around each channel's mean, and a shift by `brightness` standard deviations."""
     rest, mean, std = _centred(images)
     return rest.mul_(_over(1 + values["contrast"], images)).add_(mean + _over(values["brightness"], images) * std)
+
+
+def _colour(images: Tensor, values: Values) -> Tensor:
+    """A shift of each channel by up to `colour` of its standard deviations."""
+    shares = 2 * _uniform(values["keys"][:, 2], images.shape[1], images) - 1
+    return images + _centred(images)[2] * shares[:, :, None, None] * _over(values["colour"], images)
+
+
+def _coarse(images: Tensor, values: Values) -> Tensor:
+    """Resampled to 1 - `coarse` of the resolution and back, image by image."""
+    resample = partial(functional.interpolate, mode="bilinear", align_corners=False, antialias=True)
+    found = []
+    for image, lost in zip(images[:, None], values["coarse"].tolist(), strict=True):
+        small = [max(1, round(side * (1 - lost))) for side in image.shape[-2:]]
+        found.append(resample(resample(image, size=small), size=image.shape[-2:]))
+    return torch.cat(found)
 
 
 def _noise(images: Tensor, values: Values) -> Tensor:
@@ -226,7 +257,9 @@ TONES: dict[tuple[str, ...], Callable[[Tensor, Values], Tensor]] = {
     ("blur",): _blur,
     ("gamma",): _gamma,
     ("contrast", "brightness"): _linear,
+    ("colour",): _colour,
     ("noise",): _noise,
+    ("coarse",): _coarse,
     ("dropout",): _dropout,
 }
 

@@ -26,6 +26,11 @@ WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_res
 AS_BEFORE: Mapping[str, object] = {
     "preprocess.spacing": [],
     "preprocess.longest": 0,
+    **{f"augment.{name}_p": 0.0 for name in ("stretch", "colour", "coarse")},
+    "augment.stretch": 0.2,
+    "augment.colour": 0.2,
+    "augment.coarse": 0.5,
+    "augment.gamma_inverted": 0.0,
     "train.minutes": 0.0,
     "train.patches": 0,
     "train.foreground": 0.33,

@@ -9,9 +9,10 @@ from segpipe.config.sections import AugmentConfig
 from segpipe.data import augment
 from segpipe.data.volume import IGNORE
 
-ALWAYS = {"flip_horizontal": 1.0, "flip_vertical": 1.0, **{f"{name}_p": 1.0 for name in augment.LEAST}}
+AMOUNTS = {**augment.LEAST, **augment.LATER}
+ALWAYS = {"flip_horizontal": 1.0, "flip_vertical": 1.0, **{f"{name}_p": 1.0 for name in AMOUNTS}}
 NEVER = dict.fromkeys(ALWAYS, 0.0)
-EVERYTHING = {**ALWAYS, "flip_horizontal": 0.5, "flip_vertical": 0.5, **{f"{name}_p": 0.6 for name in augment.LEAST}}
+EVERYTHING = {**ALWAYS, "flip_horizontal": 0.5, "flip_vertical": 0.5, **{f"{name}_p": 0.6 for name in AMOUNTS}}
 
 
 def exactly(n=1, **amounts):
@@ -90,15 +91,15 @@ def test_a_probability_is_how_often(name):
     for probability, low, high in ((0.0, 0, 0), (0.3, 0.26, 0.34), (1.0, 1, 1)):
         values = augment.draw(AugmentConfig(**{**NEVER, name: probability}), 0, 0, range(2000))
         assert low <= (values[drawn] != 0).float().mean() <= high
-        others = [values[n].any() for n in (*augment.FLIPS, *augment.LEAST) if n != drawn]
+        others = [values[n].any() for n in (*augment.FLIPS, *AMOUNTS) if n != drawn]
         assert not any(others)
 
 
-@pytest.mark.parametrize("name", augment.LEAST)
+@pytest.mark.parametrize("name", AMOUNTS)
 def test_amounts_spread_up_to_the_magnitude(name):
     config = AugmentConfig(**ALWAYS)
     largest, amounts = getattr(config, name), augment.draw(config, 0, 0, range(2000))[name].numpy()
-    least = augment.LEAST[name] * largest
+    least = AMOUNTS[name] * largest
     assert amounts.max() <= np.float32(largest)
     assert amounts.max() > 0.99 * largest
     assert least - 1e-6 <= amounts.min() <= least + 0.01 * largest
@@ -117,9 +118,9 @@ def test_values_of_nothing_change_nothing_at_all(shape):
         assert torch.equal(same_labels, labels)
 
 
-@pytest.mark.parametrize("name", augment.LEAST)
+@pytest.mark.parametrize("name", AMOUNTS)
 def test_a_sample_that_drew_nothing_is_untouched_beside_one_that_did(name):
-    images, labels = picture(2, 1, 32, 32)
+    images, labels = picture(2, 2, 32, 32)
     amount = 0.2 if name in ("elastic", "dropout", "scale") else 0.5
     values = exactly(2) | {name: torch.tensor([0.0, amount])}
     changed_images, changed_labels = augment.apply(images, labels, values)
@@ -133,7 +134,7 @@ def test_a_sample_that_drew_nothing_is_untouched_beside_one_that_did(name):
 def test_the_extremes_stay_finite(largest, ground):
     config = AugmentConfig(
         **ALWAYS, rotation=180, scale=0.99, shear=60, elastic=0.2, brightness=5, contrast=0.99, gamma=0.99, noise=5,
-        blur=10, dropout=1,
+        blur=10, dropout=1, stretch=0.99, colour=5, coarse=0.99, gamma_inverted=1,
     )  # fmt: skip
     for images in (torch.randn(8, 2, 16, 20) * 1e3 + ground, torch.full((8, 2, 16, 20), ground)):
         values = augment.draw(config, 0, 0, range(8))
@@ -298,3 +299,51 @@ def test_brightness_contrast_and_gamma_do_what_they_say():
         changed, marks = augment.apply(images, labels, exactly(**{name: 0.3}))
         torch.testing.assert_close(changed, wanted, atol=1e-4, rtol=1e-4)
         assert torch.equal(marks, labels)
+
+
+def test_a_stretch_widens_and_flattens():
+    before, after = (
+        torch.nonzero(augment.apply(*disc(), exactly(stretch=amount))[1][0]).double().std(dim=0)
+        for amount in (0.0, 0.25)
+    )
+    high, wide = (after / before).tolist()
+    assert (wide, high) == (pytest.approx(1.25, abs=0.03), pytest.approx(0.8, abs=0.03))
+
+
+def test_the_gamma_of_a_negative_is_that_of_the_picture_turned_over():
+    images, labels = picture(1, 2, 32, 32)
+    of_negative = augment.apply(-images, labels, exactly(gamma=0.3))[0]
+    found = augment.apply(images, labels, exactly(gamma=0.3, gamma_inverted=1))[0]
+    torch.testing.assert_close(found, -of_negative, **AGREE)
+
+
+def test_a_share_of_the_gammas_is_made_to_the_negative():
+    config = AugmentConfig(**{**NEVER, "gamma_p": 0.5, "gamma_inverted": 0.4})
+    values = augment.draw(config, 0, 0, range(2000))
+    assert not values["gamma_inverted"][values["gamma"] == 0].any()
+    assert 0.35 < values["gamma_inverted"][values["gamma"] != 0].mean() < 0.45
+
+
+def test_a_colour_shifts_each_channel_by_itself_and_as_drawn():
+    images, labels = picture(1, 3, 32, 32)
+    changed = augment.apply(images, labels, exactly(colour=0.5))[0]
+    shifts = (changed - images) / images.std(dim=(2, 3), keepdim=True, correction=0)
+    each = shifts.mean(dim=(2, 3))[0]
+    torch.testing.assert_close(shifts, each[None, :, None, None].expand_as(shifts), **AGREE)
+    assert len(set(each.tolist())) == 3
+    assert each.abs().max() <= 0.5
+
+
+def test_a_coarse_picture_has_lost_its_finest_detail_and_kept_its_mean():
+    checked = torch.from_numpy(np.indices((32, 32)).sum(axis=0) % 2).double()[None, None]
+    changed, _ = augment.apply(checked, torch.zeros(1, 32, 32, dtype=torch.uint8), exactly(coarse=0.5))
+    assert changed.std() < 0.1 * checked.std()
+    assert changed.mean().item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_knobs_that_came_later_leave_the_earlier_draws_as_they_were():
+    earlier = {**NEVER, **{f"{name}_p": 1.0 for name in augment.LEAST}}
+    before, after = (augment.draw(AugmentConfig(**(earlier | more)), 1, 2, range(4)) for more in ({}, ALWAYS))
+    for name in (*augment.LEAST, "box"):
+        assert torch.equal(before[name], after[name])
+    assert torch.equal(before["keys"][:, :2], after["keys"][:, :2])
