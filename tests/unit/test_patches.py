@@ -176,8 +176,14 @@ def test_a_split_without_foreground_is_refused(tmp_path):
 @pytest.mark.parametrize("size", [(16, 24), (31, 20)])
 @pytest.mark.parametrize(
     "knobs",
-    [{}, {"elastic_p": 0, "shear_p": 0}, {"elastic_p": 0, "scale_p": 0, "rotation": 20}, {"rotation_p": 0}],
-    ids=["everything", "turned and sized", "turned a little", "not turned"],
+    [
+        {},
+        {"elastic_p": 0, "shear_p": 0},
+        {"elastic_p": 0, "scale_p": 0, "rotation": 20},
+        {"rotation_p": 0},
+        {"stretch_p": 1.0, "stretch": 0.3},
+    ],
+    ids=["everything", "turned and sized", "turned a little", "not turned", "stretched"],
 )
 def test_all_that_a_change_can_bring_in_is_within_reach(size, knobs):
     config = WIDE.model_copy(update=knobs)
