@@ -64,6 +64,7 @@ Retries = Annotated[dict[StepName, Annotated[int, Field(ge=0, le=100)]], BeforeV
 Options = Annotated[dict[str, Any], BeforeValidator(_pairs)]
 Millimetres = Annotated[float, Field(gt=0, le=1000)]
 Pixel = Annotated[tuple[()] | tuple[Millimetres, Millimetres], BeforeValidator(_square)]
+Window = Annotated[tuple[()] | tuple[float, float], BeforeValidator(_split)]
 Side = Annotated[int, Field(ge=16, le=4096)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -127,13 +128,31 @@ class PreprocessConfig(Section):
     longest: int = Field(
         0, ge=0, le=16_384, description="fit=patch: pixels of the longer side that cases are resampled to; 0: as it is"
     )
+    context: int = Field(
+        0, ge=0, le=3, description="volumes: neighbours of a slice, on each side, that the network sees as channels"
+    )
     clip_low: float = Field(0.5, ge=0, lt=50, description="lower percentile at which a channel is clipped")
     clip_high: float = Field(99.5, gt=50, le=100, description="upper percentile at which a channel is clipped")
-    normalise: Literal["zscore", "minmax"] = Field("zscore", description="intensity scale, per case and channel")
+    normalise: Literal["zscore", "minmax", "ct"] = Field(
+        "zscore",
+        description="intensity scale, per case and channel; ct: preprocess.window to -1..1, alike for all cases",
+    )
+    window: Window = Field(
+        (), description="normalise=ct: lowest,highest intensity that is told apart, in the data's unit"
+    )
     clahe: bool = Field(False, description="contrast-limited adaptive histogram equalisation, slice by slice")
 
+    @property
+    def planes(self) -> int:
+        """Slices that the network sees at once."""
+        return 2 * self.context + 1
+
     @model_validator(mode="after")
-    def _one_scale(self) -> "PreprocessConfig":
+    def _consistent(self) -> "PreprocessConfig":
+        if (self.normalise == "ct") != bool(self.window):
+            raise ValueError("preprocess.normalise=ct and preprocess.window need each other; give both or neither")
+        if self.window and self.window[0] >= self.window[1]:
+            raise ValueError("preprocess.window: the first value must be below the second")
         if self.spacing and self.longest:
             raise ValueError("preprocess.spacing and preprocess.longest both say how large a pixel is; leave out one")
         return self
@@ -164,7 +183,9 @@ class ModelConfig(Section):
         min_length=1,
         description="none (random), imagenet (download), bundled (a package) or a file (.safetensors or state dict)",
     )
-    norm: Literal["batch", "group"] = Field("batch", description="group suits small batches and many processes")
+    norm: Literal["batch", "group", "instance"] = Field(
+        "batch", description="group and instance suit small batches and many processes"
+    )
     options: Options = Field({}, description="more of the architecture's own options, e.g. decoder_attention_type=scse")
 
     @property

@@ -36,6 +36,7 @@ OUTDATES: Mapping[str, tuple[str, ...]] = {
     "preprocess.fit": ("preprocess.longest", "preprocess.spacing"),
     "preprocess.longest": ("preprocess.spacing",),
     "preprocess.spacing": ("preprocess.longest",),
+    "preprocess.normalise": ("preprocess.window",),
 }
 
 
@@ -134,6 +135,8 @@ def check(config: Config) -> None:
     for name in ("spacing", "longest"):
         if fit != "patch" and getattr(config.preprocess, name):
             raise InputError(f"preprocess.{name} has no effect with preprocess.fit={fit}; leave it out or give patch")
+    if config.preprocess.normalise == "ct" and config.preprocess.clahe:
+        raise InputError("preprocess.clahe has no effect with preprocess.normalise=ct; leave it out")
     if config.train.minutes and config.train.epochs != defaults.epochs:
         raise InputError("train.epochs has no effect with train.minutes; leave out one of them")
 

@@ -82,9 +82,12 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
     (float32 and uint8), so that any model, whatever its own preprocessing, is measured on the original grid by the code
     that serves it.
 
-    Raises InputError for whatever the reader refuses, for patients that can't be split, and where no mask of the whole
-    data set has any foreground.
+    Raises InputError for whatever the reader refuses, for patients that can't be split, for neighbours of pictures, and
+    where no mask of the whole data set has any foreground.
     """
+    kind = READERS[config.data.format].kind
+    if config.preprocess.context and kind == "picture":
+        raise InputError("preprocess.context has no effect on pictures, which have no neighbours; leave it out")
     cases = reader.cases()
     sides = splits.assign(cases, config.split, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,7 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
     if not any(any(record.voxels.values()) for record in records):
         raise InputError(f"{reader.root}: all {len(records)} masks are empty; nothing to learn")
     manifest = Manifest(
-        kind=READERS[config.data.format].kind,
+        kind=kind,
         reader=config.data.format,
         root=str(reader.root),
         channels=channels,

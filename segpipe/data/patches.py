@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.config.sections import AugmentConfig, TrainConfig
-from segpipe.data import augment
+from segpipe.data import augment, context
 from segpipe.data.dataset import Selection
 from segpipe.data.slices import Loaded, Numbers
 from segpipe.data.volume import IGNORE, foreground
@@ -44,7 +44,8 @@ class Patches:
     """
 
     def __init__(self, selected: Selection, config: TrainConfig, *, training: bool) -> None:
-        self.size, self.foreground = selected.dataset.manifest.preprocess.size, config.foreground
+        preprocess = selected.dataset.manifest.preprocess
+        self.size, self.context, self.foreground = preprocess.size, preprocess.context, config.foreground
         stored = [selected.dataset.stored(case) for case in selected.cases]
         self.images, self.labels = [image for image, _ in stored], [labels for _, labels in stored]
         self.tiles = [
@@ -73,7 +74,7 @@ class Patches:
     def load(self, numbers: Numbers) -> Loaded:
         """Tiles by their numbers."""
         at = [self.tiles[n][0] for n in numbers.tolist()]
-        images = [_cut(self.images[place.case][:, place.plane], place, self.size) for place in at]
+        images = [self._image(place, self.size) for place in at]
         labels = [self._counted(n) for n in numbers.tolist()]
         return Loaded(np.stack(images), np.stack(labels), self.case_of[numbers])
 
@@ -93,7 +94,7 @@ class Patches:
         for sample in samples.tolist():
             at = self.place(sample, seed, epoch)
             around = at._replace(top=at.top - before[0], left=at.left - before[1])
-            images.append(_cut(self.images[at.case][:, at.plane], around, reach))
+            images.append(self._image(around, reach))
             labels.append(_cut(self.labels[at.case][at.plane], around, reach))
         return Loaded(np.stack(images), np.stack(labels), self.cases[samples])
 
@@ -112,6 +113,12 @@ class Patches:
             )
         before = [max(side - n, 0) // 2 for n, side in zip(shape[1:], self.size, strict=True)]
         return Place(case, plane, first[0] - before[0], first[1] - before[1])
+
+    def _image(self, at: Place, size: tuple[int, int]) -> Array:
+        """What the network sees of a window, (2 * context + 1) * C,h,w: its plane's channels, then its neighbours'."""
+        image = self.images[at.case]
+        (planes,) = context.around(np.array([at.plane]), 0, image.shape[1] - 1, self.context)
+        return np.concatenate([_cut(image[:, plane], at, size) for plane in planes.tolist()])
 
     def _counted(self, number: int) -> Array:
         """The labels h,w of a tile, IGNORE where they are another tile's or mirrored."""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.config.sections import AugmentConfig, TrainConfig
+from segpipe.data import context
 from segpipe.data.dataset import Selection
 from segpipe.data.volume import foreground
 
@@ -21,7 +22,8 @@ class Loaded(NamedTuple):
 
 
 class Slices:
-    """The slices of the selected cases, numbered through them.
+    """The slices of the selected cases, numbered through them, each with its neighbours where preprocess.context asks
+    for them.
 
     With `training` an epoch is every slice with foreground, train.oversample times, and train.empty_share of the
     others; without it, every slice once.
@@ -29,10 +31,12 @@ class Slices:
 
     def __init__(self, selected: Selection, config: TrainConfig, *, training: bool) -> None:
         dataset, split = selected.dataset, selected.split
-        self.size = dataset.manifest.preprocess.size
+        self.size, self.context = dataset.manifest.preprocess.size, dataset.manifest.preprocess.context
         self.images, self.labels = dataset.array(f"{split}_images"), dataset.array(f"{split}_masks")
         self.rows = np.concatenate([np.arange(case.start, case.start + case.shape[0]) for case in selected.cases])
         self.case_of = np.repeat(np.arange(len(selected.cases)), [case.shape[0] for case in selected.cases])
+        ends = [(case.start, case.start + case.shape[0] - 1) for case in selected.cases]
+        self.first, self.last = np.array(ends)[self.case_of].T
         self.areas = np.array([int(foreground(self.labels[row]).sum()) for row in self.rows])
         self.empty = np.flatnonzero(self.areas == 0)
         repeats = config.oversample if training else 1
@@ -52,7 +56,10 @@ class Slices:
     def load(self, numbers: Numbers) -> Loaded:
         """Slices by their numbers."""
         rows = self.rows[numbers]
-        return Loaded(np.asarray(self.images[rows]), np.asarray(self.labels[rows]), self.case_of[numbers])
+        seen = context.around(rows, self.first[numbers], self.last[numbers], self.context)
+        images = np.asarray(self.images[seen])  # N,2 * context + 1,C,H,W
+        images = images.reshape(len(rows), -1, *images.shape[3:])
+        return Loaded(images, np.asarray(self.labels[rows]), self.case_of[numbers])
 
     def draw(self, samples: Numbers, _seed: int, _epoch: int, _config: AugmentConfig) -> Loaded:
         """The slices of some samples, the same in every epoch."""

@@ -14,11 +14,14 @@ Array = NDArray[np.float32]
 
 
 def normalise(image: Array, config: PreprocessConfig) -> Array:
-    """Clip each channel of C,D,H,W at its percentiles and scale it; a constant channel becomes 0.
+    """Clip each channel of C,D,H,W at its percentiles and scale it; a constant channel becomes 0. With `ct` all
+    channels of all cases are clipped to one window and scaled to -1..1.
 
     Percentiles, mean and standard deviation are taken over the voxels that are not 0 in every channel, so that the
     amount of empty background (a skull-stripped brain, a collimated X-ray) does not shift the scale.
     """
+    if config.normalise == "ct":
+        return _windowed(image, *config.window)
     inside = np.asarray(image.any(axis=0))
     whole = bool(inside.all()) or not inside.any()
     result = np.empty_like(image, dtype=np.float32)
@@ -34,6 +37,13 @@ def normalise(image: Array, config: PreprocessConfig) -> Array:
         clipped -= offset
         clipped /= scale if scale > 1e-6 * max(abs(least), abs(most)) else 1
     return result
+
+
+def _windowed(image: Array, low: float, high: float) -> Array:
+    clipped = np.clip(image, low, high).astype(np.float32)
+    clipped -= (low + high) / 2
+    clipped /= (high - low) / 2
+    return clipped
 
 
 def _percentile(values: Array, percent: float) -> np.float32:

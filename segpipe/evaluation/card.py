@@ -154,12 +154,17 @@ def _preprocessing(knobs: PreprocessConfig) -> str:
         "patch": "seen in windows of",
         "crop": "each slice cropped or padded around the centre to",
     }
+    return f"{_intensities(knobs)}; {fit[knobs.fit]} {knobs.size[0]} x {knobs.size[1]} px"
+
+
+def _intensities(knobs: PreprocessConfig) -> str:
+    if knobs.window:
+        low, high = knobs.window
+        return f"intensities from {low:g} to {high:g} scaled to -1..1"
     scale = {"zscore": "scaled to mean 0 and standard deviation 1", "minmax": "scaled to 0..1"}
     clahe = ", contrast-limited adaptive histogram equalisation" if knobs.clahe else ""
-    return (
-        f"each channel of a case clipped at its percentiles {knobs.clip_low:g} and {knobs.clip_high:g}{clahe}, "
-        f"{scale[knobs.normalise]}; {fit[knobs.fit]} {knobs.size[0]} x {knobs.size[1]} px"
-    )
+    clipped = f"each channel of a case clipped at its percentiles {knobs.clip_low:g} and {knobs.clip_high:g}{clahe}"
+    return f"{clipped}, {scale[knobs.normalise]}"
 
 
 def _training(config: Config, facts: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from segpipe.data import components, transform
+from segpipe.data import components, context, transform
 from segpipe.data.transform import Fit
 from segpipe.data.volume import Spacing
 from segpipe.data.windows import Windows
@@ -81,7 +81,8 @@ class Predictor:
         """
         spec = ModelSpec.read(folder)
         try:
-            model = architectures.build(spec.model, len(spec.channels), len(spec.classes), seed=0, pretrained=False)
+            sizes = len(spec.channels) * spec.preprocess.planes, len(spec.classes)
+            model = architectures.build(spec.model, *sizes, seed=0, pretrained=False)
             model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"{folder}: not a whole segpipe model ({one_line(error)})") from None
@@ -167,11 +168,19 @@ class Predictor:
 
     def _probabilities(self, prepared: Prepared, planes: slice, flip: Axes) -> Slices:
         """The foreground classes' probabilities K,d,H,W of some planes, on their own grid."""
-        flipped = (np.flip(self.forward(np.flip(s, flip)), flip) for s in _slices(prepared, planes))
+        flipped = (np.flip(self.forward(np.flip(s, flip)), flip) for s in self._slices(prepared, planes))
         if isinstance(prepared.lying, Windows):
             found = prepared.lying.blend(flipped, len(self.spec.classes), prepared.image[0, planes].shape[0])
             return transform.resampled(found, prepared.native)
         return prepared.lying.back(next(flipped))
+
+    def _slices(self, prepared: Prepared, planes: slice) -> Iterator[Slices]:
+        """Some planes as the network sees them, in batches N,C,h,w that fit in one forward pass."""
+        config = self.spec.preprocess
+        image, lowest = context.stacked(prepared.image, planes, config.context), np.tile(prepared.lowest, config.planes)
+        if isinstance(prepared.lying, Windows):
+            return prepared.lying.cut(image, lowest, SLICES_PER_FORWARD)
+        return iter([prepared.lying.image(image, lowest)])
 
     def forward(self, slices: Slices) -> Slices:
         """Slices as the network sees them, N,C,h,w, to the foreground classes' probabilities N,K,h,w."""
@@ -193,7 +202,7 @@ class Predictor:
         parts = [
             self.model.features(self._batch(slices)).float().mean(dim=(2, 3)).cpu()
             for planes in _groups(prepared.image.shape[1])
-            for slices in _slices(prepared, planes)
+            for slices in self._slices(prepared, planes)
         ]
         mean: NDArray[np.float32] = torch.cat(parts).mean(dim=0).numpy()
         return mean
@@ -205,14 +214,6 @@ class Predictor:
 
 def _groups(depth: int) -> Iterator[slice]:
     return (slice(first, min(first + SLICES_PER_FORWARD, depth)) for first in range(0, depth, SLICES_PER_FORWARD))
-
-
-def _slices(prepared: Prepared, planes: slice) -> Iterator[Slices]:
-    """Some planes as the network sees them, in batches N,C,h,w that fit in one forward pass."""
-    image = prepared.image[:, planes]
-    if isinstance(prepared.lying, Windows):
-        return prepared.lying.cut(image, prepared.lowest, SLICES_PER_FORWARD)
-    return iter([prepared.lying.image(image, prepared.lowest)])
 
 
 def _foreground(probabilities: Slices) -> Slices:

@@ -169,8 +169,8 @@ def build(config: ModelConfig, channels: int, classes: int, seed: int, pretraine
             if stride not in (row.stride, encoder.output_stride):
                 raise ValueError(f"patches of {encoder.output_stride} pixels, {config.arch} takes 8, 16 or 32")
             model = SegmentationModel(network, stride, max(SMALLEST, row.cells * stride))
-            if config.norm == "group":
-                replace_batch_norm(network)
+            if config.norm != "batch":
+                replace_batch_norm(network, config.norm)
             side = max(64, model.smallest)
             drop_unused(network, channels, side, side + stride)
     except Exception as error:  # smp and timm raise anything for a name or an option that they can't use

@@ -1,4 +1,8 @@
-"""Group normalisation (Wu & He 2018, https://arxiv.org/abs/1803.08494) in place of batch normalisation."""
+"""Group normalisation (Wu & He 2018, https://arxiv.org/abs/1803.08494) in place of batch normalisation; with groups of
+one channel it is instance normalisation (Ulyanov et al. 2016, https://arxiv.org/abs/1607.08022).
+"""
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +21,12 @@ def groups(channels: int) -> int:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Replaces a batch normalisation and takes over its scale and offset, and the activation that timm's include. A
-    single value cannot be normalised; it is only scaled and shifted.
+    """Replaces a batch normalisation by that of `count` groups and takes over its scale and offset, and the activation
+    that timm's include. A single value cannot be normalised; it is only scaled and shifted.
     """
 
-    def __init__(self, batch: nn.BatchNorm2d) -> None:
-        super().__init__(groups(batch.num_features), batch.num_features, eps=batch.eps, affine=batch.affine)
+    def __init__(self, batch: nn.BatchNorm2d, count: int) -> None:
+        super().__init__(count, batch.num_features, eps=batch.eps, affine=batch.affine)
         if batch.affine:
             self.weight, self.bias = batch.weight, batch.bias
         for name, child in batch.named_children():
@@ -39,10 +43,11 @@ class GroupNorm(nn.GroupNorm):
         return normalised
 
 
-def replace_batch_norm(module: nn.Module) -> None:
+def replace_batch_norm(module: nn.Module, norm: Literal["group", "instance"]) -> None:
     """Replace every BatchNorm2d inside a module, at any depth. Weight names stay; running statistics are dropped."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, GroupNorm(child))
+            channels = child.num_features
+            setattr(module, name, GroupNorm(child, channels if norm == "instance" else groups(channels)))
         else:
-            replace_batch_norm(child)
+            replace_batch_norm(child, norm)

@@ -26,6 +26,8 @@ WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_res
 AS_BEFORE: Mapping[str, object] = {
     "preprocess.spacing": [],
     "preprocess.longest": 0,
+    "preprocess.window": [],
+    "preprocess.context": 0,
     **{f"augment.{name}_p": 0.0 for name in ("stretch", "colour", "coarse")},
     "augment.stretch": 0.2,
     "augment.colour": 0.2,

@@ -1,5 +1,6 @@
 """What a data set is like, as far as a recipe depends on it: measured on its training cases."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from segpipe.metrics.centreline import skeleton
 
 COLOUR = ("red", "green", "blue")
 SIDES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)  # pixels
+REMEMBERED = 10_000  # intensities of foreground that are remembered of a case
 COLOURED = 4.0  # grey values by which the channels of a coloured picture differ on average, at least
 Mask = NDArray[np.bool_]
 
@@ -28,7 +30,8 @@ class Fingerprint(Section):
     twice the distance from its centreline to its border. `coloured` is the share of pictures whose channels differ.
     `survival` is the mean Dice of the masks with themselves after they were resampled to a longer side of so many
     pixels and back, or of their background where that is lower; for sides below the largest case's. `pixels` is the
-    smallest and the largest height of a pixel in mm.
+    smallest and the largest height of a pixel in mm. `lowest` is the lowest intensity of all, `window` the 0.5th and
+    99.5th percentile of those of foreground.
     """
 
     kind: Kind
@@ -46,6 +49,8 @@ class Fingerprint(Section):
     coloured: float
     survival: dict[int, float]
     pixels: tuple[float, float] | None
+    lowest: float
+    window: tuple[float, float]
 
 
 def measure(config: Config, progress: Progress) -> Fingerprint:
@@ -61,6 +66,7 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
     cases = [case for case in every if sides[case.patient] == "train"]
     shapes, spacings, thicknesses, coloured, survivals = [], [], [], [], []
     found = seen = filled = slices = 0
+    lowest, known_intensities = math.inf, []
     for number, case in enumerate(cases, start=1):
         volume = reader.load(case)
         masks = foreground(volume.mask)
@@ -75,13 +81,16 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
                 (found, seen, filled, slices), (areas.sum(), masks.size, (areas > 0).sum(), len(areas)), strict=True
             )
         )
+        lowest = min(lowest, float(volume.image.min()))
         if busiest.any():
+            known_intensities.append(_spread(volume.image[:, masks]))
             thicknesses.append(min(thickness(busiest), thickness(~busiest)))
             survivals.append([survival(busiest, side) for side in SIDES])
         progress(number, len(cases), case.name)
     if not thicknesses:
         raise InputError(f"{reader.root}: no training case has any foreground; nothing to plan from")
     planes: NDArray[np.int64] = np.array(shapes)
+    intensities = np.concatenate(known_intensities)
     known = [spacing for spacing in spacings if spacing]
     return Fingerprint(
         kind=READERS[config.data.format].kind,
@@ -102,6 +111,8 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
             for side, kept in zip(SIDES, np.mean(survivals, axis=0), strict=True)
             if side < planes[:, 1:].max()
         },
+        lowest=lowest,
+        window=(float(np.percentile(intensities, 0.5)), float(np.percentile(intensities, 99.5))),
         pixels=(min(one[1] for one in known), max(one[1] for one in known)) if known else None,
     )
 
@@ -126,6 +137,13 @@ def survival(mask: Mask, longest: int) -> float:
     small = transform.resampled(mask[None, None].astype(np.float32), (round(height * scale), round(width * scale)))
     back = transform.resampled(small, (height, width))[0, 0] >= 0.5
     return min(_dice(mask, back), _dice(~mask, ~back))
+
+
+def _spread(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most so many of some values, evenly chosen in their order."""
+    ordered = np.sort(values, axis=None)
+    spread: NDArray[np.float32] = ordered[np.linspace(0, len(ordered) - 1, min(len(ordered), REMEMBERED)).astype(int)]
+    return spread
 
 
 def _dice(one: Mask, other: Mask) -> float:

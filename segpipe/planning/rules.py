@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 
 from segpipe.planning.fingerprint import COLOUR, Fingerprint
 
-WHOLE, WINDOW = 320, 256  # pixels: the longest side that is seen whole, and what is seen of a longer one
+WINDOW, RESIZED = 256, 320  # pixels: the longest side that is seen as it is, else a window's; that of a resized plane
 SURVIVAL = 0.98  # Dice that masks must keep at the scale of the encoder's finest features, half of the images'
 FINEST = 2
-LITTLE = 1.1  # ratio of scales that is not worth resampling
+LITTLE = 1.1  # ratio of spacings that is not worth resampling
+WORTH = 4 / 3  # ratio of scales that is: windows then see nearly twice the area
 PRETRAINED = "tu-tf_efficientnet_lite0"  # the encoder whose weights are bundled
+BELOW_AIR = -500.0  # no intensity of MRI is as low, any CT of a whole body part is
 FINE = 10.0  # pixels: thinner structures need resolution rather than a wide view
 FEWEST_CELLS = 8  # along a side of the deepest feature map
-PIXELS, LARGEST_BATCH = 4 * WHOLE * WHOLE, 16  # of a batch
+PIXELS, LARGEST_BATCH = 4 * WINDOW * WINDOW, 16  # of a batch
 
 
 class Setting(NamedTuple):
@@ -46,10 +48,11 @@ def plan(found: Fingerprint, minutes: float) -> list[Setting]:
         Setting("preprocess.size", list(seen.size), f"{seen.reason}, to a multiple of {2**seen.depth}"),
         Setting("preprocess.fit", "patch" if seen.windows else "resize", _fit_reason(found, seen)),
         *seen.resampling,
+        *_intensities(found),
         *_weights(found),
         Setting("model.encoder_depth", seen.depth, _depth_reason(found, seen)),
         *_augmentation(found.thickness * seen.scale < FINE),
-        *_training(seen, batch, minutes),
+        *_training(found, seen, batch, minutes),
         Setting("evaluate.tta", "auto", "flips are averaged if validation cases show that it helps"),
         Setting("evaluate.postprocess", "auto", "components are dropped if validation cases show that it helps"),
     ]
@@ -64,21 +67,21 @@ def _data(found: Fingerprint) -> list[Setting]:
 
 
 def _seen(found: Fingerprint) -> Input:
-    """Planes up to 320 pixels whole; larger ones at the smallest scale at which an encoder can still see their masks:
+    """Planes up to 256 pixels whole; larger ones at the smallest scale at which an encoder can still see their masks:
     whole where that is 320 pixels, else in windows.
     """
     longest = max(found.largest)
     kept = FINEST * min((side for side, dice in found.survival.items() if dice >= SURVIVAL), default=longest)
-    if longest <= WHOLE:
+    if longest <= WINDOW:
         sides, windows, scale, resampling = found.largest, True, 1.0, _spacing(found, 1.0)
         reason = f"no plane is larger than {found.largest[0]} x {found.largest[1]}"
-    elif kept <= WHOLE:
-        scale = WHOLE / longest
-        share = WHOLE / max(found.plane)
+    elif kept <= RESIZED < longest:
+        scale = RESIZED / longest
+        share = RESIZED / max(found.plane)
         sides, windows, resampling = (round(found.plane[0] * share), round(found.plane[1] * share)), False, []
-        reason = f"the aspect ratio of {found.plane[0]} x {found.plane[1]}, the longer side {WHOLE}"
+        reason = f"the aspect ratio of {found.plane[0]} x {found.plane[1]}, the longer side {RESIZED}"
     else:
-        scale = kept / longest if longest > LITTLE * kept else 1.0
+        scale = kept / longest if longest >= WORTH * kept else 1.0
         resampling = _spacing(found, scale) if found.spacing else _longest(found, kept, scale)
         sides, windows = (min(WINDOW, found.largest[0]), min(WINDOW, found.largest[1])), True
         reason = f"windows of {WINDOW}, as planes reach {found.largest[0]} x {found.largest[1]}"
@@ -117,6 +120,17 @@ def _fit_reason(found: Fingerprint, seen: Input) -> str:
     return f"{thick} at this scale" if seen.windows else f"{thick} when resized, and masks survive half of it"
 
 
+def _intensities(found: Fingerprint) -> list[Setting]:
+    """Hounsfield units mean the same in every case: the window of the foreground for all."""
+    if found.kind == "picture" or found.lowest > BELOW_AIR:
+        return []
+    window = [round(side, 1) for side in found.window]
+    return [
+        Setting("preprocess.normalise", "ct", f"intensities reach down to {found.lowest:.0f}, as Hounsfield units do"),
+        Setting("preprocess.window", window, "99 % of the foreground lies within"),
+    ]
+
+
 def _weights(found: Fingerprint) -> list[Setting]:
     if found.kind == "volume":
         return []
@@ -141,12 +155,13 @@ def _augmentation(fine: bool) -> list[Setting]:
     ]
 
 
-def _training(seen: Input, batch: int, minutes: float) -> list[Setting]:
+def _training(found: Fingerprint, seen: Input, batch: int, minutes: float) -> list[Setting]:
     pixels = f"{seen.size[0]} x {seen.size[1]}"
+    rate, why = (0.001, "pretrained") if _weights(found) else (0.002, "random")
     return [
         Setting("train.minutes", minutes, "as asked for"),
         Setting("train.batch_size", batch, f"about {PIXELS / 1e6:.1f} million pixels of {pixels}"),
-        Setting("train.lr", 0.002, "AdamW, clipped gradients, one cycle"),
+        Setting("train.lr", rate, f"AdamW from {why} weights, clipped gradients, one cycle"),
         Setting("train.weight_decay", 0.0001, "few parameters for many windows"),
         Setting("train.clip_norm", 1.0, "a batch without foreground can't throw the network off"),
         Setting("train.schedule", "onecycle", "the budget is known, and short"),

@@ -62,7 +62,8 @@ def run(
     train = Batches(dataset.where(split="train"), config.train, device, training=True)
     val = Batches(dataset.where(split="val"), config.train, device, training=False)
     checkpoints = Checkpoints(job.checkpoints, job.key, say)
-    state, sizes = checkpoints.newest(), (len(manifest.channels), len(manifest.classes))
+    state = checkpoints.newest()
+    sizes = len(manifest.channels) * manifest.preprocess.planes, len(manifest.classes)
     network = architectures.build(config.model, *sizes, config.seed, pretrained=state is None)
     spec = ModelSpec(
         model=config.model.model_copy(update={"encoder_weights": "none"}),

@@ -146,7 +146,12 @@ def test_what_ships_inside_a_model_is_small():
     assert shipped == {
         *("segpipe", "segpipe.errors", "segpipe.config", "segpipe.config.sections"),
         *("segpipe.data", "segpipe.data.codecs", "segpipe.data.codecs.decoded", "segpipe.data.codecs.dicom"),
-        *("segpipe.data.codecs.nifti", "segpipe.data.codecs.pictures", "segpipe.data.components"),
+        *(
+            "segpipe.data.codecs.nifti",
+            "segpipe.data.codecs.pictures",
+            "segpipe.data.components",
+            "segpipe.data.context",
+        ),
         *("segpipe.data.encodings", "segpipe.data.transform", "segpipe.data.volume", "segpipe.data.windows"),
         *("segpipe.models", "segpipe.models.architectures", "segpipe.models.attention_unet"),
         *("segpipe.models.encoder_weights", "segpipe.models.encoders", "segpipe.models.group_norm"),

@@ -114,9 +114,12 @@ class Chain:
 
     def start(self, *more: str) -> Driver:
         """Start the driver; `more` are further arguments."""
-        log = self.logs / str(len(self.drivers))
         where = [f"--data.root={self.home / 'raw data'}", f"--tracking.outputs={self.outputs}"]
-        self.drivers.append(Driver([*more, *where, *self.knobs], self.environment, log))
+        return self.start_command(*more, *where, *self.knobs)
+
+    def start_command(self, *arguments: str) -> Driver:
+        """Start the driver with these arguments alone."""
+        self.drivers.append(Driver([*arguments], self.environment, self.logs / str(len(self.drivers))))
         return self.drivers[-1]
 
     def finish(self, *more: str) -> str:

@@ -63,8 +63,9 @@ class TestEveryArchitecture:
         torch.testing.assert_close(model(image), model.network(image))
         assert model.smallest % model.stride == 0
 
-    def test_group_normalisation_knows_no_batch(self, arch):
-        model = architectures.build(tiny(arch, norm="group"), 1, 1, seed=0).double()
+    @pytest.mark.parametrize("norm", ["group", "instance"])
+    def test_group_and_instance_normalisation_know_no_batch(self, arch, norm):
+        model = architectures.build(tiny(arch, norm=norm), 1, 1, seed=0).double()
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
         image = torch.randn(1, 1, model.smallest, model.smallest, dtype=torch.float64)
         model(image).square().mean().backward()
@@ -355,20 +356,25 @@ class TestGroupNorm:
         nn.init.normal_(batch.bias)
         features = torch.randn(2, 8, 5, 5)
         expected = functional.group_norm(features, 2, batch.weight, batch.bias, eps=0.1)
-        torch.testing.assert_close(GroupNorm(batch)(features), expected)
+        torch.testing.assert_close(GroupNorm(batch, 2)(features), expected)
+
+    def test_with_one_channel_a_group_it_is_instance_normalisation(self):
+        network, features = nn.Sequential(nn.BatchNorm2d(8)), torch.randn(2, 8, 5, 5)
+        replace_batch_norm(network, "instance")
+        torch.testing.assert_close(network(features), functional.instance_norm(features))
 
     def test_a_single_value_is_scaled_and_shifted(self):
         batch = nn.BatchNorm2d(1)
         batch.weight.data.fill_(3)
         batch.bias.data.fill_(1)
-        assert GroupNorm(batch)(torch.full((1, 1, 1, 1), 2.0)).item() == 7
+        assert GroupNorm(batch, 1)(torch.full((1, 1, 1, 1), 2.0)).item() == 7
 
     def test_keeps_the_activation_of_timms_norms_and_all_names(self):
         from timm.layers import BatchNormAct2d
 
         network = nn.Sequential(nn.Sequential(BatchNormAct2d(8, act_layer=nn.ReLU)), nn.BatchNorm2d(8))
         names = {n for n, _ in network.named_parameters()}
-        replace_batch_norm(network)
+        replace_batch_norm(network, "group")
         assert {n for n, _ in network.named_parameters()} == set(network.state_dict()) == names
         assert network[0](torch.randn(2, 8, 4, 4)).min() == 0
 

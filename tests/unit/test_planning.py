@@ -14,7 +14,8 @@ from segpipe.planning.fingerprint import Fingerprint
 VESSELS = Fingerprint(
     kind="picture", cases=50, patients=40, channels=("grey",), classes=("foreground",), plane=(960, 999),
     largest=(1168, 1752), depth=1, spacing=None, foreground=0.08, filled=1.0, thickness=3.0, coloured=1.0,
-    survival={128: 0.7, 256: 0.8, 384: 0.97, 448: 0.982, 512: 0.99, 640: 0.995}, pixels=None,
+    survival={128: 0.7, 256: 0.8, 384: 0.97, 448: 0.982, 512: 0.99, 640: 0.995}, pixels=None, lowest=0.0,
+    window=(20.0, 120.0),
 )  # fmt: skip
 BRAINS = VESSELS.model_copy(
     update={
@@ -126,10 +127,16 @@ def test_pictures_begin_with_the_weights_that_are_bundled():
     assert "model.encoder" not in planned(BRAINS)
 
 
+def test_hounsfield_units_are_windowed_alike_in_all_cases():
+    assert "preprocess.normalise" not in planned(BRAINS)
+    found = planned(BRAINS.model_copy(update={"lowest": -1024.0, "window": (-120.04, 310.0)}))
+    assert (found["preprocess.normalise"], found["preprocess.window"]) == ("ct", [-120.0, 310.0])
+
+
 def test_colour_and_batch_of_a_plan_for_vessels():
     found = planned(VESSELS)
     assert (found["data.channels"], found["augment.rotation"]) == (["red", "green", "blue"], 180.0)
-    assert (found["model.encoder_depth"], found["train.batch_size"]) == (4, 6)
+    assert (found["model.encoder_depth"], found["train.batch_size"]) == (4, 4)
     assert (found["train.minutes"], found["evaluate.tta"]) == (10, "auto")
 
 
@@ -182,5 +189,5 @@ def test_a_plan_gives_way_to_what_is_given_and_to_what_no_longer_fits(tmp_path, 
     for config in (settings.load(None, data | given, plan), settings.load(recipe, data, plan)):
         for section, name, value in (kept, left):
             assert getattr(getattr(config, section), name) == value
-        assert config.train.batch_size == 6
+        assert config.train.batch_size == 4
     assert settings.load(recipe, data, plan).seed == 7

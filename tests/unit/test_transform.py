@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from segpipe.config import settings
 from segpipe.config.sections import PreprocessConfig
 from segpipe.data.transform import Fit, normalise
+from segpipe.errors import InputError
 
 sides = st.integers(5, 70)
 
@@ -118,3 +120,31 @@ def test_clahe_spreads_a_dark_region():
     image[..., :32] *= 0.1
     plain, equalised = (normalise(image, PreprocessConfig(normalise="minmax", clahe=c)) for c in (False, True))
     assert equalised[..., :32].std() > 2 * plain[..., :32].std()
+
+
+def test_hounsfield_units_are_scaled_alike_in_every_case_and_channel():
+    config = PreprocessConfig(normalise="ct", window=(-100, 300))
+    image = np.array([-2000, -100, 0, 100, 300, 5000], np.float32).reshape(1, 1, 2, 3).repeat(2, axis=0)
+    found = normalise(image, config)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0].ravel(), [-1, -1, -0.5, 0, 1, 1])
+    np.testing.assert_array_equal(found[:, :, :1], normalise(image[:, :, :1], config))
+    assert image[0, 0, 0, 0] == -2000
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"preprocess.normalise": "ct"}, "need each other"),
+        ({"preprocess.window": "-100,300"}, "need each other"),
+        ({"preprocess.normalise": "ct", "preprocess.window": "300,-100"}, "must be below the second"),
+        ({"preprocess.normalise": "ct", "preprocess.window": "300"}, "preprocess.window=300"),
+        (
+            {"preprocess.normalise": "ct", "preprocess.window": "-100,300", "preprocess.clahe": "true"},
+            "preprocess.clahe has no effect with preprocess.normalise=ct",
+        ),
+    ],
+)
+def test_a_window_without_effect_or_sense_is_refused(knobs, told):
+    with pytest.raises(InputError, match=told):
+        settings.load(None, {"data.format": "phantom", **knobs})
