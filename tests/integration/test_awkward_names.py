@@ -112,7 +112,7 @@ def test_mlflow_run_and_the_driver_have_one_store_in_a_folder_with_a_space(tmp_p
         first = run(project, "-m", "mlflow", "run", ".", "-e", "preprocess", "--env-manager", "local", *given)
         assert first.returncode == 0, first.stderr
     words = [f"--{name}={value}" for name, value in knobs.items()]
-    second = run(project, "pipeline.py", "--until=preprocess", *words)
+    second = run(project, "pipeline.py", "--plan.auto=false", "--until=preprocess", *words)
     assert second.returncode == 0, second.stderr
     assert "preprocess: reuse " in second.stderr
     assert list(tmp_path.rglob("*.db")) == [project / "mlflow.db"]

@@ -167,7 +167,7 @@ def test_each_encoder_of_a_comparison_is_judged(entered, folder):
 
 def test_a_chain_without_a_training_needs_no_encoder(entered, folder):
     data = ["--data.format=folder", f"--data.root={folder}", "--model.encoder=resnet81"]
-    code, answer, _, _ = entered("pipeline", "--plan", "--until=preprocess", *data)
+    code, answer, _, _ = entered("pipeline", "--plan", "--plan.auto=false", "--until=preprocess", *data)
     assert (code, answer.count("\n")) == (0, 1)
 
 
@@ -175,7 +175,7 @@ def test_the_device_of_another_machine_is_not_judged_on_this_one(entered, folder
     (tmp_path / "backend.json").write_text("{}")
     sent = ["--backend=databricks", f"--backend-config={tmp_path / 'backend.json'}"]
     data = ["--data.format=folder", f"--data.root={folder}", "--train.device=cuda"]
-    code, answer, _, _ = entered("pipeline", "--plan", *sent, *data)
+    code, answer, _, _ = entered("pipeline", "--plan", "--plan.auto=false", *sent, *data)
     assert (code, answer.count("run: because")) == (0, 4)
 
 

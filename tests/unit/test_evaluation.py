@@ -133,7 +133,7 @@ class Everything:
     def __init__(self, *channels):
         self.spec = SimpleNamespace(channels=channels, classes=("foreground",))
 
-    def prepare(self, image):
+    def prepare(self, image, _spacing):
         return image
 
     def answer(self, image, labelling):
