@@ -59,8 +59,8 @@ def options() -> list[click.Parameter]:
 
 def overrides(values: Mapping[str, Any]) -> dict[str, str]:
     """The knobs given on the command line, by dotted name."""
-    found = {name.replace("__", "."): value for name, value in values.items() if value is not None}
-    return {name: value for name, value in found.items() if name in settings.knobs()}
+    found = {knob: values.get(knob.replace(".", "__")) for knob in settings.knobs()}
+    return {knob: value for knob, value in found.items() if value is not None}
 
 
 @contextmanager

@@ -118,7 +118,8 @@ class Patches:
         """What the network sees of a window, (2 * context + 1) * C,h,w: its plane's channels, then its neighbours'."""
         image = self.images[at.case]
         (planes,) = context.around(np.array([at.plane]), 0, image.shape[1] - 1, self.context)
-        return np.concatenate([_cut(image[:, plane], at, size) for plane in planes.tolist()])
+        cuts = [_cut(image[:, plane], at, size) for plane in planes.tolist()]
+        return np.concatenate(cuts) if self.context else cuts[0]
 
     def _counted(self, number: int) -> Array:
         """The labels h,w of a tile, IGNORE where they are another tile's or mirrored."""

@@ -1,9 +1,8 @@
 """Choose on validation cases how a model's probabilities become labels."""
 
-import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,14 +20,13 @@ from segpipe.errors import InputError
 from segpipe.evaluation.measuring import THRESHOLDS, Mask, Table, by_threshold, mean_of_known
 from segpipe.inference.spec import Labelling
 from segpipe.metrics import overlaps, pixels
-from segpipe.runtime import devices
+from segpipe.runtime import devices, timing
 
 if TYPE_CHECKING:
     from segpipe.inference.predictor import Predictor
 
 Foreground = NDArray[np.float32]
 ROUNDING = 1e-9
-TIMED = 3
 AREAS = tuple(2**n for n in range(1, 13))  # pixels or voxels
 # Which components are dropped: whether only the largest is kept, and the smallest area.
 NOTHING, LARGEST = (False, 0), (True, 0)
@@ -57,15 +55,12 @@ def in_precision(predictor: "Predictor", dataset: Dataset, asked: str) -> "Predi
         return found["fp32"]
     case = (dataset.where(split="val").cases or dataset.where(split="test").cases)[0]
     image = dataset.stored(case)[0][:, :1].astype(np.float32)
-    seconds = [[_seconds(one, image) for one in found.values()] for _ in range(1 + TIMED)]
-    full, half = (statistics.median(times[1:]) for times in zip(*seconds, strict=True))
-    return found["bf16" if devices.clearly_faster(half, full) else "fp32"]
+    faster = timing.clearly_faster(partial(_label, found["bf16"], image), partial(_label, found["fp32"], image))
+    return found["bf16" if faster else "fp32"]
 
 
-def _seconds(predictor: "Predictor", image: Foreground) -> float:
-    began = time.perf_counter()
+def _label(predictor: "Predictor", image: Foreground) -> None:
     predictor.label(predictor.fit(image), 0.5)
-    return time.perf_counter() - began
 
 
 def choose(predictor: "Predictor", dataset: Dataset, knobs: EvaluateConfig) -> Choice:

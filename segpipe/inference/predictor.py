@@ -60,8 +60,7 @@ class Predictor:
         self, spec: ModelSpec, model: architectures.SegmentationModel, device: torch.device | str = "cpu"
     ) -> None:
         self.spec, self.device = spec, torch.device(device)
-        on_cpu = self.device.type == "cpu"
-        self.half = spec.precision == "bf16" and not (on_cpu and not devices.processor_has_bf16())
+        self.half = spec.precision == "bf16" and (self.device.type != "cpu" or devices.processor_has_bf16())
         self.through: Through = lambda work, slices: work(slices)
         self.model = model.eval()
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.config.sections import Config, Section
+from segpipe.config.sections import Config, PreprocessConfig, Section
 from segpipe.data import splits, transform
 from segpipe.data.readers import READERS, channel_names, open_reader
 from segpipe.data.volume import Kind, Spacing, Volume, foreground
@@ -131,10 +131,10 @@ def survival(mask: Mask, longest: int) -> float:
     is lower; 1 where the mask is not larger.
     """
     height, width = mask.shape
-    scale = longest / max(height, width)
-    if scale >= 1:
+    if longest >= max(height, width):
         return 1.0
-    small = transform.resampled(mask[None, None].astype(np.float32), (round(height * scale), round(width * scale)))
+    smaller = transform.working_plane((height, width), None, PreprocessConfig(longest=longest))
+    small = transform.resampled(mask[None, None].astype(np.float32), smaller)
     back = transform.resampled(small, (height, width))[0, 0] >= 0.5
     return min(_dice(mask, back), _dice(~mask, ~back))
 

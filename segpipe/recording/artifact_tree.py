@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from segpipe.training.engine import EpochReport, FitResult
 
 FINAL = "final_model"
-PLANNED = {name: f"cfg.train.{name}_planned" for name in ("epochs", "patches", "precision")}  # knobs, and their params
+# Knobs of train that follow from measuring and go on after an interruption, and their params.
+PLANNED = {name: f"cfg.train.{name}_planned" for name in ("epochs", "patches", "precision")}
 HISTORY = "final_model/training_history/training_history.json"
 VALIDATION = "final_model/validation/cases.csv"
 BEST = "checkpoints/best_model"

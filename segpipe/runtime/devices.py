@@ -15,7 +15,6 @@ AMD = Path("/dev/kfd")
 PROCESSOR, BF16_FLAGS = Path("/proc/cpuinfo"), {"avx512_bf16", "amx_bf16"}
 # Values of ONEDNN_MAX_CPU_ISA below those with bf16 (oneDNN 3, "CPU Dispatcher Control").
 WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
-GAIN = 1.1
 
 
 def check(config: TrainConfig, *, training: bool) -> None:
@@ -58,11 +57,6 @@ def processor_has_bf16() -> bool:
 def may_gain_from_bf16(asked: str, device_type: str) -> bool:
     """Whether a precision `auto` has to be measured: on a processor with bf16."""
     return asked == "auto" and device_type == "cpu" and processor_has_bf16()
-
-
-def clearly_faster(half: float, full: float) -> bool:
-    """Whether bf16 is worth its roundings: seconds in bf16 and in fp32."""
-    return full > GAIN * half
 
 
 def precision(config: TrainConfig) -> str:

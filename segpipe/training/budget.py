@@ -15,7 +15,7 @@ from segpipe.errors import InputError
 from segpipe.models import architectures
 from segpipe.recording.artifact_tree import Recorder
 from segpipe.recording.offline import FolderRecorder
-from segpipe.runtime import process_group
+from segpipe.runtime import process_group, timing
 from segpipe.training import engine
 from segpipe.training.checkpoints import Checkpoints
 from segpipe.training.learner import Learner
@@ -91,20 +91,14 @@ def measure(
         passed = engine.train_one_epoch(learner, train, config, engine.Position(epoch), stop=enough)
         if passed is None or enough():
             break
-    validation = _seconds(lambda: engine.validate(learner, val, config))
+    validation = timing.seconds(lambda: engine.validate(learner, val, config))
     checkpoint = records = 0.0
     if not process_group.rank():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="budget-", dir=folder) as tried:
             course = engine.Course(learner, Checkpoints(Path(tried), "", warn=print), None, config.train)
-            checkpoint = _seconds(course.save)
+            checkpoint = timing.seconds(course.save)
             record(FolderRecorder(Path(tried)))  # the first picture of a process takes longer
-            records = _seconds(lambda: record(FolderRecorder(Path(tried))))
+            records = timing.seconds(lambda: record(FolderRecorder(Path(tried))))
     accelerator.free_memory(learner.model, learner.optimizer)
     return Costs((ends[-1] - ends[0]) / (len(ends) - 1), validation, checkpoint, records)
-
-
-def _seconds(act: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    act()
-    return time.perf_counter() - began

@@ -16,6 +16,7 @@ from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
 from segpipe.metrics import overlaps
 from segpipe.models import architectures, losses
+from segpipe.recording.artifact_tree import PLANNED
 from segpipe.runtime import process_group
 from segpipe.training import schedule
 from segpipe.training.checkpoints import Checkpoints
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 Weights = dict[str, Tensor]
 DROPOUT = 0xD80
-PLANNED = ("epochs", "patches", "precision")  # knobs that follow from measuring and go on after an interruption
 NOT_METRICS = ("epoch", "ended_ms", "is_best")
 
 

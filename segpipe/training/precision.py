@@ -1,21 +1,17 @@
 """In which precision a network trains fastest on this processor."""
 
 import copy
-import statistics
-import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from segpipe.config.sections import Config
 from segpipe.data.batches import Batch, Batches
 from segpipe.models import architectures
-from segpipe.runtime import devices, process_group
+from segpipe.runtime import devices, process_group, timing
 from segpipe.training.learner import Learner
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-STEPS = 3
-CANDIDATES = ("fp32", "bf16")
 
 
 def choose(network: architectures.SegmentationModel, train: Batches, config: Config, accelerator: "Accelerator") -> str:
@@ -25,17 +21,14 @@ def choose(network: architectures.SegmentationModel, train: Batches, config: Con
     if not devices.may_gain_from_bf16(config.train.precision, accelerator.device.type):
         return devices.precision(config.train)
     batch = next(train.shuffled(config.seed, 0, config.augment))
-    knobs = [config.train.model_copy(update={"precision": name}) for name in CANDIDATES]
+    knobs = [config.train.model_copy(update={"precision": name}) for name in ("bf16", "fp32")]
     learners = [Learner(copy.deepcopy(network).train(), one, accelerator) for one in knobs]
-    seconds = [[_step(learner, batch, config) for learner in learners] for _ in range(1 + STEPS)]
-    full, half = (statistics.median(times[1:]) for times in zip(*seconds, strict=True))
+    faster = timing.clearly_faster(*(partial(_step, learner, batch, config) for learner in learners))
     accelerator.free_memory(*(part for learner in learners for part in (learner.model, learner.optimizer)))
-    return CANDIDATES[process_group.share(devices.clearly_faster(half, full))]
+    return "bf16" if process_group.share(faster) else "fp32"
 
 
-def _step(learner: Learner, batch: Batch, config: Config) -> float:
-    began = time.perf_counter()
+def _step(learner: Learner, batch: Batch, config: Config) -> None:
     loss, _ = learner.forward(learner.model, batch, config)
     learner.accelerator.backward(loss)
     learner.step(config.train, config.train.lr)
-    return time.perf_counter() - began

@@ -16,7 +16,7 @@ from segpipe.evaluation import choosing
 from segpipe.orchestration import reproduce
 from segpipe.recording.artifact_tree import PLANNED
 from segpipe.recording.offline import FolderRecorder
-from segpipe.runtime import devices, process_group
+from segpipe.runtime import devices, process_group, timing
 from segpipe.training import engine, precision, trainer
 from segpipe.training.checkpoints import Checkpoints
 
@@ -78,17 +78,21 @@ def choose(dataset, asked="auto"):
 @pytest.mark.parametrize(("half", "full", "found"), [(FAST, SLOW, "bf16"), (SLOW, FAST, "fp32"), (FAST, FAST, "fp32")])
 def test_a_training_takes_what_is_clearly_faster(dataset, monkeypatch, processor, half, full, found):
     processor(bf16=True)
-    step = precision._step
+    step, seconds = precision._step, timing.seconds
     dtypes = []
 
-    def timed(learner, *rest):
-        assert step(learner, *rest) > 0
+    def noted(learner, *rest):
+        step(learner, *rest)
         dtypes.append(learner.dtype)
-        return half if learner.dtype == torch.bfloat16 else full
 
-    monkeypatch.setattr(precision, "_step", timed)
+    def timed(act):
+        assert seconds(act) > 0
+        return half if dtypes[-1] == torch.bfloat16 else full
+
+    monkeypatch.setattr(precision, "_step", noted)
+    monkeypatch.setattr(timing, "seconds", timed)
     assert choose(dataset) == found
-    assert dtypes == [torch.float32, torch.bfloat16] * (1 + precision.STEPS)
+    assert dtypes == [torch.bfloat16, torch.float32] * (1 + timing.TIMES)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,18 @@ def test_an_evaluation_takes_what_is_clearly_faster(dataset, monkeypatch, proces
     processor(bf16=True)
     kept = Dataset(dataset[2], dataset[1])
     seconds = {"bf16": half, "fp32": full}
-    monkeypatch.setattr(choosing, "_seconds", lambda one, image: seconds[one.spec.precision] * image.ndim)
+    asked_of = []
+
+    def noted(one, image):
+        assert image.ndim == 4
+        asked_of.append(one.spec.precision)
+
+    def timed(act):
+        act()
+        return seconds[asked_of[-1]]
+
+    monkeypatch.setattr(choosing, "_label", noted)
+    monkeypatch.setattr(timing, "seconds", timed)
     model = predictor()
     assert choosing.in_precision(model, kept, "auto").spec.precision == found
     for asked in ("fp32", "bf16"):
