@@ -124,7 +124,7 @@ def callback(
         return
     from segpipe.orchestration import planning
 
-    given = planning.Given(*commands.given(session, recipe, values))
+    given = planning.Given(*commands.named(session, recipe, values))
     with commands.refusing():
         config = given.unplanned()
     if not config.tracking.enabled:

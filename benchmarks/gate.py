@@ -100,21 +100,21 @@ def tables(rng: np.random.Generator, truth: Truth, patients: int, gain: float) -
     """
     cases = cohort(rng, patients, truth.most)
     names = {"case": np.arange(len(cases.ease)).astype(str), "patient": cases.owner.astype(str)}
-    common = {**names, "reference_voxels": 100, **NO_LESIONS}
+    common = {**names, "reference_voxels": 100, **NO_LESIONS, "elongation": 2.0}
     ours = {"dice": cases.ease + gain + truth.differences(rng, cases), "hd95": rng.random(len(cases.ease))}
     return pd.DataFrame(common | ours), pd.DataFrame(common | {"dice": cases.ease, "hd95": 2.0})
 
 
 class Rate(NamedTuple):
-    """How often the gate promotes, and how often the larger mean alone would have."""
+    """How often the gate decides so, and how often the two means alone would have."""
 
     gate: float
-    larger_mean: float
+    means: float
 
 
 def promoted(truth: Truth, patients: int, gain: float, rule: str, repeats: int, seed: int = 0) -> Rate:
     """Share of simulated test sets on which a challenger truly better by `gain` is promoted."""
-    gate = GateConfig(rule=rule, margin=MARGIN)
+    gate = GateConfig(rule=rule, margin=MARGIN, beat_trivial=False)
     passed = larger = 0
     for repeat in range(repeats):
         rng = np.random.default_rng([seed, patients, TRUTHS.index(truth), repeat])
@@ -122,6 +122,52 @@ def promoted(truth: Truth, patients: int, gain: float, rule: str, repeats: int, 
         passed += decide(ours, theirs, gate, FREE, SAMPLES, repeat).promote
         larger += ours["dice"].mean() > theirs["dice"].mean()
     return Rate(passed / repeats, larger / repeats)
+
+
+class Misses(NamedTuple):
+    """Lesions of a patient that two models miss: on average so many lesions, the share that the champion misses, how
+    much more the challenger does, and the SD of how hard a patient's are, for both alike.
+    """
+
+    title: str
+    champion: float
+    more: float
+    hard: float = 0.1
+
+
+MISSES = (
+    Misses("equal, 5 % missed", 0.05, 0.0),
+    Misses("equal, 20 % missed", 0.2, 0.0),
+    Misses("equal, 20 %, patients alike", 0.2, 0.0, 0.0),
+    Misses("misses 5 % more", 0.2, 0.05),
+    Misses("misses 10 % more", 0.2, 0.1),
+    Misses("misses 20 % more", 0.2, 0.2),
+)
+
+
+def refused(misses: Misses, patients: int, repeats: int) -> Rate:
+    """Share of simulated test sets on which a challenger with a clearly better Dice is refused for missed lesions, and
+    how often any rise beyond the margin would have refused it. 1 to 5 lesions a patient.
+    """
+    gate, by_test, by_share = GateConfig(beat_trivial=False), 0, 0
+    for repeat in range(repeats):
+        rng = np.random.default_rng([patients, MISSES.index(misses), repeat])
+        lesions, names = rng.integers(1, 6, patients), np.arange(patients).astype(str)
+        hard = misses.hard * rng.normal(size=patients)
+        missed = [
+            rng.binomial(lesions, np.clip(share + hard, 0, 1))
+            for share in (misses.champion + misses.more, misses.champion)
+        ]
+        common = {"case": names, "patient": names, "reference_voxels": 100, "elongation": 2.0, "lesions": lesions}
+        ours, theirs = (
+            pd.DataFrame(
+                common | {"dice": dice, "lesions_found": lesions - lost, "lesions_predicted": 0, "lesions_false": 0}
+            )
+            for dice, lost in zip((0.8, 0.5), missed, strict=True)
+        )
+        by_test += not decide(ours, theirs, gate, FREE, SAMPLES, repeat).promote
+        by_share += (missed[0].sum() - missed[1].sum()) / lesions.sum() > gate.missed_margin
+    return Rate(by_test / repeats, by_share / repeats)
 
 
 class Scores(NamedTuple):
@@ -178,8 +224,13 @@ def main() -> None:
         rows = []
         for truth in TRUTHS:
             rates = [promoted(truth, n, gain, rule, repeats, seed) for n in PATIENTS]
-            rows.append((truth.title, *(f"{100 * r.gate:.1f} ({100 * r.larger_mean:.0f})" for r in rates)))
+            rows.append((truth.title, *(f"{100 * r.gate:.1f} ({100 * r.means:.0f})" for r in rates)))
         show(f"{rule}, true gain {gain:+g}: promoted, % (by the larger mean alone)", ("differences", *heads), rows)
+    rows = []
+    for misses in MISSES:
+        rates = [refused(misses, n, repeats) for n in PATIENTS]
+        rows.append((misses.title, *(f"{100 * r.gate:.1f} ({100 * r.means:.0f})" for r in rates)))
+    show("better Dice, refused for missed lesions, % (by any rise beyond the margin)", ("challenger", *heads), rows)
     gains = (0.01, 0.02, 0.05)
     rows = [
         (f"{gain:+g}", *(f"{100 * promoted(TRUTHS[0], n, gain, 'superiority', repeats).gate:.0f}" for n in PATIENTS))

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -31,6 +31,7 @@ from steps.terminal import Terminal
 DEFAULT_RECIPE = "configs/phantom.yaml"
 SIGNALLED = 128
 Body = Callable[..., str]
+BuildOn = Callable[[Session, Config, Collection[str]], tuple[Config, dict[str, str]]]
 
 
 def options() -> list[click.Parameter]:
@@ -73,7 +74,7 @@ def refusing() -> Iterator[None]:
         raise
 
 
-def given(session: Session, recipe: str, values: Mapping[str, Any]) -> tuple[Path | None, dict[str, str]]:
+def named(session: Session, recipe: str, values: Mapping[str, Any]) -> tuple[Path | None, dict[str, str]]:
     """The recipe on this machine, if there is one, and the knobs of a command line; data.format as the folder looks,
     where only data.root is given. Raises SegpipeError, with the exit code of a wrong command line.
     """
@@ -96,19 +97,23 @@ def given(session: Session, recipe: str, values: Mapping[str, Any]) -> tuple[Pat
 
 def resolve(session: Session, recipe: str, values: Mapping[str, Any]) -> Config:
     """The Config of a command line. Raises SegpipeError, with the exit code of a wrong command line."""
-    found, knobs = given(session, recipe, values)
+    found, knobs = named(session, recipe, values)
     with refusing():
         return settings.load(found, knobs)
 
 
 def step(
-    name: str, elsewhere: Callable[..., bool] | None = None, more: tuple[click.Parameter, ...] = ()
+    name: str,
+    elsewhere: Callable[..., bool] | None = None,
+    more: tuple[click.Parameter, ...] = (),
+    build_on: BuildOn | None = None,
 ) -> Callable[[Body], click.Command]:
     """Make `body(session, config, **run IDs of its inputs) -> key figure` an entry point. Its config is
     narrowed to what the step table declares.
 
-    An input that is not given on the command line is found by its key, or run first. `elsewhere(session, config)` may
-    do the work without a run of MLflow and say so. Both get the values of the parameters in `more`, by name.
+    An input that is not given on the command line is found by its key, or run first; where none is given, `build_on`
+    may find them, and a config for them. `elsewhere(session, config)` may do the work without a run of MLflow and say
+    so. It and the body get the values of the parameters in `more`, by name.
     """
     inputs = ROWS[name].inputs
 
@@ -124,13 +129,16 @@ def step(
         def callback(session: Session, /, recipe: str, **values: Any) -> None:
             given = {i: values.pop(f"{i}_run") for i in inputs}
             asked = {str(p.name): values.pop(str(p.name)) for p in more}
-            config = resolve(session, recipe, values)
+            found, knobs = named(session, recipe, values)
             with refusing():
+                config = settings.load(found, knobs)
                 preconditions.check(name, config)
             if elsewhere is not None and elsewhere(session, config, **asked):
                 return
             if not config.tracking.enabled:
                 raise UsageError(f"{name} needs MLflow; without it (--no-mlflow) there are preprocess and train")
+            if build_on and not any(given.values()):
+                config, given = build_on(session, config, {*knobs, *settings.names(recipe and found)})
             _run(session, name, config, given, partial(body, **asked))
 
         return Command(name, callback=callback, params=[*more, *upstream, *options()], help=body.__doc__)

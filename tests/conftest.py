@@ -54,6 +54,7 @@ TINY = (
     "--preprocess.size=32,32",
     "--evaluate.bootstrap_samples=100",
     "--gate.min_patients=1",
+    "--gate.beat_trivial=false",
     "--train.precision=fp32",  # what auto measures depends on the processor
     "--evaluate.precision=fp32",
     "--plan.auto=false",

@@ -314,6 +314,9 @@ class GateConfig(Section):
 
     floors: Floors = Field({}, description="metric=value,...: what the worse confidence bound of each mean must reach")
     min_patients: int = Field(6, ge=1, description="fewest test patients; 6 are the fewest that can show 2.5 %")
+    beat_trivial: bool = Field(
+        True, description="must be better in Dice than predicting nothing, everything, or the mean training mask"
+    )
     metric: MetricName = Field("dice", description="metric that decides")
     rule: Literal["superiority", "non_inferiority"] = Field(
         "superiority", description="better than the champion, or not worse by gate.margin and better in gate.guard"
@@ -323,6 +326,10 @@ class GateConfig(Section):
     guard: MetricName = Field("hd95", description="non_inferiority: metric that must be significantly better")
     subgroup_margin: float = Field(0.05, ge=0, description="largest loss of a subgroup in gate.metric, in its unit")
     subgroup_patients: int = Field(3, ge=1, description="fewest patients of a subgroup that is looked at")
+    lesions: Literal["auto"] | bool = Field(
+        "auto", description="whether lesions count; auto: not where the references are tubes, such as vessels"
+    )
+    min_lesions: int = Field(20, ge=1, description="fewest lesions whose share of missed, or false, ones is judged")
     missed_margin: Fraction = Field(0.05, description="largest rise of the share of reference lesions that are missed")
     false_alarm_margin: Fraction = Field(0.05, description="largest rise of the share of found lesions that are false")
     max_latency_ms: float = Field(0.0, ge=0, description="longest median time for a test case; 0: no limit")

@@ -5,7 +5,7 @@ Order of precedence: the defaults in `config` < a YAML recipe < the command line
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -197,6 +197,16 @@ def recorded(recipe: Path, overrides: Mapping[str, str]) -> Config:
     0.5.0 took any text for one.
     """
     return unplanned(recipe, {"tracking.run_name": "", **overrides})
+
+
+def completed(config: Config, recorded: Config, sections: Collection[str], given: Collection[str]) -> Config:
+    """A config whose sections are those of another one, but for the knobs that are given."""
+    update: dict[str, object] = {}
+    for name in set(sections) - set(given):
+        theirs, ours = getattr(recorded, name), getattr(config, name)
+        knobs = [knob.partition(".")[2] for knob in given if knob.startswith(f"{name}.")]
+        update[name] = theirs.model_copy(update={knob: getattr(ours, knob) for knob in knobs}) if knobs else theirs
+    return config.model_copy(update=update)
 
 
 def _absolute(path: str) -> str:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from segpipe.config.sections import EvaluateConfig, MetricName
 from segpipe.data.dataset import Dataset
 from segpipe.data.manifest import CaseRecord, Manifest
-from segpipe.data.volume import volume_ml
+from segpipe.data.volume import foreground, volume_ml
 from segpipe.errors import InputError, nearest
+from segpipe.evaluation import trivial
 from segpipe.evaluation.summary import Summary
-from segpipe.metrics import catalogue, lesions, measurement, overlaps, pixels, statistics
+from segpipe.metrics import catalogue, centreline, lesions, measurement, overlaps, pixels, statistics
 
 if TYPE_CHECKING:
     from segpipe.evaluation.choosing import Choice
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 COUNTS = ("lesions", "lesions_found", "lesions_predicted", "lesions_false")
+ELONGATION = "elongation"
 THRESHOLDS = np.arange(5, 96) / 100
 Table = NDArray[np.float64]
 Mask = NDArray[np.uint8]
@@ -63,7 +65,7 @@ def evaluate(
     _check(predictor, manifest, knobs.subgroups)
     rows, found_lesions, sweep, embeddings, seconds = [], [], [], [], []
     band, whole = (np.zeros((2, pixels.BINS), dtype=np.int64) for _ in range(2))
-    confusion = np.zeros(4, dtype=np.int64)
+    confusion, constants = np.zeros(4, dtype=np.int64), trivial.learn(dataset)
     for done, case in enumerate(cases, start=1):
         image, reference = dataset.native(case)
         began = time.perf_counter()
@@ -79,7 +81,7 @@ def evaluate(
             tolerance=knobs.tolerance,
             width=knobs.band,
         )
-        rows.append(_row(case, measured, manifest.classes))
+        rows.append(_row(case, measured, manifest.classes) | _beside(reference, constants, len(manifest.classes)))
         found_lesions += _lesions(case, measured, manifest.classes)
         sweep.append(by_threshold(measured.whole))
         embeddings.append(predictor.embedding(prepared))
@@ -128,6 +130,12 @@ def _row(case: CaseRecord, measured: measurement.Measured, classes: tuple[str, .
     row.update(reference_voxels=reference, predicted_voxels=predicted)
     row.update(reference_ml=volume_ml(reference, case.spacing), predicted_ml=volume_ml(predicted, case.spacing))
     return row | dict(zip(COUNTS, lesions.tally(measured.lesions), strict=True))
+
+
+def _beside(reference: Mask, constants: dict[str, Mask], classes: int) -> dict[str, float]:
+    """How elongated what is to be found in a case is, and the Dice of each trivial prediction."""
+    dice = {trivial.COLUMNS[name]: trivial.dice(labels, reference, classes) for name, labels in constants.items()}
+    return {ELONGATION: centreline.elongation(foreground(reference)[0 if len(reference) == 1 else ...])} | dice
 
 
 def _lesions(case: CaseRecord, measured: measurement.Measured, classes: tuple[str, ...]) -> list[tuple[object, ...]]:

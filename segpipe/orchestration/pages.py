@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 
@@ -18,7 +18,7 @@ from segpipe.files import hashes
 from segpipe.orchestration import claims, explain, keys
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
-from segpipe.tracking import artifacts, run_tags, runs
+from segpipe.tracking import artifacts, connection, lineage, run_tags, runs
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -85,16 +85,39 @@ def _register(session: Session, run: "Run") -> str:
     from segpipe.orchestration import registration
     from segpipe.registry import champions, lock
 
-    evaluate = run.data.tags[f"{run_tags.INPUT}evaluate"]
+    evaluate, decided = _decided(run)
     made_from = runs.tag_of(evaluate, run_tags.PAGES)  # before they are read
-    path = artifacts.local(f"runs:/{run.info.run_id}/{STEPS['register'].output}/{registration.DECISION}")
-    decided = json.loads(path.read_text(encoding="utf-8"))
     with _replaced("register", run) as folder:
         registration.report(evaluate, decided, folder)
     name, number = (decided["version"][part] for part in ("name", "version"))
     with lock.turn(name, session.say, session.store.hurry_after) as turn:
         champions.present(turn, champions.version(name, number), registration.card(evaluate))
     return made_from
+
+
+def _decided(run: "Run") -> tuple[str, dict[str, Any]]:
+    """The evaluation that a run of register decided about, and what it decided."""
+    from segpipe.orchestration import registration
+
+    path = artifacts.local(f"runs:/{run.info.run_id}/{STEPS['register'].output}/{registration.DECISION}")
+    return run.data.tags[f"{run_tags.INPUT}evaluate"], json.loads(path.read_text(encoding="utf-8"))
+
+
+def tell_override(session: Session, run_id: str) -> None:
+    """Make the report of a run of register again, now that its version was promoted against the gate. Where it can't
+    be made it stays, and that is told.
+    """
+    from segpipe.orchestration import registration
+
+    try:
+        run = connection.get_if_there(MlflowClient().get_run, run_id)
+        if run is None or run.info.lifecycle_stage == lineage.DELETED:
+            raise InputError(f"run {run_id} of register is gone")
+        evaluate, decided = _decided(run)
+        with artifacts.files(STEPS["register"].output, run) as folder:
+            registration.report(evaluate, decided, folder)
+    except InputError as error:
+        session.say(f"the report stays as it was: {error}")
 
 
 def of_evaluation(run_id: str, config: Config, folder: Path, kept: Path | None = None) -> None:

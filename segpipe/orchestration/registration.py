@@ -1,6 +1,7 @@
 """Registering one evaluated model: what is known of it, the gate's decision, and what that means for the registry."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities.model_registry import ModelVersion
 
-    from segpipe.evaluation.gate import Decision, Footprint
+    from segpipe.evaluation.decision import Decision
+    from segpipe.evaluation.gate import Footprint
     from segpipe.tracking.one_at_a_time import Contender
 
 EVALUATION, DECISION = "evaluation", "decision.json"
@@ -55,8 +57,58 @@ class Challenger:
         footprint = Footprint(summary.latency_ms, summary.size_mb)
         model_id = runs.tag_of(evaluate, run_tags.MODEL)
         cases = kept.table(folder / kept.CASES)
-        tags = runs.version_tags(preprocess, evaluate)
+        tags = _version_tags(preprocess, evaluate)
         return cls(preprocess, evaluate, model_id, cases, footprint, tags, described, pages)
+
+
+def _version_tags(preprocess: str, evaluate: str) -> dict[str, str]:
+    """What a model version remembers: dataset digests, git commit, run IDs, test Dice with its interval."""
+    from mlflow import MlflowClient
+
+    from segpipe.tracking import run_tags, runs
+
+    client = MlflowClient()
+    run = client.get_run(evaluate)
+    train = runs.tag_of(evaluate, f"{run_tags.INPUT}train")
+    figures = {k: f"{v:.6g}" for k, v in run.data.metrics.items() if k.startswith("test_dice")}
+    return {
+        "dataset_digest": runs.tag_of(preprocess, "segpipe.dataset_digest"),
+        "test_digest": runs.tag_of(preprocess, "segpipe.test_digest"),
+        "git_commit": client.get_run(train).data.tags.get("mlflow.source.git.commit", "unknown"),
+        "preprocess_run": preprocess,
+        "train_run": train,
+        "evaluate_run": evaluate,
+        "weights_sha256": runs.tag_of(evaluate, "segpipe.weights_sha256"),
+        **figures,
+    }
+
+
+def last_evaluation(session: Session, config: Config, asked: Collection[str]) -> tuple[Config, dict[str, str]]:
+    """The run ID of the last evaluation of registry.model_name, as `evaluate`, and the config to register it with: its
+    own gate and way to measure, but for the knobs that were `asked` for.
+
+    Raises InputError where there is none, or it was made with another value of such a knob.
+    """
+    from segpipe.config import settings
+    from segpipe.orchestration.step_table import ROWS
+    from segpipe.tracking import artifacts, runs
+
+    name = config.registry.model_name
+    run = runs.last("evaluate", "registry.model_name", name)
+    if run is None:
+        how = f"python pipeline.py --registry.model_name '{name}', with its recipe or --data.root, makes one"
+        raise InputError(f"{name} has no evaluation yet: {how}; or give --evaluate-run")
+    recorded = settings.recorded(artifacts.local(f"runs:/{run.info.run_id}/{runs.CONFIG}"), {})
+    deciding = {section for row in ("preprocess", "train", "evaluate") for section in ROWS[row].sections}
+    theirs, ours = settings.flat(recorded), settings.flat(config)
+    for knob in sorted(set(asked) - {"evaluate.subgroups", "evaluate.bootstrap_samples"}):
+        if knob.partition(".")[0] in deciding and ours[knob] != theirs[knob]:
+            raise InputError(
+                f"{knob}={ours[knob]}, but the last evaluation of {name}, run {run.info.run_id}, has {theirs[knob]}; "
+                "leave it out, or run python pipeline.py with it"
+            )
+    session.say(f"registering the last evaluation of {name}, run {run.info.run_id}")
+    return settings.completed(config, recorded, ("gate", "evaluate", "seed"), asked), {"evaluate": run.info.run_id}
 
 
 def card(evaluate: str) -> str:
@@ -103,6 +155,7 @@ def register(session: Session, config: Config, challenger: Challenger, dry_run: 
 def compare(screen: Screen, challenger: Challenger, champion: "ModelVersion | None", config: Config) -> "Decision":
     """The gate's decision about a challenger and today's champion, which is measured first where that is needed."""
     from segpipe.evaluation import gate
+    from segpipe.evaluation.decision import Decision
     from segpipe.orchestration import champion_cases
     from segpipe.registry import champions
 
@@ -110,7 +163,7 @@ def compare(screen: Screen, challenger: Challenger, champion: "ModelVersion | No
     if champion is not None:
         known = champions.find(champion.name, challenger.model_id)
         if known is not None and known.version == champion.version:
-            return gate.Decision(False, champions.CHAMPION, (f"version {champion.version} is the champion already",))
+            return Decision(False, champions.CHAMPION, (f"version {champion.version} is the champion already",))
         rival = champion_cases.cases_of(champion, challenger.preprocess, config, screen.progress("champion"))
     knobs = config.evaluate
     return gate.decide(
@@ -163,12 +216,14 @@ def carry_out(
 def report(evaluate: str, decided: dict[str, Any], folder: Path) -> None:
     """Write an evaluation's report with the decision in it."""
     from segpipe.evaluation.report import page as pages
-    from segpipe.registry import record
+    from segpipe.registry import champions, record
     from segpipe.tracking import artifacts, lineage
 
     page = artifacts.local(f"runs:/{evaluate}/{EVALUATION}/{pages.FILE}").read_text(encoding="utf-8")
     name, number = (decided["version"][part] for part in ("name", "version"))
-    shown = {**decided, "version": number, "promote": decided["verdict"] == record.PROMOTED}
+    override = champions.tags_of(name, number).get(champions.OVERRIDE, "")
+    promoted = decided["verdict"] == record.PROMOTED
+    shown = {**decided, "version": number, "promote": promoted, "override": override}
     origin = lineage.of(f"models:/{name}/{number}")
     whole = pages.with_decision(page, shown, origin.rows(), origin.picture())
     (folder / pages.FILE).write_text(whole, encoding="utf-8")

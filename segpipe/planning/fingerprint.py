@@ -12,7 +12,7 @@ from segpipe.data.readers import READERS, channel_names, open_reader
 from segpipe.data.volume import Kind, Spacing, Volume, foreground
 from segpipe.errors import InputError
 from segpipe.files.hashes import Progress
-from segpipe.metrics.centreline import skeleton
+from segpipe.metrics.centreline import thickness
 
 COLOUR = ("red", "green", "blue")
 SIDES = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)  # pixels
@@ -115,15 +115,6 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
         window=(float(np.percentile(intensities, 0.5)), float(np.percentile(intensities, 99.5))),
         pixels=(min(one[1] for one in known), max(one[1] for one in known)) if known else None,
     )
-
-
-def thickness(mask: Mask) -> float:
-    """Median thickness in pixels of what is in a mask H,W: twice the distance from its centreline to outside of it."""
-    from scipy.ndimage import distance_transform_edt
-
-    if mask.all() or not mask.any():
-        return float(min(mask.shape))
-    return float(2 * np.median(distance_transform_edt(mask)[skeleton(mask)]) - 1)
 
 
 def survival(mask: Mask, longest: int) -> float:

@@ -14,10 +14,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from segpipe.config.sections import Config
-from segpipe.errors import ConflictError, InputError
-from segpipe.evaluation.gate import Decision
-from segpipe.registry import lock
-from segpipe.registry.record import APPROVED, LONGEST_WHY, PROMOTED, RECORD, ROLLED_BACK, Move, history, line, moment
+from segpipe.errors import InputError
+from segpipe.evaluation.decision import Decision
+from segpipe.registry import record
+from segpipe.registry.record import LONGEST_WHY, PROMOTED, RECORD, ROLLED_BACK, Move, history, line, moment
 from segpipe.tracking import connection
 from segpipe.tracking.one_at_a_time import Contender
 
@@ -26,6 +26,8 @@ CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 KEPT, WAITING = "kept", "waiting for approval"
 MOVE = "segpipe.move"  # tag of a version: the move that makes it champion, written before the alias
 WITHDRAWN = "rolled_back"  # tag of a version that was rolled back, until somebody approves it
+OVERRIDE = "override"  # tag of a version that a person promoted against the gate: who, when and why
+NOTE = "\n\n**Promoted against the gate** "  # begins the same in its description
 
 Say = Callable[[str], None]
 Hurry = Callable[[BaseException], None]
@@ -73,19 +75,20 @@ def find(name: str, model_id: str) -> ModelVersion | None:
 
 def version(name: str, wanted: str) -> ModelVersion:
     """A version by its number. Raises InputError where there is none."""
-    known = sorted(_versions(name), key=int)
+    known = sorted(versions(name), key=int)
     if wanted not in known:
         raise InputError(f"{name} has no version {wanted}; there are {', '.join(known) or 'none'}")
     return MlflowClient().get_model_version(name, wanted)
 
 
-def _versions(name: str) -> set[str]:
+def versions(name: str) -> set[str]:
+    """The numbers of a model's versions."""
     return {str(found.version) for found in MlflowClient().search_model_versions(f"name = '{name}'")}
 
 
 def tags_of(name: str, wanted: str) -> dict[str, str]:
     """The tags of a version; none where it was deleted."""
-    return dict(version(name, wanted).tags) if wanted in _versions(name) else {}
+    return dict(version(name, wanted).tags) if wanted in versions(name) else {}
 
 
 def ensure_model(name: str) -> None:
@@ -107,19 +110,21 @@ def ensure_version(turn: Contender, name: str, model_id: str, tags: dict[str, st
             name, f"models:/{model_id}", model.source_run_id, tags, description=description, model_id=model_id
         )
     present(turn, known, description)
-    _tag(turn, known, tags)
+    tag(turn, known, tags)
     return client.get_model_version(name, number(known))
 
 
 def present(turn: Contender, known: ModelVersion, description: str) -> None:
-    """Let a version have this description."""
+    """Let a version have this description, and say in it whether it was promoted against the gate."""
+    if OVERRIDE in known.tags:
+        description = f"{description.partition(NOTE)[0]}{NOTE}{known.tags[OVERRIDE]}"
     if (known.description or "") != description:
         turn.check()
         MlflowClient().update_model_version(known.name, number(known), description)
 
 
-def _tag(turn: Contender, known: ModelVersion, tags: dict[str, str]) -> None:
-    """Set what differs."""
+def tag(turn: Contender, known: ModelVersion, tags: dict[str, str]) -> None:
+    """Set those tags of a version that differ."""
     for key, value in tags.items():
         if known.tags.get(key) != value:
             turn.check()
@@ -170,7 +175,7 @@ def apply(turn: Contender, chosen: ModelVersion, champion: str) -> None:
 
 def crown(turn: Contender, chosen: ModelVersion, move: Move) -> None:
     """Make a version champion: the intention first, then the alias, then the rest, which anybody can complete."""
-    _tag(turn, chosen, {MOVE: move.to_json()})
+    tag(turn, chosen, {MOVE: move.to_json()})
     turn.check()
     MlflowClient().set_registered_model_alias(chosen.name, CHAMPION, number(chosen))
     settle(turn, chosen.name)
@@ -191,10 +196,13 @@ def settle(turn: Contender, name: str) -> list[Move]:
         turn.check()
         client.set_registered_model_tag(name, RECORD + moves[-1].at, moves[-1].to_json())
     if champion.tags.get("decision") != PROMOTED or WITHDRAWN in champion.tags:
-        _tag(turn, champion, {"decision": PROMOTED, "decided_by": moves[-1].by, "decided_at": moves[-1].at})
+        tag(turn, champion, {"decision": PROMOTED, "decided_by": moves[-1].by, "decided_at": moves[-1].at})
         turn.check()
         client.delete_model_version_tag(name, number(champion), WITHDRAWN)
-    _point(turn, name, PREVIOUS, "".join(line(moves, _versions(name))[-2:-1]))
+    if moves[-1].how == record.OVERRIDDEN:
+        tag(turn, champion, {OVERRIDE: f"by {moves[-1].by} on {moves[-1].at[:10]}: {moves[-1].why}"})
+        present(turn, version(name, number(champion)), champion.description or "")
+    _point(turn, name, PREVIOUS, "".join(line(moves, versions(name))[-2:-1]))
     if str(aliases.get(CHALLENGER)) == number(champion):
         _point(turn, name, CHALLENGER, "")
     return moves
@@ -220,56 +228,6 @@ def _point(turn: Contender, name: str, alias: str, target: str) -> None:
         client.set_registered_model_alias(name, alias, target)
     else:
         client.delete_registered_model_alias(name, alias)
-
-
-def approve(name: str, wanted: str, by: str, say: Say, hurry: Hurry) -> str:
-    """Make champion a version that waits for approval or was rolled back; what came of it as a line.
-
-    Raises InputError where its decision was another one, ConflictError where it was made against another champion than
-    today's.
-    """
-    history(name)
-    with lock.turn(name, say, hurry) as turn:
-        moves, chosen = settle(turn, name), version(name, wanted)
-        tags, champion = chosen.tags, number(holder(name))
-        if champion == wanted:
-            return f"version {wanted} is the champion already"
-        decision, why = tags.get("decision", "never decided on"), tags.get("decision_reason", "")
-        if decision == KEPT:
-            raise InputError(f"version {wanted} of {name} was refused: {why}")
-        if decision not in (WAITING, ROLLED_BACK):
-            raise InputError(f"version {wanted} of {name} does not wait for approval ({decision}); run register again")
-        if tags["decision_against"] != champion:
-            against = f"version {tags['decision_against']}" if tags["decision_against"] else "no champion"
-            raise ConflictError(
-                f"version {wanted} of {name} was compared with {against}, the champion is now version {champion}; "
-                "run register again"
-            )
-        rule, run = tags["decision_rule"], tags.get("register_run", "")
-        why = f"was {tags[WITHDRAWN]}" if WITHDRAWN in tags else why
-        crown(turn, chosen, Move(moment(moves), wanted, champion, APPROVED, by, why, rule, run))
-    return f"approved: version {wanted} is champion" + (f" in the place of version {champion}" if champion else "")
-
-
-def rollback(name: str, by: str, say: Say, hurry: Hurry) -> str:
-    """Make champion again who was it before the current one, which is not promoted again until it is approved.
-
-    Raises InputError where nobody was.
-    """
-    history(name)
-    with lock.turn(name, say, hurry) as turn:
-        moves, current = settle(turn, name), holder(name)
-        champions = line(moves, _versions(name))
-        if current is None or len(champions) < 2:
-            now = f"no version was champion before version {current.version}" if current else "there is no champion"
-            raise InputError(f"{name}: {now}; there is nothing to roll back to")
-        at, earlier = moment(moves), champions[-2]
-        told = f"rolled back to version {earlier} on {at[:10]} by {by}"
-        tags = {WITHDRAWN: told, "decision": ROLLED_BACK, "decision_rule": ROLLED_BACK, "decision_reason": told}
-        _tag(turn, current, {**tags, "decision_against": earlier, "decided_by": by, "decided_at": at})
-        why = f"version {current.version} was rolled back"
-        crown(turn, version(name, earlier), Move(at, earlier, number(current), ROLLED_BACK, by, why, ROLLED_BACK))
-    return f"rolled back: version {earlier} is champion in the place of version {current.version}"
 
 
 def describe(known: ModelVersion) -> dict[str, Any]:

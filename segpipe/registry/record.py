@@ -11,6 +11,7 @@ from segpipe.errors import InputError
 from segpipe.tracking import connection
 
 PROMOTED, APPROVED, ROLLED_BACK = "promoted", "approved", "rolled back"
+OVERRIDDEN = "overridden"  # promoted by a person against the gate
 RECORD = "segpipe.champion."  # a tag a move, named after its time
 TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 LONGEST_WHY = 2000  # of the 5000 characters that MLflow's table holds: escapes make it longer

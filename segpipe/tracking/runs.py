@@ -221,6 +221,15 @@ def finished(step: str, key: str | None = None, most: int = 5, deleted: bool = F
     return _search(step, key, "= 'FINISHED'", run_view_type=view, max_results=most)
 
 
+def last(step: str, knob: str, value: str) -> Run | None:
+    """The newest finished run of a step, but scratch ones, with that value of a knob."""
+    query = f"tags.`{run_tags.STEP}` = '{step}' and attributes.status = 'FINISHED' and params.`cfg.{knob}` = '{value}'"
+    found = MlflowClient().search_runs(
+        experiments.built_on(), query, order_by=["attributes.start_time DESC"], max_results=1
+    )
+    return next(iter(found), None)
+
+
 def _search(step: str, key: str | None, status: str, **more: Any) -> list[Run]:
     query = f"tags.`{run_tags.STEP}` = '{step}' and attributes.status {status}"
     query += f" and tags.`{run_tags.KEY}` = '{key}'" if key else ""
@@ -289,21 +298,3 @@ def tag_of(run_id: str, name: str) -> str:
     if value is None:
         raise InputError(f"run {run_id} has no tag {name}: it was not finished by this version; run that step again")
     return str(value)
-
-
-def version_tags(preprocess: str, evaluate: str) -> dict[str, str]:
-    """What a model version remembers: dataset digests, git commit, run IDs, test Dice with its interval."""
-    client = MlflowClient()
-    run = client.get_run(evaluate)
-    train = tag_of(evaluate, f"{run_tags.INPUT}train")
-    figures = {k: f"{v:.6g}" for k, v in run.data.metrics.items() if k.startswith("test_dice")}
-    return {
-        "dataset_digest": tag_of(preprocess, "segpipe.dataset_digest"),
-        "test_digest": tag_of(preprocess, "segpipe.test_digest"),
-        "git_commit": client.get_run(train).data.tags.get("mlflow.source.git.commit", "unknown"),
-        "preprocess_run": preprocess,
-        "train_run": train,
-        "evaluate_run": evaluate,
-        "weights_sha256": tag_of(evaluate, "segpipe.weights_sha256"),
-        **figures,
-    }

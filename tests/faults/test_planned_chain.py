@@ -15,6 +15,7 @@ KNOBS = (
     "--evaluate.precision=fp32",
     "--evaluate.bootstrap_samples=100",
     "--gate.min_patients=1",
+    "--gate.beat_trivial=false",
     f"--registry.model_name={MODEL}",
 )
 

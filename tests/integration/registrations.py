@@ -35,6 +35,7 @@ def cases(quality, seed=0):
     table = {"case": names, "patient": names, "site": ["a", "b"] * (PATIENTS // 2), "outcome": "found"}
     table |= {"size": ["small", "medium", "large"] * (PATIENTS // 3)} | dict.fromkeys(METRICS, values)
     counts = {"lesions": 4, "lesions_found": 3, "lesions_predicted": 3, "lesions_false": 0}
+    counts |= {"elongation": 2.0, "dice_of_nothing": 0.0, "dice_of_everything": 0.1, "dice_of_mean_mask": 0.2}
     return pd.DataFrame({**table, "reference_voxels": 100, "predicted_voxels": 100, **counts})
 
 
@@ -83,8 +84,8 @@ class Prepared:
         self.client.set_terminated(self.train, "FINISHED")
         return mlflow.artifacts.download_artifacts(uri, dst_path=str(self.folder / "model"))
 
-    def evaluation(self, quality):
-        """The run ID of an evaluation of a copy of the model that found it that good."""
+    def evaluation(self, quality, **knobs):
+        """The run ID of an evaluation of a copy of the model that found it that good, made with these knobs."""
         from example_evidence import summarised, table
 
         from segpipe.config import settings
@@ -95,8 +96,10 @@ class Prepared:
         inputs = {"segpipe.input.preprocess": self.preprocess, "segpipe.input.train": self.train}
         tags = {**inputs, "segpipe.model_id": model.model_id, "segpipe.weights_sha256": "0" * 64}
         run_id = self._run("evaluate", **tags)
-        for knob, value in settings.flat(settings.load(None, {})).items():
-            if knob in ("evaluate.tolerance", "evaluate.band"):
+        config = settings.load(None, knobs)
+        self.client.log_text(run_id, settings.dump(config), "config/resolved.yaml")
+        for knob, value in settings.flat(config).items():
+            if knob in ("evaluate.tolerance", "evaluate.band", "registry.model_name"):
                 self.client.log_param(run_id, f"cfg.{knob}", value)
         for name, value in {"": quality, "_ci_low": quality - 0.01, "_ci_high": quality + 0.03}.items():
             self.client.log_metric(run_id, f"test_dice{name}", value)

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_a_worse_model_is_kept_and_named_challenger(model):
     assert model.state()[0] == {"champion": "1", "challenger": "2"}
     code, shown = model.say("approve", "2")
     assert code == 1
-    assert re.fullmatch(r"segpipe register: version 2 of .* was refused: gain in mean Dice.*\n", shown)
+    assert re.fullmatch(r"segpipe register: version 2 of .* was refused: gain in mean Dice.*--override.*\n", shown)
     assert model.champions() == ["1"]
 
 
@@ -199,6 +200,76 @@ def test_a_dry_run_shows_the_verdict_and_touches_nothing(model):
     dry = runs(model, "register --dry-run")[0]
     assert dry.data.tags["segpipe.figure"].startswith("dry run, nothing moved; it would be promoted: gain in mean Dice")
     assert dry.info.run_id not in {run.info.run_id for run in runs(model, "register")}
+
+
+def test_a_refused_version_is_promoted_against_the_gate_for_a_reason_that_is_told_everywhere(model):
+    from mlflow.artifacts import download_artifacts
+
+    from segpipe.registry import record
+
+    model.register(0.7)
+    model.register(0.6)
+    words = ("approve", "2", "--override", "--why=the old one fails on the new scanner")
+    code, shown = model.say(*words)
+    told = "overridden: version 2 is champion in the place of version 1, against the gate"
+    assert (code, shown.splitlines()[0]) == (0, told)
+    assert model.champions() == ["1", "2"]
+    move = record.history(model.name)[-1]
+    assert (move.how, move.by) == ("overridden", "Grace")
+    assert move.why.startswith("the old one fails on the new scanner (the gate: gain in mean Dice -0.1")
+    code, shown = model.say("history")
+    assert "overridden" in shown
+    tags, description = model.state()[2]["2"]
+    assert tags["override"].startswith("by Grace on 20")
+    assert description.startswith("# A model of 0.6\n\n**Promoted against the gate** by Grace on 20")
+    page = download_artifacts(f"runs:/{tags['register_run']}/register/report.html")
+    assert "<strong>Promoted against the gate</strong> by Grace on 20" in Path(page).read_text(encoding="utf-8")
+    assert model.say(*words) == (0, "version 2 is the champion already\n")
+    model.register(0.6)
+    assert model.state()[2]["2"][1] == description
+    assert model.say("rollback")[0] == 0
+    assert model.champions() == ["1", "2", "1"]
+
+
+def test_only_what_was_refused_is_promoted_against_the_gate(model):
+    model.register(0.6)
+    model.register(0.7, "--gate.approval=manual")
+    code, shown = model.say("approve", "2", "--override", "--why=because")
+    assert code == 1
+    assert "was not refused (waiting for approval); leave out --override" in shown
+    assert model.champions() == ["1"]
+
+
+def test_the_last_evaluation_of_a_model_is_registered_with_the_gate_of_its_recipe(model, prepared, run):
+    floors = {"registry.model_name": model.name, "gate.floors": "dice=0.9", "evaluate.bootstrap_samples": "200"}
+    prepared.evaluation(0.7, **floors)
+    newest = prepared.evaluation(0.8, **floors)
+    other = prepared.evaluation(0.95, **{"registry.model_name": f"{model.name} more"})
+    named = f"--registry.model_name={model.name}"
+    code, shown = run(named, "--dry-run")
+    assert code == 0
+    assert f"registering the last evaluation of {model.name}, run {newest}" in shown.splitlines()
+    assert "does not reach gate.floors dice=0.9" in shown
+    code, shown = run(named, "--gate.floors=dice=0.5", "--by=Ada")
+    assert code == 0
+    assert "promoted: first model; mean test Dice 0.8" in shown
+    assert model.tags("1")["evaluate_run"] == newest != other
+    assert runs(model, "register")[0].data.params["cfg.gate.floors"] == "dice=0.5"
+    code, shown = run(named, "--train.epochs=7")
+    assert (code, shown.count("\n")) == (1, 1)
+    assert f"train.epochs=7, but the last evaluation of {model.name}, run {newest}, has 50; leave it out" in shown
+
+
+def test_a_model_without_an_evaluation_is_told_and_nothing_is_simulated_or_trained(client, run):
+    before = {found.info.run_id for found in client.search_runs(["0", "1"])}
+    for more in ((), ("--dry-run",)):
+        code, shown = run("--registry.model_name=nobody yet", *more)
+        assert (code, shown.count("\n")) == (1, 1)
+        told = (
+            "segpipe register: nobody yet has no evaluation yet: python pipeline.py --registry.model_name 'nobody yet'"
+        )
+        assert shown.startswith(told)
+    assert {found.info.run_id for found in client.search_runs(["0", "1"])} == before
 
 
 def test_what_waits_for_approval_is_promoted_by_a_person(model):
@@ -312,6 +383,10 @@ def test_a_champion_from_elsewhere_is_measured_on_the_cases_it_was_not_trained_o
         (("approve", "x"), 1, "has no version x; there are 1"),
         (("approve",), 2, "VERSION goes with approve"),
         (("rollback", "1"), 2, "VERSION goes with approve"),
+        (("approve", "1", "--override"), 2, "--override and --why go with approve, both"),
+        (("approve", "1", "--why=because"), 2, "--override and --why go with approve, both"),
+        (("approve", "1", "--override", "--why= "), 2, "--override and --why go with approve, both"),
+        (("rollback", "--override", "--why=because"), 2, "--override and --why go with approve, both"),
         (("rollback", "--dry-run"), 2, "--dry-run is for register itself"),
         (("rollback",), 1, "nothing to roll back to"),
         (("promote",), 2, "'promote' is not one of 'register', 'approve', 'rollback', 'history'"),

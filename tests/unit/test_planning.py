@@ -7,6 +7,7 @@ from PIL import Image
 
 from segpipe.config import settings
 from segpipe.errors import InputError
+from segpipe.metrics import centreline
 from segpipe.models import encoders
 from segpipe.planning import fingerprint, rules
 from segpipe.planning.fingerprint import Fingerprint
@@ -51,11 +52,11 @@ def planned(found, minutes=10):
 def test_a_bar_is_as_thick_as_it_is_wide(width, turn):
     mask = np.zeros((120, 80), bool)
     mask[20:100, 30 : 30 + width] = True
-    assert fingerprint.thickness(np.rot90(mask, turn)) == pytest.approx(width, abs=1)
+    assert centreline.thickness(np.rot90(mask, turn)) == pytest.approx(width, abs=1)
 
 
 def test_a_mask_of_all_or_nothing_is_as_thick_as_the_plane():
-    assert fingerprint.thickness(np.ones((20, 30), bool)) == fingerprint.thickness(np.zeros((20, 30), bool)) == 20
+    assert centreline.thickness(np.ones((20, 30), bool)) == centreline.thickness(np.zeros((20, 30), bool)) == 20
 
 
 def test_pictures_are_measured_on_training_cases_alone(folder):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
-from segpipe.evaluation.gate import Decision
+from segpipe.evaluation.decision import Decision
 from segpipe.registry import champions, record
 from segpipe.registry.record import APPROVED, PROMOTED, ROLLED_BACK, Move
 

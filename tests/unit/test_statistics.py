@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from segpipe.metrics import statistics
 from segpipe.metrics.statistics import bootstrap_mean, by_group, holm, letters, paired, tertiles
 
 # Darwin's maize: crossed minus self-fertilised plants of 15 pots, in eighths of an inch (Fisher 1935, section 17)
@@ -172,6 +173,50 @@ def test_one_side_and_the_other_make_at_least_one(gains, seed):
 
 
 # Many comparisons
+
+
+def counted(parts, wholes):
+    return statistics.Counted(np.array(parts), np.array(wholes))
+
+
+def test_a_rise_in_share_by_hand():
+    """Exchanging the second patient's counts or the first's gives rises of 2/4, 0, 0 and -2/4."""
+    ours, theirs = counted([1, 1, 0], [1, 1, 2]), counted([0, 0, 0], [1, 1, 2])
+    assert statistics.rise_in_share(ours, theirs, list("abc"), 100, 0) == (0.5, 0.25)
+    assert statistics.rise_in_share(theirs, ours, list("abc"), 100, 0) == (-0.5, 1.0)
+
+
+def test_counts_of_a_patient_are_exchanged_together():
+    ours, theirs = counted([1] * 8, [1] * 8), counted([0] * 8, [1] * 8)
+    assert statistics.rise_in_share(ours, theirs, list("abcdefgh"), 100, 0)[1] == 1 / 2**8
+    assert statistics.rise_in_share(ours, theirs, list("aaaabbbb"), 100, 0)[1] == 1 / 2**2
+
+
+def test_shares_of_different_wholes_are_exchanged_with_them():
+    """One false lesion of ten against none of two: exchanged, it is the other way round."""
+    ours, theirs = counted([1, 0], [8, 2]), counted([0, 0], [1, 1])
+    rise, p = statistics.rise_in_share(ours, theirs, list("ab"), 100, 0)
+    assert rise == pytest.approx(0.1)
+    assert p == 0.5  # 1/10, 1/9, -1/3, -1/4
+
+
+def test_equal_shares_show_no_rise_and_a_share_of_nothing_is_none():
+    same = counted([3, 0], [7, 0])
+    assert statistics.rise_in_share(same, same, list("ab"), 100, 0) == (0.0, 1.0)
+    nothing = counted([0, 0], [0, 0])
+    assert statistics.rise_in_share(nothing, nothing, list("ab"), 100, 0) == (0.0, 1.0)
+    assert statistics.rise_in_share(counted([1, 0], [2, 0]), nothing, list("ab"), 100, 0) == (0.5, 0.5)
+
+
+def test_drawn_exchanges_come_near_the_exact_p(monkeypatch):
+    draw = np.random.default_rng(1)
+    ours, theirs = (counted(draw.integers(0, high, 12), np.full(12, 6)) for high in (5, 4))
+    exact = statistics.rise_in_share(ours, theirs, np.arange(12), 20_000, 0)
+    monkeypatch.setattr(statistics, "EXACT", 5)
+    drawn = statistics.rise_in_share(ours, theirs, np.arange(12), 20_000, 0)
+    assert drawn[0] == exact[0]
+    assert drawn[1] == pytest.approx(exact[1], abs=0.01)
+    assert drawn[1] != exact[1]
 
 
 def test_holm_by_hand():

@@ -36,7 +36,7 @@ TABLE = {
     "prediction": ("prediction/batch.py", "", MORE, NONE, False),
     "processes": ("runtime/processes.py", "", MORE, NONE, False),
     "a reader": ("data/readers/nifti.py", "", MORE, ALL, False),
-    "transform, which also makes the data set": ("data/transform.py", "", MORE, ALL, False),
+    "transform, which also makes the data set": ("data/transform.py", "", MORE, ALL, True),
     "augment": ("data/augment.py", "", MORE, TRAIN, False),
     "engine": ("training/engine.py", "", MORE, TRAIN, False),
     "a loss": ("models/losses.py", "", MORE, TRAIN, False),
@@ -45,6 +45,8 @@ TABLE = {
     "a metric's formula": ("metrics/surface.py", "percentile(p, 95)", "percentile(p, 94)", EVALUATE, True),
     "the threshold rule": ("evaluation/choosing.py", "ROUNDING = 1e-9", "ROUNDING = 1e-6", EVALUATE, False),
     "what an evaluation keeps": ("evaluation/kept.py", "", MORE, EVALUATE, True),
+    "what a model must beat": ("evaluation/trivial.py", "64, 64", "32, 32", EVALUATE, True),
+    "the gate's guards": ("evaluation/guards.py", "TUBES = 15.0", "TUBES = 12.0", REGISTER, False),
     "the gate": ("evaluation/gate.py", "ROUNDING = 1e-9", "ROUNDING = 1e-6", REGISTER, False),
 }
 # What computes for the served model and the pages alone; all else of these folders is in a step's key.

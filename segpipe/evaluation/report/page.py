@@ -98,7 +98,7 @@ def with_decision(
     html: str, decision: dict[str, Any], lineage: Sequence[tuple[str, str]], tree: Sequence[dict[str, Any]]
 ) -> str:
     """The page with its decision filled in: promote, verdict, rule, reasons, comparisons (name, value, required,
-    passed, low, high, p, n, detail), who, when, version; and with the lineage as it now is, as in `Evidence`.
+    passed, low, high, p, n, detail), who, when, version, override; and with the lineage as it now is, as in `Evidence`.
 
     Raises InputError where `html` is no page of `write`.
     """
