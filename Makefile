@@ -38,7 +38,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.chain
 
 lock: .venv/uv
-	$(BIN)/uv pip compile --quiet --universal --no-header --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --no-header --no-emit-index-url --python-version 3.11 --group run -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --no-header --no-emit-index-url --python-version 3.11 --group dev -c requirements.txt -o requirements-dev.txt
 
 clean:

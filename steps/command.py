@@ -26,9 +26,10 @@ from segpipe.orchestration.step_table import ROWS
 from segpipe.runtime import cores, processes
 from segpipe.runtime.signals import Interrupted
 from segpipe.tracking import connection
+from steps import knob_help
 from steps.terminal import Terminal
 
-DEFAULT_RECIPE = "configs/phantom.yaml"
+DEFAULT_RECIPE, RECIPE = "configs/phantom.yaml", "segpipe.yaml"
 SIGNALLED = 128
 Body = Callable[..., str]
 BuildOn = Callable[[Session, Config, Collection[str]], tuple[Config, dict[str, str]]]
@@ -41,16 +42,10 @@ def options() -> list[click.Parameter]:
         metavar="FILE",
         default="",
         help="YAML recipe: what differs from the defaults; a path or runs:/ID/PATH."
-        f"  [default: {DEFAULT_RECIPE}, for real data none]",
+        f"  [default: {RECIPE} of this folder, else {DEFAULT_RECIPE}, for real data none]",
     )
     knobs: list[click.Parameter] = [
-        click.Option(
-            [f"--{knob.name}", knob.name.replace(".", "__")],
-            metavar=f"[{knob.allowed}]",
-            default=None,
-            help=f"{knob.description}  [default: {knob.default or 'empty'}]",
-        )
-        for knob in settings.knobs().values()
+        click.Option([f"--{knob}", knob.replace(".", "__")], default=None, hidden=True) for knob in settings.knobs()
     ]
     offline = click.Option(
         ["--no-mlflow", "tracking__enabled"], flag_value="false", default=None, help="same as --tracking.enabled false"
@@ -62,6 +57,24 @@ def overrides(values: Mapping[str, Any]) -> dict[str, str]:
     """The knobs given on the command line, by dotted name."""
     found = {knob: values.get(knob.replace(".", "__")) for knob in settings.knobs()}
     return {knob: value for knob, value in found.items() if value is not None}
+
+
+def _help_all(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked:
+        formatter = ctx.make_formatter()
+        knob_help.write_all(formatter)
+        click.echo(formatter.getvalue().rstrip())
+        ctx.exit()
+
+
+HELP_ALL = click.Option(
+    ["--help-all"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_help_all,
+    help="Show each knob with its meaning, the values it takes and its default.",
+)
 
 
 @contextmanager
@@ -86,6 +99,9 @@ def named(session: Session, recipe: str, values: Mapping[str, Any]) -> tuple[Pat
 
             session.store.connect()
             recipe = str(artifacts.local(recipe))
+        if not recipe and Path(RECIPE).is_file():
+            session.say(f"using {RECIPE} of this folder; --config FILE takes another recipe")
+            recipe = str(Path(RECIPE).resolve())
         knobs = overrides(values)
         if knobs.get("data.root") and "data.format" not in {*knobs, *settings.names(recipe)}:
             from segpipe.data import readers
@@ -93,6 +109,13 @@ def named(session: Session, recipe: str, values: Mapping[str, Any]) -> tuple[Pat
             knobs["data.format"] = readers.detect(knobs["data.root"])
         simulated = knobs.get("data.format", "phantom") == "phantom"
         return Path(recipe) if recipe else project.PROJECT / DEFAULT_RECIPE if simulated else None, knobs
+
+
+def unplanned(session: Session, values: Mapping[str, Any]) -> Config:
+    """The Config of the knobs alone, as far as it is known before a plan. Raises SegpipeError, as `resolve` does."""
+    found, knobs = named(session, "", values)
+    with refusing():
+        return settings.unplanned(found, knobs)
 
 
 def resolve(session: Session, recipe: str, values: Mapping[str, Any]) -> Config:
@@ -141,7 +164,9 @@ def step(
                 config, given = build_on(session, config, {*knobs, *settings.names(recipe and found)})
             _run(session, name, config, given, partial(body, **asked))
 
-        return Command(name, callback=callback, params=[*more, *upstream, *options()], help=body.__doc__)
+        own = {section.partition(".")[0] for section in (*ROWS[name].sections, "tracking")}
+        params = [*more, *upstream, *options()]
+        return Command(name, callback=callback, params=params, help=body.__doc__, sections=own)
 
     return decorate
 
@@ -169,6 +194,17 @@ def _run(session: Session, name: str, config: Config, given: dict[str, str], bod
         runs.tag(work_began=str(round(time.time() * 1000)))
         figure = body(session, ROWS[name].narrowed(config), **run_ids)
         runs.tag(session.store.sender, figure=figure)
+        session.say(f"{name}: {figure}")
+        _show_page(session, name)
+
+
+def _show_page(session: Session, name: str) -> None:
+    """Say where the artifact is that a person looks at first, if this machine or the server has it."""
+    from segpipe.tracking import artifacts, runs
+
+    run, page = runs.active(), ROWS[name].page
+    if session.store.sender is None and artifacts.has(run.info.run_id, page):
+        session.say(f"{name}: see {artifacts.place(run, page)}")
 
 
 @contextmanager
@@ -188,14 +224,30 @@ def recorded(session: Session, name: str, config: Config) -> Iterator[None]:
 
 class Command(click.Command):
     """A command whose every failure is one line on stderr and an exit code that says what it was. Callbacks get what it
-    remembers, a Session, by `click.pass_obj`.
+    remembers, a Session, by `click.pass_obj`. Its help names the knobs of some `sections`, or of all.
     """
+
+    def __init__(self, *args: Any, sections: Collection[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+        if any(option.name == "recipe" for option in self.params):
+            self.params.append(HELP_ALL)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options, and the names of the knobs."""
+        super().format_options(ctx, formatter)
+        if HELP_ALL in self.params:
+            with formatter.section("Knobs: --SECTION.NAME VALUE"):
+                formatter.write(knob_help.names(self.sections, formatter.width) + "\n")
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         gc.set_threshold(10_000, 10, 10)  # what is imported stays: looking for garbage in it takes tenths of a second
         cores.share()
-        session = Session(Terminal())
+        terminal = Terminal()
+        session = Session(terminal)
         session.signals.install()
+        if not {"--help", "--help-all"} & {*(args[0] if args and args[0] else sys.argv[1:])}:
+            terminal.wait(f"{self.name}: starting")
         end_with_driver()
         try:
             super().main(*args, **kwargs | {"standalone_mode": False, "obj": session})
@@ -204,6 +256,7 @@ class Command(click.Command):
             _note(session, str(self.name), met)
             _leave(session, self.name, met)
         finally:
+            terminal.close()
             atexit.register(session.signals.ignore)
 
 

@@ -12,11 +12,12 @@ import click
 
 from segpipe.orchestration.session import Session
 from steps import command
+from steps.serve import SECTIONS
 
 SILENT = click.Option(["--no-open"], is_flag=True, help="only say the address, open no browser")
 
 
-@click.command("demo_page", cls=command.Command, params=[SILENT, *command.options()])
+@click.command("demo_page", cls=command.Command, params=[SILENT, *command.options()], sections=SECTIONS)
 @click.pass_obj
 def main(session: Session, /, recipe: str, no_open: bool, **values: Any) -> None:
     """Open a page to try models:/NAME@champion of registry.model_name, or --predict.model URI, until it is interrupted.

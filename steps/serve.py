@@ -12,8 +12,10 @@ import click
 from segpipe.orchestration.session import Session
 from steps import command
 
+SECTIONS = ("registry", "predict", "serving")
 
-@click.command("serve", cls=command.Command, params=command.options())
+
+@click.command("serve", cls=command.Command, params=command.options(), sections=SECTIONS)
 @click.pass_obj
 def main(session: Session, /, recipe: str, **values: Any) -> None:
     """Serve models:/NAME@champion of registry.model_name, or --predict.model URI, until SIGINT or SIGTERM.

@@ -1,6 +1,5 @@
 """What a person watches a command on: a terminal, or the files it is led into."""
 
-import atexit
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,17 @@ from segpipe.orchestration.screen import Progress, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.status import Status
 
 
 class Terminal:
-    """Lines and progress on stderr, answers and tables on stdout."""
+    """Lines and progress on stderr, answers and tables on stdout. What is drawn in place, one thing at a time, stays
+    below the lines.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: Status | Bar | None = None
 
     @property
     def live(self) -> bool:
@@ -22,16 +28,22 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """Tell what goes on."""
-        click.echo(line, err=True)
+        if self._bar:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            self._clear()
+            click.echo(line, err=True)
 
     def answer(self, text: str) -> None:
         """Give what the command was asked for."""
+        self._clear()
         click.echo(text)
 
     def show(self, table: Table) -> None:
         """Draw a table as wide as the terminal, in a file 160 characters wide."""
         from rich.table import Table as Drawn
 
+        self._clear()
         drawn = Drawn(title=table.title or None, caption=table.caption or None)
         for column in table.columns:
             drawn.add_column(
@@ -44,9 +56,57 @@ class Terminal:
             drawn.add_row(*row)
         console().print(drawn)
 
-    def progress(self, label: str) -> Progress:
+    def wait(self, told: str) -> None:
+        """Show that something goes on until the next output, on a terminal."""
+        if not self.live:
+            return
+        from rich.console import Console
+        from rich.status import Status
+
+        self._draw(Status(told, console=Console(stderr=True)))
+
+    def progress(self, label: str, timed: bool = True) -> Progress:
         """A callback taking (done, total, item): a bar on a terminal, otherwise a line at each tenth."""
-        return _bar(label) if self.live else _lines(label)
+        return self._advance(label, timed) if self.live else _lines(label)
+
+    @property
+    def _bar(self) -> "Bar | None":
+        from rich.progress import Progress as Bar
+
+        return self._drawn if isinstance(self._drawn, Bar) else None
+
+    def _draw(self, thing: "Status | Bar") -> None:
+        self._clear()
+        self._drawn = thing
+        thing.start()
+
+    def _clear(self) -> None:
+        if self._drawn:
+            self._drawn.stop()
+            self._drawn = None
+
+    def _advance(self, label: str, timed: bool) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn()]
+        last = [TimeRemainingColumn(compact=True)] if timed else []
+        bar = Bar(*columns, *last, console=Console(stderr=True), transient=True, expand=True)
+        task = bar.add_task(label)
+
+        def advance(done: int, total: int, item: str) -> None:
+            if self._drawn is not bar:
+                self._draw(bar)
+            bar.update(task, completed=done, total=total, description=f"{label} {item}")
+            if done == total and timed:
+                self._clear()
+
+        return advance
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        self._clear()
 
 
 def console() -> "Console":
@@ -62,20 +122,3 @@ def _lines(label: str) -> Progress:
             click.echo(f"{label}: {done}/{total} {item}", err=True)
 
     return line
-
-
-def _bar(label: str) -> Progress:
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    bar = Bar(console=Console(stderr=True), transient=True)
-    task = bar.add_task(label)
-    atexit.register(bar.stop)
-
-    def advance(done: int, total: int, item: str) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total, description=f"{label} {item}")
-        if done == total:
-            bar.stop()
-
-    return advance

@@ -34,7 +34,7 @@ from segpipe.files.project import PROJECT
 if TYPE_CHECKING:
     from segpipe.models.architectures import SegmentationModel
     from segpipe.orchestration.session import Session
-    from segpipe.training.engine import FitResult
+    from segpipe.training.engine import EpochReport, FitResult
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it, and all it starts
 
@@ -154,6 +154,20 @@ def with_knobs(config: Config, **sections: dict[str, object]) -> Config:
     """A config with some knobs changed."""
     values = config.model_dump()
     return settings_module.build({**values, **{name: {**values[name], **knobs} for name, knobs in sections.items()}})
+
+
+class Watched:
+    """A watcher of a training that remembers the epochs it was told, with how many there are, and the batches."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, int]] = []
+        self.batches: list[tuple[int, int, int, int]] = []
+
+    def epoch(self, epoch: "EpochReport", epochs: int) -> None:
+        self.epochs.append((epoch.epoch, epochs))
+
+    def batch(self, *passed: int) -> None:
+        self.batches.append(passed)
 
 
 def network(config: Config) -> "SegmentationModel":

@@ -68,6 +68,7 @@ Window = Annotated[tuple[()] | tuple[float, float], BeforeValidator(_split)]
 Side = Annotated[int, Field(ge=16, le=4096)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_square)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Port = Literal["auto"] | Annotated[int, Field(ge=0, le=65_535)]
 Threshold = Literal["auto"] | Annotated[float, Field(gt=0, lt=1)]
 MetricName = Literal[
     "dice", "iou", "precision", "recall", "specificity", "hd95", "assd", "nsd", "cldice", "volume_error_ml",
@@ -363,7 +364,9 @@ class ServingConfig(Section):
     max_batch: int = Field(64, ge=1, le=10_000, description="most rows of one request")
     max_body_mb: float = Field(256.0, gt=0, description="steps.serve: largest request, 1 MB = 10^6 bytes")
     host: str = Field("127.0.0.1", min_length=1, description="steps.serve: address it listens on")
-    port: int = Field(5001, ge=0, le=65_535, description="steps.serve: port; 0: any that is free")
+    port: Port = Field(
+        "auto", description="steps.serve: port; auto: 5001, or the next that is free; 0: any that is free"
+    )
     poll_seconds: float = Field(10.0, gt=0, description="steps.serve: how often it looks for a new champion")
 
 

@@ -124,7 +124,7 @@ def leaderboard(trained: dict[Member, chain.Result | SegpipeError], config: Conf
 
     from segpipe.metrics import statistics
     from segpipe.recording import artifact_tree
-    from segpipe.tracking import artifacts
+    from segpipe.tracking import artifacts, runs
 
     samples, dice = config.evaluate.bootstrap_samples, {}
     rows: list[dict[str, Any]] = []
@@ -133,6 +133,7 @@ def leaderboard(trained: dict[Member, chain.Result | SegpipeError], config: Conf
             rows.append({"model": member.name, "status": str(outcome)})
             continue
         metrics, params = outcome.run.data.metrics, outcome.run.data.params
+        history = runs.history(outcome.run.info.run_id, "val_dice")
         cases = pd.read_csv(
             artifacts.local(f"runs:/{outcome.run.info.run_id}/{artifact_tree.VALIDATION}"), dtype={"patient": str}
         )
@@ -143,7 +144,7 @@ def leaderboard(trained: dict[Member, chain.Result | SegpipeError], config: Conf
             "val_dice": metrics["best_val_dice"],
             "val_dice_ci_low": interval.low,
             "val_dice_ci_high": interval.high,
-            "best_epoch": int(metrics["best_epoch"]),
+            "best_epoch": 1 + history.index(max(history)),
             "seconds_per_epoch": 60 * metrics["training_time_minutes"] / metrics["total_epochs_trained"],
             "parameters": int(params["cfg.model.parameters"]),
             "inference_ms": metrics["inference_ms"],
@@ -219,7 +220,7 @@ def _row(row: Mapping[Any, Any], top: float) -> tuple[str, ...]:
         row["group"],
         f"{row['val_dice']:.4f} [{row['val_dice_ci_low']:.3f}, {row['val_dice_ci_high']:.3f}]",
         "\u2588" * round(BAR * row["val_dice"] / top) if top else "",
-        f"{row['best_epoch'] + 1:.0f}",
+        f"{row['best_epoch']:.0f}",
         f"{row['seconds_per_epoch']:.1f}",
         f"{row['parameters'] / 1e6:.2f} M",
         f"{row['inference_ms']:.1f}",

@@ -13,14 +13,13 @@ DECISION = ("comparison", "value", "asked", "passed", "95 % interval", "p")
 
 
 def show(screen: Screen, decision: "Decision", figure: str) -> str:
-    """Show every demand of the gate with its numbers, and what came of them, which is returned."""
+    """Show every demand of the gate with its numbers; what came of them is returned."""
     rows = [
         (c.name, number(c.value), number(c.required), "yes" if c.passed else "NO", span(c.low, c.high), share(c.p))
         for c in decision.comparisons
     ]
     if rows:
         screen.show(table(DECISION, rows))
-    screen.say(figure)
     return figure
 
 

@@ -90,7 +90,7 @@ class Keys:
         return {
             FORMAT: CURRENT,
             CODE: hashes.of_json(self.deciding(name))[:16],
-            REQUIREMENTS: hashes.digest([project.REQUIREMENTS])[:16],
+            REQUIREMENTS: hashes.of_json(project.pins())[:16],
             PYTHON: ".".join(platform.python_version_tuple()[:2]),
         }
 

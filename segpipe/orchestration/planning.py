@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RECIPE, COMPLETED, FINGERPRINT = "plan.yaml", "recipe.yaml", "fingerprint.json"  # the second with what was given
 GIVEN = "config/given.yaml"
-MINUTES = 30.0
+MINUTES = 10.0
 ELSEWHERE = ("data.root", "tracking.", "driver.", "plan.")  # knobs of a place, or of planning, rather than of a recipe
 
 
@@ -62,7 +62,7 @@ def plan(session: Session, config: Config, given: Collection[str], target: Path 
     """
     found = fingerprint.measure(config, session.screen.progress("plan"))
     planned = rules.plan(found, config.train.minutes or MINUTES)
-    recipe = rules.recipe(_completed(planned, config, given), found)
+    recipe = rules.recipe(completed(planned, config, given), found)
     if target and target.is_file() and target.read_text(encoding="utf-8") != recipe:
         raise InputError(f"{target}: is there already, with other content; give another --output or remove it")
     with artifacts.folder(PLAN.output) as folder:
@@ -77,7 +77,7 @@ def plan(session: Session, config: Config, given: Collection[str], target: Path 
     return figure
 
 
-def _completed(planned: list[Setting], config: Config, given: Collection[str]) -> list[Setting]:
+def completed(planned: list[Setting], config: Config, given: Collection[str]) -> list[Setting]:
     """A plan with the given knobs in it, in the order of their declaration."""
     kept = [name for name in given if not name.startswith(ELSEWHERE)]
     fixed = [Setting(name, _value(config, name), "as given") for name in kept]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
+from segpipe.files import project
 from segpipe.orchestration.screen import Screen
 from segpipe.orchestration.session import Session
 
@@ -96,7 +97,7 @@ def last_evaluation(session: Session, config: Config, asked: Collection[str]) ->
     name = config.registry.model_name
     run = runs.last("evaluate", "registry.model_name", name)
     if run is None:
-        how = f"python pipeline.py --registry.model_name '{name}', with its recipe or --data.root, makes one"
+        how = f"{project.called('pipeline')} --registry.model_name '{name}', with its recipe or --data.root, makes one"
         raise InputError(f"{name} has no evaluation yet: {how}; or give --evaluate-run")
     recorded = settings.recorded(artifacts.local(f"runs:/{run.info.run_id}/{runs.CONFIG}"), {})
     deciding = {section for row in ("preprocess", "train", "evaluate") for section in ROWS[row].sections}
@@ -105,7 +106,7 @@ def last_evaluation(session: Session, config: Config, asked: Collection[str]) ->
         if knob.partition(".")[0] in deciding and ours[knob] != theirs[knob]:
             raise InputError(
                 f"{knob}={ours[knob]}, but the last evaluation of {name}, run {run.info.run_id}, has {theirs[knob]}; "
-                "leave it out, or run python pipeline.py with it"
+                f"leave it out, or give it to {project.called('pipeline')}"
             )
     session.say(f"registering the last evaluation of {name}, run {run.info.run_id}")
     return settings.completed(config, recorded, ("gate", "evaluate", "seed"), asked), {"evaluate": run.info.run_id}
@@ -236,7 +237,7 @@ def outcome(decision: "Decision", config: Config, version: str) -> str:
     from segpipe.registry import champions, record
 
     verdict = champions.verdict(decision, config.gate.approval)
-    approve = f"python -m steps.register approve {version} --registry.model_name '{config.registry.model_name}'"
+    approve = f"{project.called('register')} approve {version} --registry.model_name '{config.registry.model_name}'"
     how = f"; {approve}" if version and verdict in (champions.WAITING, record.ROLLED_BACK) else ""
     kept = champions.KEPT if verdict == record.ROLLED_BACK else verdict
     first, *others = decision.reasons

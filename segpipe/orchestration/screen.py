@@ -42,5 +42,8 @@ class Screen(Protocol):
     def show(self, table: Table) -> None:
         """Draw a table, as part of the answer."""
 
-    def progress(self, label: str) -> Progress:
-        """A callback taking (done, total, item)."""
+    def wait(self, told: str) -> None:
+        """Show that something goes on until the next output, where progress is drawn in place."""
+
+    def progress(self, label: str, timed: bool = True) -> Progress:
+        """A callback taking (done, total, item); with the time that is left, unless the item says it."""

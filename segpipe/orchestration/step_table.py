@@ -14,7 +14,7 @@ class Step:
     `sections` are the config that decides its result, or single knobs of it, `reads` what it reads beside, without
     effect on the result (where things are, on which device); `code` the modules that decide its result, with all they
     import but for `keys.WITHOUT_EFFECT_ON_RESULTS`; `output` the folder of artifacts that must be whole for its run to
-    be reused.
+    be reused, `page` the artifact that a person looks at first.
     """
 
     name: str
@@ -23,6 +23,7 @@ class Step:
     inputs: tuple[str, ...]
     code: tuple[str, ...]
     output: str
+    page: str
 
     def narrowed(self, config: Config) -> Config:
         """The config with nothing in it but what the step declares."""
@@ -36,6 +37,7 @@ PLAN = Step(
     inputs=(),
     code=("segpipe.planning.rules", "segpipe.planning.fingerprint"),
     output="plan",
+    page="plan/plan.yaml",
 )
 STEPS = {
     step.name: step
@@ -47,6 +49,7 @@ STEPS = {
             inputs=(),
             code=("segpipe.data.dataset_writer", "segpipe.data.readers"),
             output="dataset",
+            page="dataset/samples.png",
         ),
         Step(
             "train",
@@ -55,6 +58,7 @@ STEPS = {
             inputs=("preprocess",),
             code=("segpipe.training.trainer",),
             output="final_model",
+            page="final_model/summary/summary.md",
         ),
         Step(
             "evaluate",
@@ -63,6 +67,7 @@ STEPS = {
             inputs=("preprocess", "train"),
             code=("segpipe.evaluation.choosing", "segpipe.evaluation.measuring", "segpipe.evaluation.kept"),
             output="evaluation",
+            page="evaluation/report.html",
         ),
         Step(
             "register",
@@ -71,6 +76,7 @@ STEPS = {
             inputs=("preprocess", "evaluate"),
             code=("segpipe.evaluation.gate", "segpipe.evaluation.measuring", "segpipe.evaluation.kept"),
             output="register",
+            page="register/report.html",
         ),
     )
 }

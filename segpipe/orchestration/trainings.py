@@ -58,7 +58,7 @@ def _train(session: Session, job: Job, dataset: Dataset, recorder: Recorder) -> 
         accelerator = process_group.start(job.config.train)
         process_group.share(job)
         if process_group.world() == 1:
-            show = workers.reporter(session.screen)
+            show = workers.Reporter(session.screen)
             with session.signals.stoppable() as stop:
                 figure = trainer.run(job, dataset, accelerator, recorder, session.say, show, stop)
         else:

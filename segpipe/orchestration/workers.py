@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,9 +111,9 @@ def take_part(screen: Screen, job: "Job", accelerator: Any, recorder: "Recorder 
     from segpipe.runtime import process_group
     from segpipe.training import engine, trainer
 
-    opened, show = Dataset.open(job.dataset), reporter(screen)
+    opened, reporter = Dataset.open(job.dataset), Reporter(screen)
     try:
-        return trainer.run(job, opened, accelerator, recorder, screen.say, show, engine.never)
+        return trainer.run(job, opened, accelerator, recorder, screen.say, reporter, engine.never)
     except (KeyboardInterrupt, RuntimeError):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the others' death makes torchrun send, amid the clean-up
         if process_group.lost_one():
@@ -121,20 +121,36 @@ def take_part(screen: Screen, job: "Job", accelerator: Any, recorder: "Recorder 
         raise
 
 
-def reporter(screen: Screen) -> "Callable[[EpochReport, int], None]":
-    """A callback that shows each epoch of so many, under a bar on a terminal."""
-    from segpipe.recording import artifact_tree
+class Reporter:
+    """Shows a training: a line for each finished epoch, on a terminal above a bar for the one at work."""
 
-    advance = screen.progress("train") if screen.live else None
+    def __init__(self, screen: Screen) -> None:
+        self.screen, self._began, self._first = screen, 0.0, 0.0
+        self._advance = screen.progress("train", timed=False) if screen.live else None
 
-    def report(epoch: "EpochReport", epochs: int) -> None:
-        text = artifact_tree.line(epoch, epochs)
-        if advance:
-            advance(epoch.epoch + 1, epochs, text)
-        else:
-            screen.say(text)
+    def epoch(self, epoch: "EpochReport", epochs: int) -> None:
+        """An epoch is finished."""
+        from segpipe.recording import artifact_tree
 
-    return report
+        self.screen.say(artifact_tree.line(epoch, epochs))
+
+    def batch(self, epoch: int, epochs: int, done: int, batches: int) -> None:
+        """So many batches of an epoch, counted from 0, are done."""
+        if not self._advance:
+            return
+        share = (epoch + done / batches) / epochs
+        if not self._began:
+            self._began, self._first = time.monotonic(), share
+        passed = share - self._first
+        left = (time.monotonic() - self._began) * (1 - share) / passed if passed else 0.0
+        told = f", {_duration(left)} left" if left else ""
+        self._advance(done, batches, f"epoch {epoch + 1}/{epochs}{told}")
+
+
+def _duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes}:{rest:02d} min"
 
 
 def work(session: Session, path: Path) -> None:

@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from segpipe.plots.style import FALSE, HIT, MISSED
 
 if TYPE_CHECKING:
     import pandas as pd
 
+WILD = 10.0  # times the median
 CURVES = {
     "loss": {"train_loss": HIT, "val_loss": FALSE},
     "Dice": {"train_dice": HIT, "val_dice": FALSE},
@@ -20,31 +23,46 @@ CURVES = {
 
 
 def curves(history: list[dict[str, float]], path: Path) -> None:
-    """Loss, Dice and learning rate over the epochs; a dotted line where the validation Dice is best.
+    """Loss, Dice and learning rate over the epochs, counted from 1; a dotted line where the validation Dice is best. A
+    loss that is WILD is drawn on a log axis, or cut off there where it is not above 0; the title says so.
 
     Few ticks and titles in a fixed place: those are what matplotlib takes most of its time for.
     """
     figure = Figure(figsize=(11, 3))
     figure.subplots_adjust(left=0.05, right=0.99, bottom=0.16, top=0.89, wspace=0.15)
     dice = np.array([report["val_dice"] for report in history])
-    marker, last = "." if len(history) < 30 else "", max(len(history) - 1, 1)
+    marker, last = "." if len(history) < 30 else "", len(history)
+    epochs = np.arange(1, last + 1)
     for axes, (title, names) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         axes.tick_params(labelsize=8)
-        for name, colour in names.items():
-            values = [report[name] for report in history]
-            axes.plot(values, colour, marker=marker, linewidth=1.2, label=name.partition("_")[0])
+        drawn = np.array([[report[name] for report in history] for name in names])
+        for name, colour, values in zip(names, names.values(), drawn, strict=True):
+            axes.plot(epochs, values, colour, marker=marker, linewidth=1.2, label=name.partition("_")[0])
         if not np.isnan(dice).all():
-            best = int(np.nanargmax(dice))
-            axes.axvline(best, color="0.4", linestyle=":", linewidth=1, label=f"best: {dice[best]:.3f}, epoch {best}")
-        axes.set_xlim(-0.02 * last, 1.02 * last)
-        axes.set_title(title, fontsize=10, y=1.0)
+            best = int(np.nanargmax(dice)) + 1
+            told = f"best: {dice[best - 1]:.3f}, epoch {best}"
+            axes.axvline(best, color="0.4", linestyle=":", linewidth=1, label=told)
+        axes.set_xlim(1 - 0.02 * last, 1.02 * last)
+        axes.set_title(f"{title}{_tame(axes, drawn) if title == 'loss' else ''}", fontsize=10, y=1.0)
         axes.set_xlabel("epoch", fontsize=9)
         if title == "Dice":
             axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=80, pil_kwargs={"compress_level": 1})
+
+
+def _tame(axes: Axes, values: NDArray[np.float64]) -> str:
+    """Keep a few wild values from hiding the others; how, for the title."""
+    known = values[np.isfinite(values)]
+    if not known.size or known.max() <= WILD * abs(np.median(known)):
+        return ""
+    if known.min() > 0:
+        axes.set_yscale("log")
+        return " (log scale)"
+    axes.set_ylim(top=WILD * abs(np.median(known)) or None)
+    return " (cut off above)"
 
 
 def leaderboard(board: "pd.DataFrame", path: Path) -> None:
@@ -81,11 +99,11 @@ def leaderboard(board: "pd.DataFrame", path: Path) -> None:
 
 
 def overlaid(histories: dict[str, list[float]], title: str, path: Path) -> None:
-    """One curve over the epochs for each model."""
+    """One curve over the epochs, counted from 1, for each model."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for name, values in histories.items():
-        axes.plot(values, label=name, linewidth=1.4)
+        axes.plot(range(1, len(values) + 1), values, label=name, linewidth=1.4)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set(xlabel="epoch", title=title)
     axes.grid(alpha=0.25)

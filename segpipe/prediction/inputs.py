@@ -1,8 +1,10 @@
 """The cases to segment with their files, found without opening an image."""
 
 import csv
+import hashlib
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from segpipe.data import codecs, raw
 from segpipe.data.manifest import FILE, Manifest
 from segpipe.data.readers import READERS, reader_of
 from segpipe.errors import InputError
+from segpipe.files.staging import staged
 from segpipe.inference.spec import ModelSpec
 
 VOLUMES = (".nii.gz", ".nii")
@@ -34,8 +37,19 @@ def _several_files(spec: ModelSpec) -> bool:
     return spec.kind == "volume" and len(spec.channels) > 1
 
 
+def listed(paths: Sequence[Path], folder: Path) -> Path:
+    """A list of several files, and of all images below several folders, as a file in a folder, which is made."""
+    every = [file for path in paths for file in ([path] if path.is_file() else _files(path))]
+    wanted = [file for file in every if file in paths or file.name.lower().endswith((*codecs.SUFFIXES, *VOLUMES))]
+    text = "".join(f"{file}\n" for file in dict.fromkeys(wanted))
+    name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
+    with staged(folder) as partial:
+        (partial / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
 def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
-    """The cases of a folder, a list (.txt, .csv), a manifest or a dataset's folder, as the model takes them.
+    """The cases of a folder, an image, a list (.txt, .csv), a manifest or a dataset's folder, as the model takes them.
 
     Raises InputError where there is none, a list or manifest can't be read, or two cases have one name.
     """
@@ -47,8 +61,12 @@ def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
         found = _table(source, spec)
     elif source.suffix.lower() == ".txt":
         found = _list(source, spec, config)
+    elif source.name.lower().endswith((*codecs.SUFFIXES, *VOLUMES)):
+        found = _cases_of([source], source.parent, spec, config)
     else:
-        raise InputError(f"predict.input {source}: give a folder, a list of files (.txt, .csv) or a manifest.json")
+        raise InputError(
+            f"predict.input {source}: give a folder, an image, a list of files (.txt, .csv) or a manifest.json"
+        )
     if not found:
         wanted = f"*_{'.nii.gz, *_'.join(spec.channels)}.nii.gz" if _several_files(spec) else "images"
         raise InputError(f"predict.input {source}: nothing to segment; the model takes {wanted}")
@@ -168,7 +186,10 @@ def _common(files: list[Path], folder: Path) -> Path:
 
 def _list(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
     files = [_absolute(source.parent, line.strip()) for line in _lines(source) if line.strip()]
-    root = _common(files, source.parent)
+    return _cases_of(files, _common(files, source.parent), spec, config)
+
+
+def _cases_of(files: list[Path], root: Path, spec: ModelSpec, config: Config) -> list[Item]:
     single = [Item(_case(path, root), (path,)) for path in files]
     return _group_files(files, files, root, spec, config) or single
 

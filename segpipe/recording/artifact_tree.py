@@ -8,8 +8,8 @@
     final_model/{weights/,configuration/,validation/cases.csv,training_history/training_history.json,summary/summary.md}
     final_model/inventory.json
 
-Epochs are counted from 0. An epoch has its folders where it is a new best, every `tracking.artifact_every` epochs, and
-where it is the last; of the best models only the newest is kept.
+Folders are named by MLflow's step, from 0; people are told epochs from 1. An epoch has its folders where it is a new
+best, every `tracking.artifact_every` epochs, and where it is the last; of the best models only the newest is kept.
 """
 
 import json
@@ -137,7 +137,7 @@ class Journal:
         seconds = sum(report.epoch_time_seconds for report in history)
         values = {
             "best_val_dice": result.best.val_dice,
-            "best_epoch": float(result.best.epoch),
+            "best_epoch": float(result.best.epoch + 1),
             "final_train_dice": final.train_dice,
             "final_val_dice": final.val_dice,
             "training_time_minutes": seconds / 60,
@@ -200,7 +200,7 @@ def summary(history: "list[EpochReport]") -> str:
     last, best = history[-1], max(history, key=lambda r: r.val_dice)
     names = list(last.metrics())
     rows = [f"| {name} | {last.metrics()[name]:.5g} | {best.metrics()[name]:.5g} |" for name in names]
-    head = f"| | epoch {last.epoch} | best: epoch {best.epoch} |\n|---|---|---|\n"
+    head = f"| | epoch {last.epoch + 1} | best: epoch {best.epoch + 1} |\n|---|---|---|\n"
     return f"# Training after {len(history)} epochs\n\n{head}" + "\n".join(rows) + "\n"
 
 

@@ -20,7 +20,7 @@ RUN, RESUME = "run.json", "resume"
 
 def outputs(named: str) -> Path:
     """The folder for checkpoints, unsent records and runs without MLflow; `named` is tracking.outputs."""
-    return Path(named or project.PROJECT / "outputs")
+    return Path(named or project.home() / "outputs")
 
 
 def unsent(named: str, run_id: str) -> Path:

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from segpipe.config.sections import ServingConfig
 from segpipe.errors import InputError
-from segpipe.server import request_checks
+from segpipe.server import request_checks, uploads
 from segpipe.server.loaded_model import Served
 from segpipe.server.messages import Handler, Request, RequestError, as_json
 from segpipe.server.metrics import Metrics
@@ -98,9 +98,13 @@ class Application:
     async def _route(self, request: Request, receive: Receive) -> Response:
         if request.path not in self._paths:
             raise RequestError(404, "no such path; there are " + ", ".join(sorted(self._paths)))
-        handler = self._handlers.get((request.method, request.path))
+        handler, form = self._handlers.get((request.method, request.path)), uploads.is_form(request.headers)
         if (request.method, request.path) == ("POST", INVOCATIONS):
-            request_checks.check_type(request.headers)
+            request_checks.check_encoding(request.headers)
+            if form:
+                uploads.check_origin(request.headers)
+            else:
+                request_checks.check_type(request.headers)
         elif handler is None:
             allowed = ", ".join(method for method, path in self._handlers if path == request.path) or "POST"
             raise RequestError(405, f"{request.path} takes {allowed}", headers={"allow": allowed})
@@ -111,6 +115,8 @@ class Application:
             async with self._turns:
                 if handler is not None:
                     return await asyncio.to_thread(handler, request, body)
+                if form:
+                    body = await asyncio.to_thread(uploads.as_json, body, request.headers)
                 request.rows = await asyncio.to_thread(request_checks.check, body, request.served.parameters)
                 return await request.served.answers.ask(body)
         finally:

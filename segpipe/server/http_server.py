@@ -1,5 +1,6 @@
 """MLflow's own scoring application behind a thin ASGI layer: what `python -m steps.serve` runs."""
 
+import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from segpipe.server.loaded_model import load
 from segpipe.server.main_thread import MainThread
 from segpipe.server.messages import Handler
 
+PORTS = range(5001, 5021)
 GRACE = 10  # seconds for what is in flight when the server is asked to end
 KEEP_ALIVE = 75  # seconds: longer than nginx keeps a connection (60), so that it is never the server that hangs up
 
@@ -34,6 +36,8 @@ def run(
     """
     networks = MainThread()
     with bind(config.host, config.port) as listener:
+        if config.port == "auto" and listener.getsockname()[1] != PORTS[0]:
+            say(f"port {PORTS[0]} is taken; serving.port chooses another one")
         app = Application(load(champions.pinned(uri), config), config, say, more, networks)
         host = f"[{config.host}]" if ":" in config.host else config.host
         address = f"http://{host}:{listener.getsockname()[1]}"
@@ -58,17 +62,30 @@ def _ending_on_signals(http: uvicorn.Server) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound but does not listen yet: nobody connects before there is a model. Raises InputError."""
+def bind(host: str, port: int | str) -> socket.socket:
+    """A socket that is bound but does not listen yet: nobody connects before there is a model. For `auto` the first of
+    PORTS that is free. Raises InputError.
+    """
+    for number in PORTS if port == "auto" else (int(port),):
+        try:
+            return _bound(host, number)
+        except OSError as error:
+            refused = error
+            if error.errno != errno.EADDRINUSE:
+                break
+    raise InputError(f"{host}:{number}: {one_line(refused)}; take another serving.host or serving.port")
+
+
+def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is named; without it each answer waits some 40 ms
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise InputError(f"{host}:{port}: {one_line(error)}; take another serving.host or serving.port") from None
+        raise
     return listener
 
 

@@ -17,13 +17,17 @@ LONGEST_NAME = 40
 
 
 def check_type(headers: Mapping[str, str]) -> None:
-    """Raises RequestError (415) for everything but JSON in UTF-8.
+    """Raises RequestError (415) for everything but JSON in UTF-8, and forms, which are asked about before.
 
     CSV has no place for parameters, and parquet is one more parser that strangers could reach.
     """
     mime, _, rest = headers.get("content-type", "").partition(";")
     if mime.strip().lower() != JSON or rest.strip().lower().replace('"', "") not in ("", "charset=utf-8"):
         raise RequestError(415, f"Content-Type must be {JSON}, in UTF-8")
+
+
+def check_encoding(headers: Mapping[str, str]) -> None:
+    """Raises RequestError (415) for a compressed body."""
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise RequestError(415, "Content-Encoding: the body must not be compressed")
 

@@ -34,6 +34,12 @@ def has(run_id: str, path: str) -> bool:
     return any(item.path == path for item in listed or ())
 
 
+def place(run: "Run", path: str) -> str:
+    """Where a person finds an artifact of a run: its path on this machine, or its address on the server."""
+    here = local_root(run.info.artifact_uri)
+    return str(here / path) if here else f"{connection.link(run)}/artifacts/{path}"
+
+
 def damage(root: str, path: str) -> str:
     """What is wrong with a folder below an artifact URI since it was written, in words; empty where nothing is. On a
     server names and sizes are compared, what is fetched is read.

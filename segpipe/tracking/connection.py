@@ -76,7 +76,7 @@ class Store:
             locations.check(path, [experiment.artifact_location for experiment in everywhere])
 
     def reach(self) -> None:
-        """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in the project folder.
+        """Point MLflow at $MLFLOW_TRACKING_URI, or at `mlflow.db` in `project.home()`.
 
         A relative path becomes absolute, for this process and those it starts. Raises InputError where there can't be a
         store, StoreError where it does not answer or is another MLflow's.
@@ -166,7 +166,7 @@ def user() -> str:
 
 def _location() -> tuple[str, Path | None]:
     """The URI of the store, and where an sqlite database is. Raises InputError where MLflow could not use that."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.PROJECT / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.home() / 'mlflow.db'}"
     if not uri.startswith("sqlite:///"):
         return uri, None
     path = Path(unquote(uri.removeprefix("sqlite:///"))).resolve()  # `mlflow run` writes %20 for a space

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Weights = dict[str, Tensor]
+OnBatch = Callable[[int, int, int, int], None]  # epoch from 0, epochs, batches done, batches
 DROPOUT = 0xD80
 NOT_METRICS = ("epoch", "ended_ms", "is_best")
 
@@ -132,6 +133,10 @@ def never() -> bool:
     return False
 
 
+def unwatched(_epoch: int, _epochs: int, _done: int, _batches: int) -> None:
+    """An `on_batch` that tells nobody."""
+
+
 def train_one_epoch(
     learner: Learner,
     batches: Batches,
@@ -139,8 +144,10 @@ def train_one_epoch(
     at: Position,
     dice: Sequence[float] = (),
     stop: Callable[[], bool] = never,
+    on_batch: OnBatch = unwatched,
 ) -> Passed | None:
-    """One pass over the training set from `at`, which it advances; `dice` is that of validation in earlier epochs.
+    """One pass over the training set from `at`, which it advances; `dice` is that of validation in earlier epochs,
+    `on_batch` is called on process 0 after each batch.
 
     None where `stop` ended it between two steps. Raises InputError, naming the batch, before a step is taken on a loss
     that is not finite.
@@ -164,9 +171,11 @@ def train_one_epoch(
         if not finite:
             names = ", ".join(sorted({batches.cases[i].case for i in batch.cases.tolist()})[:4])
             raise InputError(
-                f"loss is {loss.item()} in epoch {at.epoch}, batch {index} (cases {names}); lower train.lr"
+                f"loss is {loss.item()} in epoch {at.epoch + 1}, batch {index + 1} (cases {names}); lower train.lr"
             )
         tally.add(loss, logits, batch)
+        if not process_group.rank():
+            on_batch(at.epoch, config.train.epochs, index + 1, len(sizes))
         if last:
             rate = schedule.learning_rate(config.train, at.epoch * steps + step, steps, dice)
             learner.step(config.train, rate)
@@ -265,6 +274,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     resume: dict[str, Any] | None = None,
     stop: Callable[[], bool] = never,
+    on_batch: OnBatch = unwatched,
 ) -> FitResult:
     """Train for train.epochs, or until patience is lost, and keep the weights with the best validation Dice.
 
@@ -282,7 +292,7 @@ def fit(
             raise KeyboardInterrupt
         if config.train.patience and schedule.waited(course.dice, config.train.min_delta) >= config.train.patience:
             break
-        passed = train_one_epoch(learner, train, config, course.at, course.dice, stop)
+        passed = train_one_epoch(learner, train, config, course.at, course.dice, stop, on_batch)
         if passed is None:
             course.save()
             raise KeyboardInterrupt

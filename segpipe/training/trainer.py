@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
@@ -43,19 +43,26 @@ class Job(Section):
     dataset_uri: str = ""
 
 
+class Watcher(Protocol):
+    """Who is told how a training goes; on process 0 alone."""
+
+    def epoch(self, epoch: engine.EpochReport, epochs: int) -> None:
+        """An epoch of so many is finished."""
+
+    def batch(self, epoch: int, epochs: int, done: int, batches: int) -> None:
+        """So many batches of an epoch, counted from 0, are done."""
+
+
 def run(
     job: Job,
     dataset: Dataset,
     accelerator: "Accelerator",
     recorder: Recorder | None,
     say: Callable[[str], None],
-    on_epoch: Callable[[engine.EpochReport, int], None],
+    watcher: Watcher,
     stop: Callable[[], bool],
 ) -> str:
-    """Train on the job's dataset, record through `recorder` (only process 0 has one), and return the key figure.
-
-    `on_epoch` gets each epoch's report and the number of epochs.
-    """
+    """Train on the job's dataset, record through `recorder` (only process 0 has one), and return the key figure."""
     began = time.perf_counter()
     config, device, manifest = job.config, accelerator.device, dataset.manifest
     losses.check(config.loss, len(manifest.classes))
@@ -93,12 +100,12 @@ def run(
         journal.begin(train, facts(planned.precision, network, device))
 
     def report(history: list[engine.EpochReport], current: architectures.SegmentationModel) -> None:
-        on_epoch(history[-1], planned.epochs)
+        watcher.epoch(history[-1], planned.epochs)
         if journal:
             journal.epoch(history, current, Predictor(spec, current, device))
 
     knobs = config.model_copy(update={"train": planned})
-    result = engine.fit(network, train, val, knobs, accelerator, report, checkpoints, state, stop)
+    result = engine.fit(network, train, val, knobs, accelerator, report, checkpoints, state, stop, watcher.batch)
 
     if journal:
         network.load_state_dict(result.weights)

@@ -74,7 +74,7 @@ def test_every_dependency_is_pinned_and_explained():
         encoding="utf-8"
     )
     reasons = (PROJECT / "docs" / "explanation" / "dependencies.md").read_text(encoding="utf-8")
-    for dependency in (*project["project"]["dependencies"], *project["dependency-groups"]["dev"]):
+    for dependency in (*project["dependency-groups"]["run"], *project["dependency-groups"]["dev"]):
         name = dependency.split("==")[0]
         assert re.search(rf"^{re.escape(name)}==", pins, re.MULTILINE | re.IGNORECASE), name
         assert f"`{name}`" in reasons, name

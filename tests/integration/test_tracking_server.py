@@ -55,7 +55,7 @@ def check_complete(server):
     folder, _, file = HISTORY.rpartition("/")
     assert f"{folder}/{file}" in [item.path for item in client.list_artifacts(run.info.run_id, folder)]
     best = [i.path for i in client.list_artifacts(run.info.run_id, "checkpoints/best_model") if "epoch" in i.path]
-    assert best == [f"checkpoints/best_model/epoch_{int(run.data.metrics['best_epoch']):03d}"]
+    assert best == [f"checkpoints/best_model/epoch_{int(run.data.metrics['best_epoch']) - 1:03d}"]
     assert client.get_logged_model(run.data.tags["segpipe.model_id"]).status == "READY"
     return run
 

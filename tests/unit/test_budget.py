@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import network, training_set, with_knobs
+from conftest import Watched, network, training_set, with_knobs
 
 from segpipe.config.sections import TrainConfig
 from segpipe.data.batches import Batches
@@ -29,12 +29,10 @@ def trained(dataset, folder, minutes=0.0, stop=engine.never, **train):
     config, _, path = dataset
     config = with_knobs(config, train={"minutes": minutes, **train})
     job = trainer.Job(config=config, dataset=path, key="key", checkpoints=folder / "checkpoints", record=folder)
-    said, epochs = [], []
-    trainer.run(
-        job, Dataset.open(path), process_group.start(config.train), FolderRecorder(folder), said.append,
-        lambda report, planned: epochs.append((report.epoch, planned)), stop,
-    )  # fmt: skip
-    return said, epochs
+    said, watched, accelerator = [], Watched(), process_group.start(config.train)
+    trainer.run(job, Dataset.open(path), accelerator, FolderRecorder(folder), said.append, watched, stop)
+    assert all(0 < done <= batches for _, _, done, batches in watched.batches)
+    return said, watched.epochs
 
 
 def weights(folder):

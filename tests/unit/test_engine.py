@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_batch(dat
     model, train = network(config), batches(dataset, "train")
     train.samples.images = np.full_like(train.samples.images, np.nan)
     before = {n: v.clone() for n, v in model.named_parameters()}
-    with pytest.raises(InputError, match=r"epoch 0, batch 0 \(cases case"):
+    with pytest.raises(InputError, match=r"epoch 1, batch 1 \(cases case"):
         engine.fit(model, train, batches(dataset, "val"), config, process_group.start(config.train), lambda *_: None)
     assert all(torch.equal(before[n], v) for n, v in model.named_parameters())
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import network, training_set, with_knobs
+from conftest import Watched, network, training_set, with_knobs
 from test_inference import predictor
 
 from segpipe.config.sections import TrainConfig
@@ -109,7 +109,7 @@ def trained(dataset, folder, stop=engine.never, **knobs):
     config = with_knobs(config, train={"epochs": 3, **knobs})
     job = trainer.Job(config=config, dataset=path, key="key", checkpoints=folder / "checkpoints", record=folder)
     start = process_group.start(config.train)
-    trainer.run(job, Dataset.open(path), start, FolderRecorder(folder), print, lambda *_: None, stop)
+    trainer.run(job, Dataset.open(path), start, FolderRecorder(folder), print, Watched(), stop)
     params = json.loads((folder / "params.json").read_text())
     assert params["cfg.hardware.precision"] == params[PLANNED["precision"]]
     return params[PLANNED["precision"]], (folder / "final_model/weights/weights.safetensors").read_bytes()

@@ -118,12 +118,17 @@ def test_the_tables_read_back(whole):
     assert read["embeddings"][["pca_1", "tsne_2"]].notna().all(axis=None)
 
 
-def test_failures_are_the_missed_the_false_alarms_and_the_lowest():
+def test_failures_are_the_missed_the_false_alarms_and_those_far_below_the_others_apart_from_the_lowest():
     cases = table(30)
+    ranked = cases["dice"][3:].sort_values()
+    poor = int((ranked < ranked.median() / 2).sum())
+    cases.loc[ranked.index[-1], "dice"] = ranked.median() / 2.1
     found = tables.failures(cases)
-    assert list(found["why"]) == ["missed", "false alarm", *["low Dice"] * 10]
+    failed = ["missed", "false alarm", *["below half the median"] * (poor + 1)]
+    assert list(found["why"]) == [*failed, *["lowest"] * 10]
     assert list(found["case"][:2]) == ["case0", "case1"]
-    assert list(found["dice"][2:]) == sorted(cases["dice"][3:])[:10]
+    others = cases["dice"][3:].sort_values()[poor + 1 :]
+    assert list(found["dice"][len(failed) :]) == list(others)[:10]
 
 
 def test_lesions_are_binned_by_tertiles_and_equal_sizes_stay_together():

@@ -132,6 +132,74 @@ def test_an_answer_is_what_mlflows_application_answers(app, served, row, lines):
     assert f" 2 rows {len(json.dumps(body))} bytes {reply.headers['x-request-id']}" in lines[0]
 
 
+def form(app, *parts, headers=()):
+    """Post fields and files: (name, content), with a file name where the content is bytes."""
+    lines = []
+    for name, content in parts:
+        is_file = isinstance(content, bytes)
+        more = '; filename="a file"\r\nContent-Type: application/octet-stream' if is_file else ""
+        value = content if is_file else content.encode()
+        lines += [f'--edge\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode(), value, b"\r\n"]
+    body = b"".join([*lines, b"--edge--\r\n"])
+    return ask(
+        app, "POST", "/invocations", [body], {"content-type": "multipart/form-data; boundary=edge", **dict(headers)}
+    )
+
+
+def test_a_form_of_files_is_answered_as_the_same_rows_are(app, served, row, lines):
+    picture = base64.b64decode(row["image"])
+    assert b"\r" in picture or b"\n" in picture
+    reply = form(app, ("file", picture), ("file", picture), ("threshold", "0.4"), ("output", "rle"))
+    body = {"dataframe_records": [row, row], "params": {"threshold": 0.4, "output": "rle"}}
+    assert reply.status == 200
+    assert reply.content == asyncio.run(served.answers.ask(json.dumps(body).encode())).body
+    assert " 2 rows " in lines[0]
+    assert form(app, ("image", picture)).content == form(app, ("file", picture)).content
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "told"),
+    [
+        ([], 400, "the form has no file; send one with: curl -F file=@image.png"),
+        ([("threshold", "0.4")], 400, "the form has no file"),
+        ([("file", b"no image")], 400, "row 0: image: "),
+        ([("flie", b"no image")], 400, "unknown column 'flie'"),
+        ([("file", b"no image"), ("treshold", "0.4")], 400, "unknown parameter 'treshold' (nearest: threshold)"),
+        ([("file", b"no image"), ("threshold", "much")], 400, "parameter threshold: not a double"),
+    ],
+)
+def test_a_bad_form_is_told_in_a_line(app, parts, status, told):
+    reply = form(app, *parts)
+    assert (reply.status, told in reply.json()["message"]) == (status, True), reply.json()
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=other"])
+def test_what_is_no_form_is_told(app, kind):
+    reply = ask(app, "POST", "/invocations", [b"--edge\r\nno form"], {"content-type": kind})
+    assert (reply.status, reply.json()["message"]) == (400, "the body is no multipart/form-data")
+
+
+def test_a_form_from_a_web_page_is_not_read(app, row):
+    parts = [("file", base64.b64decode(row["image"]))]
+    reply = form(app, *parts, headers={"origin": "https://example.org"}.items())
+    assert (reply.status, reply.taken) == (403, 0)
+
+
+def test_a_form_gives_each_file_to_its_column_and_row():
+    from segpipe.server import uploads
+
+    parts = [("dwi", "a"), ("adc", "b"), ("dwi", "c")]
+    text = "".join(
+        f'--edge\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n\r\n{content}\r\n'
+        for name, content in parts
+    )
+    field = '--edge\r\nContent-Disposition: form-data; name="tta"\r\n\r\ntrue\r\n--edge--\r\n'
+    made = uploads.as_json((text + field).encode(), {"content-type": "multipart/form-data; boundary=edge"})
+    cells = {name: base64.b64encode(name.encode()).decode() for name in "abc"}
+    rows = [{"dwi": cells["a"], "adc": cells["b"]}, {"dwi": cells["c"]}]
+    assert json.loads(made) == {"dataframe_records": rows, "params": {"tta": True}}
+
+
 @pytest.mark.parametrize("kind", ["dataframe_split", "inputs", "instances"])
 def test_the_other_ways_to_ask_reach_the_model(app, row, kind):
     by_record = json.loads(post(app, {"dataframe_records": [row]}).content)
@@ -544,6 +612,19 @@ def test_an_answer_is_sent_at_once_and_not_held_back_for_a_larger_packet():
 
     with http_server.bind("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets TCP_NODELAY
+
+
+def test_several_servers_take_several_ports_unless_one_is_asked_for():
+    from segpipe.errors import InputError
+    from segpipe.server import http_server
+
+    with http_server.bind("127.0.0.1", "auto") as one:
+        one.listen()
+        with http_server.bind("127.0.0.1", "auto") as two:
+            ports = [listener.getsockname()[1] for listener in (one, two)]
+            assert http_server.PORTS[0] <= ports[0] < ports[1] <= http_server.PORTS[-1]
+        with pytest.raises(InputError, match=rf"^127.0.0.1:{ports[0]}: .*in use; take another serving.host or"):
+            http_server.bind("127.0.0.1", ports[0])
 
 
 def test_networks_run_in_the_thread_that_waits_for_them_and_faults_reach_whoever_asked():

@@ -10,6 +10,7 @@ from segpipe.data.readers.folder import FolderReader
 from segpipe.data.readers.nifti import NiftiReader
 from segpipe.data.volume import Case, Kind, Volume
 from segpipe.errors import InputError
+from segpipe.files import project
 
 
 class Reader(Protocol):
@@ -57,7 +58,7 @@ def open_reader(config: Config) -> Reader:
     if READERS[config.data.format].simulated:
         from segpipe.data import phantom
 
-        base = Path(config.data.root or "data").resolve()
+        base = Path(config.data.root or project.home() / "data").resolve()
         return reader_of(config.data, phantom.simulate(base, config.data.patients, config.seed))
     return reader_of(config.data, raw.check_root(config.data.root))
 

@@ -90,10 +90,14 @@ def _span(size: "pd.Series[float]", name: str) -> str:
 
 
 def failures(cases: pd.DataFrame) -> pd.DataFrame:
-    """Why a case is here, case, patient, site, Dice, volumes: missed, false alarms, then the lowest Dice."""
+    """Why a case is here, case, patient, site, Dice, volumes: missed, false alarms, those with a Dice below half the
+    median, then, as `lowest`, the lowest Dice of the others.
+    """
     failed = [cases[cases["outcome"] == outcome].assign(why=outcome) for outcome in FAILED]
-    rest = cases[cases["dice"].notna() & ~cases["outcome"].isin(FAILED)]
-    lowest = rest.sort_values(["dice", "case"]).head(LOWEST).assign(why="low Dice")
+    rest = cases[cases["dice"].notna() & ~cases["outcome"].isin(FAILED)].sort_values(["dice", "case"])
+    poor = rest["dice"] < rest["dice"].median() / 2
+    failed.append(rest[poor].assign(why="below half the median"))
+    lowest = rest[~poor].head(LOWEST).assign(why="lowest")
     columns = ["why", "case", "patient", "site", "dice"]
     columns += ["reference_ml", "predicted_ml", "reference_voxels", "predicted_voxels"]
     return pd.concat([*failed, lowest], ignore_index=True).reindex(columns=columns)
