@@ -169,6 +169,9 @@ class Watched:
     def batch(self, *passed: int) -> None:
         self.batches.append(passed)
 
+    def doing(self, what: str) -> None:
+        assert what
+
 
 def network(config: Config) -> "SegmentationModel":
     """The network of a config for grey pictures with one class."""

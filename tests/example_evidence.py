@@ -60,6 +60,18 @@ def summarised(cases: pd.DataFrame) -> Summary:
     )
 
 
+def of_classes(names: tuple[str, ...]) -> dict[str, object]:
+    """What an evidence has of several classes: the last was nowhere."""
+    row = {"n": 8, "patients": 4, "low": 0.5, "high": 0.9}
+    rows = [
+        {"group": name, "metric": metric, "mean": np.nan if last else 0.7, "n_valid": 0 if last else 7, **row}
+        for name, last in zip(names, [False] * (len(names) - 1) + [True], strict=True)
+        for metric in ("dice", "iou")
+    ]
+    labels = np.random.default_rng(3).integers(0, 900, (len(names) + 1,) * 2) * (1 - np.eye(len(names) + 1)[-1])
+    return {"classes": names, "by_class": pd.DataFrame(rows), "labels": labels.astype(np.int64)}
+
+
 def by_group(cases: pd.DataFrame) -> pd.DataFrame:
     """Each site's means."""
     rows = [
@@ -82,9 +94,12 @@ def evidence(**changes: object) -> page.Evidence:
     whole = page.Evidence(
         title="stroke, unet resnet18",
         kind="volume",
+        classes=("foreground",),
         summary=summarised(cases),
         cases=cases,
         lesions=pd.DataFrame({**names, **sizes}),
+        by_class=pd.DataFrame(),
+        labels=np.array([[900, 20], [30, 170]]),
         subgroups=by_group(cases),
         sweep=pd.DataFrame({"threshold": [0.1, 0.4, 0.9], "val_dice": [0.5, 0.7, 0.6], "test_dice": [0.4, 0.6, 0.6]}),
         band=band,

@@ -13,7 +13,7 @@ from segpipe.evaluation.measuring import Measurement, Table
 from segpipe.evaluation.summary import Summary
 
 CASES, LESIONS, ARRAYS = "cases.csv", "lesions.csv", "measured.npz"
-MEASURED = ("test_dice", "band", "whole", "embeddings")  # fields of a Measurement
+MEASURED = ("labels", "test_dice", "band", "whole", "embeddings")  # fields of a Measurement
 MASK = "mask."  # what the masks' names in ARRAYS begin with
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 COUNTS = ("lesions", "lesions_found", "lesions_predicted", "lesions_false")
 ELONGATION = "elongation"
+PER_CLASS = ("dice", "iou")
 THRESHOLDS = np.arange(5, 96) / 100
 Table = NDArray[np.float64]
 Mask = NDArray[np.uint8]
@@ -37,8 +38,9 @@ class Measurement:
 
     `cases` has one row per case and `lesions` one per reference lesion (docs/reference/metrics.md names the columns),
     `band` and `whole` are histograms of the foreground probability (see `pixels.histograms`) over all cases,
-    `confusion` the voxels of the band, `test_dice` the mean Dice at each of `THRESHOLDS`, `embeddings` what the encoder
-    says of each case, `latency_ms` the median time of a case.
+    `confusion` the voxels of the band, `labels` those of whole cases by reference and prediction, `test_dice` the mean
+    Dice at each of `THRESHOLDS`, `embeddings` what the encoder says of each case, `latency_ms` the median time of a
+    case.
     """
 
     cases: pd.DataFrame
@@ -46,6 +48,7 @@ class Measurement:
     band: NDArray[np.int64]
     whole: NDArray[np.int64]
     confusion: dict[str, int]
+    labels: NDArray[np.int64]
     test_dice: Table
     embeddings: NDArray[np.float32]
     latency_ms: float
@@ -66,6 +69,8 @@ def evaluate(
     rows, found_lesions, sweep, embeddings, seconds = [], [], [], [], []
     band, whole = (np.zeros((2, pixels.BINS), dtype=np.int64) for _ in range(2))
     confusion, constants = np.zeros(4, dtype=np.int64), trivial.learn(dataset)
+    classes = len(manifest.classes)
+    labels = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     for done, case in enumerate(cases, start=1):
         image, reference = dataset.native(case)
         began = time.perf_counter()
@@ -77,11 +82,12 @@ def evaluate(
             reference,
             found.foreground,
             case.spacing,
-            classes=len(manifest.classes),
+            classes=classes,
             tolerance=knobs.tolerance,
             width=knobs.band,
         )
-        rows.append(_row(case, measured, manifest.classes) | _beside(reference, constants, len(manifest.classes)))
+        rows.append(_row(case, measured, manifest.classes) | _beside(reference, constants, classes))
+        labels += overlaps.confusion(found.mask, reference, classes)
         found_lesions += _lesions(case, measured, manifest.classes)
         sweep.append(by_threshold(measured.whole))
         embeddings.append(predictor.embedding(prepared))
@@ -96,6 +102,7 @@ def evaluate(
         band,
         whole,
         dict(zip(("tp", "fp", "fn", "tn"), confusion.tolist(), strict=True)),
+        labels,
         mean_of_known(np.stack(sweep)),
         np.stack(embeddings),
         1000 * float(np.median(seconds[1:] or seconds)),
@@ -190,6 +197,15 @@ def subgroups(cases: pd.DataFrame, columns: Sequence[str], samples: int, seed: i
         part = statistics.by_group(cases, column, get_args(MetricName), samples, seed)
         part.insert(0, "column", column)
         parts.append(part)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def by_class(cases: pd.DataFrame, classes: Sequence[str], samples: int, seed: int) -> pd.DataFrame:
+    """Dice and IoU of each of several classes, as `statistics.by_group` has them, the class in the column `group`."""
+    parts = []
+    for name in classes if len(classes) > 1 else ():
+        own = pd.DataFrame({metric: cases[f"{metric}_{name}"] for metric in PER_CLASS} | {"patient": cases["patient"]})
+        parts.append(statistics.by_group(own.assign(group=name), "group", PER_CLASS, samples, seed))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 

@@ -27,9 +27,12 @@ def write(kept: Kept, dataset: Dataset, config: Config, trained: "Training", ori
     evidence = page.Evidence(
         title=f"{config.registry.model_name}: {trained.config.model.arch}, {trained.config.model.encoder}",
         kind=dataset.manifest.kind,
+        classes=dataset.manifest.classes,
         summary=summary,
         cases=found.cases,
         lesions=found.lesions,
+        by_class=measuring.by_class(found.cases, dataset.manifest.classes, knobs.bootstrap_samples, config.seed),
+        labels=found.labels,
         subgroups=groups,
         sweep=pd.DataFrame(sweep),
         band=found.band,

@@ -72,6 +72,21 @@ def count(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], classes: 
     return Counts(both, predicted, np.bincount(reference.ravel(), minlength=bins)[1:bins])
 
 
+def confusion(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+    """Voxels of each label of the reference (rows, 0 to K) by the label that was predicted (columns), but IGNORE."""
+    labels, known = classes + 1, reference != IGNORE
+    pairs = reference[known].astype(np.int64) * labels + prediction[known]
+    return np.bincount(pairs, minlength=labels**2).reshape(labels, labels)
+
+
+def mean_iou(confusion: NDArray[np.int64]) -> float:
+    """Mean over the labels, background included, of the IoU of all voxels together, as benchmarks of scenes have it
+    (Everingham et al. 2015); labels that are nowhere are left out.
+    """
+    both = np.diag(confusion).astype(np.float64)
+    return class_mean(share(both, confusion.sum(axis=0) + confusion.sum(axis=1) - both))
+
+
 def class_mean(values: Values) -> float:
     """Mean over the classes of a case that have a value; NaN if none has."""
     known = values[~np.isnan(values)]

@@ -128,6 +128,10 @@ class Reporter:
         self.screen, self._began, self._first = screen, 0.0, 0.0
         self._advance = screen.progress("train", timed=False) if screen.live else None
 
+    def doing(self, what: str) -> None:
+        """Something is done before the first epoch."""
+        self.screen.wait(f"train: {what}")
+
     def epoch(self, epoch: "EpochReport", epochs: int) -> None:
         """An epoch is finished."""
         from segpipe.recording import artifact_tree

@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from segpipe.data.volume import IGNORE, Kind, foreground
-from segpipe.plots.style import FALSE, HIT, IGNORED, MISSED, printable
+from segpipe.plots.colours import FALSE, HIT, IGNORED, INK, MISSED, class_colours
+from segpipe.plots.style import printable
 
 if TYPE_CHECKING:
     from segpipe.data.dataset import Dataset
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 Mask = NDArray[np.uint8]
 PANEL = 192  # pixels: the shorter side of a panel of `prediction_png` and `slices`, at least
+COLOURED = 3  # channels of a picture that is shown in colour
+OPACITY, TEXT, MARGIN = 0.75, 12, 4
 LARGEST = 256  # pixels: the longer side of a panel of `slices`, at most; three times that for a picture
 
 
@@ -34,41 +37,85 @@ def _upright(plane: NDArray[Any], kind: Kind) -> NDArray[Any]:
     return plane[::-1] if kind == "volume" else plane
 
 
-def _range(plane: Array) -> tuple[float, float]:
+def _shown(image: Array, kind: Kind) -> Array:
+    """The channels of C,... that are shown: all of a picture of three colours, else the first."""
+    return image if kind == "picture" and len(image) == COLOURED else image[:1]
+
+
+def _range(planes: Array) -> tuple[float, float]:
     """What is shown as black and as white."""
-    low, high = np.percentile(plane, [1, 99.5])
+    low, high = np.percentile(planes, [1, 99.5])
     return float(low), float(max(high, low + 1e-6))
 
 
-def _grey(axes: Any, plane: Array, limits: tuple[float, float] | None = None) -> None:
-    low, high = limits or _range(plane)
-    axes.imshow(plane, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+def _pixels(planes: Array, limits: tuple[float, float] | None = None) -> Array:
+    """One or three channels c,H,W as H,W,RGB in 0..1."""
+    low, high = limits or _range(planes)
+    scaled = np.clip((planes - low) / (high - low), 0, 1)
+    return np.moveaxis(np.broadcast_to(scaled, (COLOURED, *planes.shape[1:])), 0, -1)
 
 
-def _outline(axes: Any, mask: Mask, colour: str) -> None:
-    inside = foreground(mask)
-    if inside.any() and not inside.all():
-        axes.contour(inside, levels=[0.5], colors=colour, linewidths=1.0)
+def _draw(axes: Any, planes: Array, limits: tuple[float, float] | None = None) -> None:
+    axes.imshow(_pixels(planes, limits), interpolation="nearest")
+    axes.set_axis_off()
 
 
-def overlay(image: Array, reference: Mask, predicted: Mask, title: str, path: Path, kind: Kind) -> None:
+def _outline(axes: Any, mask: Mask, classes: Sequence[str]) -> None:
+    """The outline of each class in its colour."""
+    for label, colour in enumerate(class_colours(classes), start=1):
+        inside = mask == label
+        if inside.any() and not inside.all():
+            axes.contour(inside, levels=[0.5], colors=colour, linewidths=1.0)
+
+
+def _key(figure: Figure, masks: Sequence[Mask], classes: Sequence[str]) -> None:
+    """A legend of the classes that are there, where there are several."""
+    from matplotlib.patches import Patch
+
+    found = {int(label) for mask in masks for label in np.unique(mask)}
+    present = [
+        (name, colour)
+        for k, (name, colour) in enumerate(zip(classes, class_colours(classes), strict=True), 1)
+        if k in found
+    ]
+    if len(classes) > 1 and present:
+        handles = [Patch(color=colour, label=printable(name)) for name, colour in present]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False
+        )
+
+
+def overlay(
+    image: Array, reference: Mask, predicted: Mask, title: str, path: Path, kind: Kind, classes: Sequence[str]
+) -> None:
     """One case (image C,D,H,W; masks D,H,W) at its busiest slice: image, reference, prediction, agreement."""
     z = busiest_slice(reference if foreground(reference).any() else predicted)
-    plane, truth, guess = (_upright(a, kind) for a in (image[0, z], reference[z], predicted[z]))
+    planes = _shown(image, kind)[:, z]
+    planes = planes[:, ::-1] if kind == "volume" else planes
+    truth, guess = (_upright(a, kind) for a in (reference[z], predicted[z]))
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     panels = figure.subplots(1, 4)
     for axes, name in zip(panels, ("image", "reference", "prediction", "agreement"), strict=True):
-        _grey(axes, plane)
+        _draw(axes, planes)
         axes.set_title(name, fontsize=9)
-        axes.set_axis_off()
-    _outline(panels[1], truth, MISSED)
-    _outline(panels[2], guess, FALSE)
+    panels[1].imshow(_labelled(truth, classes, MISSED), interpolation="nearest")
+    panels[2].imshow(_labelled(guess, classes, FALSE), interpolation="nearest")
     panels[3].imshow(_agreement(truth, guess), interpolation="nearest")
     ignored = ", grey ignored" if (truth == IGNORE).any() else ""
     panels[3].set_title("green agreed, blue missed, red false" + ignored, fontsize=8)
     whole = f"{title}, slice {z + 1} of {len(reference)}" if kind == "volume" else title
     figure.suptitle(printable(whole), fontsize=10)
+    _key(figure, (truth, guess), classes)
     figure.savefig(path, dpi=110)
+
+
+def _labelled(labels: Mask, classes: Sequence[str], single: str) -> Array:
+    """Labels H,W to colours H,W,RGBA: those of the classes, or `single` where there is one."""
+    colours = np.zeros((*labels.shape, 4), dtype=np.float32)
+    for label, colour in enumerate(class_colours(classes) if len(classes) > 1 else (single,), start=1):
+        colours[labels == label] = (*to_rgb(colour), OPACITY)
+    colours[labels == IGNORE] = (*to_rgb(IGNORED), OPACITY)
+    return colours
 
 
 def _agreement(truth: Mask, guess: Mask) -> Array:
@@ -82,22 +129,48 @@ def _agreement(truth: Mask, guess: Mask) -> Array:
         ((guess > 0) & (truth == 0), FALSE),
         (truth == IGNORE, IGNORED),
     ):
-        colours[where] = (*to_rgb(colour), 0.75)
+        colours[where] = (*to_rgb(colour), OPACITY)
     return colours
 
 
-def prediction_png(image: Array, reference: Mask, predicted: Mask, path: Path, kind: Kind) -> None:
-    """A slice H,W float with its masks H,W: image, reference, agreement side by side, as a small picture, fast."""
-    plane, truth, guess = (_upright(a, kind) for a in (image, reference, predicted))
-    grey = _grey_pixels(plane, _range(plane))
-    panels = [grey, _tinted(grey, _agreement(truth, truth)), _tinted(grey, _agreement(truth, guess))]
+def prediction_png(
+    image: Array, reference: Mask, predicted: Mask, path: Path, kind: Kind, classes: Sequence[str]
+) -> None:
+    """A slice C,H,W float with its masks H,W: image, reference, with several classes the prediction, and agreement side
+    by side, as a small picture, fast.
+    """
+    planes = _shown(image, kind)
+    planes = planes[:, ::-1] if kind == "volume" else planes
+    truth, guess = (_upright(a, kind) for a in (reference, predicted))
+    pixels, several = _pixels(planes), len(classes) > 1
+    tints = [
+        _labelled(truth, classes, HIT),
+        *([_labelled(guess, classes, HIT)] if several else []),
+        _agreement(truth, guess),
+    ]
+    panels = [pixels, *(_tinted(pixels, tint) for tint in tints)]
     row = np.concatenate([np.pad(panel, ((0, 0), (0, 1), (0, 0)), constant_values=1) for panel in panels], axis=1)
-    _enlarged(row[:, :-1], plane.shape).save(path, compress_level=1)
+    picture = _enlarged(row[:, :-1], truth.shape)
+    (_with_key(picture, classes) if several else picture).save(path, compress_level=1)
 
 
-def _grey_pixels(plane: Array, limits: tuple[float, float]) -> Array:
-    low, high = limits
-    return np.repeat(np.clip((plane - low) / (high - low), 0, 1)[..., None], 3, axis=2)
+def _with_key(picture: Image.Image, classes: Sequence[str]) -> Image.Image:
+    """A picture above a legend of the classes."""
+    font, line = ImageFont.load_default(TEXT), TEXT + 2 * MARGIN
+    places, left, top = [], MARGIN, 0
+    for name, colour in zip(classes, class_colours(classes), strict=True):
+        width = TEXT + 3 * MARGIN + int(font.getlength(name))
+        if left > MARGIN and left + width > picture.width:
+            left, top = MARGIN, top + line
+        places.append((name, colour, left, top + picture.height))
+        left += width
+    sheet = Image.new("RGB", (picture.width, picture.height + top + line), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for name, colour, x, y in places:
+        draw.rectangle((x, y + MARGIN, x + TEXT, y + MARGIN + TEXT), fill=colour)
+        draw.text((x + TEXT + MARGIN, y + MARGIN), name, fill=INK, font=font)
+    return sheet
 
 
 def _tinted(grey: Array, colours: Array) -> Array:
@@ -126,27 +199,35 @@ class Slices(NamedTuple):
     size: tuple[int, int]
 
 
-def slices(image: Array, reference: Mask, predicted: Mask, kind: Kind, most: int = 64) -> Slices:
+def slices(
+    image: Array, reference: Mask, predicted: Mask, kind: Kind, classes: Sequence[str], most: int = 64
+) -> Slices:
     """At most so many slices of a case (image C,D,H,W; masks D,H,W), evenly chosen, the busiest among them.
 
-    All slices share one grey scale. Blue is the reference, red the prediction, green where they agree.
+    All slices share one scale. Blue is the reference, red the prediction, or each class has its colour; green is where
+    they agree.
     """
     depth = len(reference)
     chosen = np.unique(np.linspace(0, depth - 1, min(most, depth)).round().astype(int))
     busiest = busiest_slice(reference if foreground(reference).any() else predicted)
     first = int(np.abs(chosen - busiest).argmin())
     chosen[first] = busiest
-    limits = _range(image[0])
-    strips = [_strip(image[0, z], reference[z], predicted[z], limits, kind) for z in chosen]
+    planes = _shown(image, kind)
+    limits = _range(planes)
+    strips = [_strip(planes[:, z], reference[z], predicted[z], limits, kind, classes) for z in chosen]
     shown = [Slice(int(z), _webp(strip)) for z, strip in zip(chosen, strips, strict=True)]
     return Slices(shown, first, (strips[0].width // 4, strips[0].height))
 
 
-def _strip(plane: Array, truth: Mask, guess: Mask, limits: tuple[float, float], kind: Kind) -> Image.Image:
-    plane, truth, guess = (_upright(a, kind) for a in (plane, truth, guess))
-    grey, nothing = _grey_pixels(plane, limits), np.where(truth == IGNORE, truth, np.uint8(0))
-    panels = [_tinted(grey, _agreement(a, b)) for a, b in ((truth, nothing), (nothing, guess), (truth, guess))]
-    strip = _enlarged(np.concatenate([grey, *panels], axis=1), plane.shape)
+def _strip(
+    planes: Array, truth: Mask, guess: Mask, limits: tuple[float, float], kind: Kind, classes: Sequence[str]
+) -> Image.Image:
+    planes = planes[:, ::-1] if kind == "volume" else planes
+    truth, guess = (_upright(a, kind) for a in (truth, guess))
+    pixels, unknown = _pixels(planes, limits), np.where(truth == IGNORE, truth, guess)
+    tints = (_labelled(truth, classes, MISSED), _labelled(unknown, classes, FALSE), _agreement(truth, guess))
+    panels = [_tinted(pixels, tint) for tint in tints]
+    strip = _enlarged(np.concatenate([pixels, *panels], axis=1), truth.shape)
     width, height = strip.width // 4, strip.height
     share = (LARGEST if kind == "volume" else 3 * LARGEST) / max(width, height)
     if share >= 1:
@@ -162,22 +243,27 @@ def _webp(picture: Image.Image) -> bytes:
 
 
 def augmented(
-    before: tuple[Array, Mask], after: tuple[Array, Mask], path: Path, names: Sequence[str], kind: Kind
+    before: tuple[Array, Mask],
+    after: tuple[Array, Mask],
+    path: Path,
+    names: Sequence[str],
+    kind: Kind,
+    classes: Sequence[str],
 ) -> None:
-    """The first samples of a batch (images N,C,H,W, labels N,H,W), first channel: as they are above as augmented.
+    """The first samples of a batch (images N,C,H,W, labels N,H,W): as they are above as augmented.
 
-    Both are shown on the grey scale of the original, so that a change of brightness is seen.
+    Both are shown on the scale of the original, so that a change of brightness is seen.
     """
     count = min(len(names), 8)
     figure = Figure(figsize=(1.6 * count, 3.6))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.88, wspace=0.04, hspace=0.04)
     panels = figure.subplots(2, count, squeeze=False)
     for k in range(count):
-        limits = _range(before[0][k, 0])
+        limits = _range(_shown(before[0][k], kind))
         for row, (images, labels) in enumerate((before, after)):
-            _grey(panels[row, k], _upright(images[k, 0], kind), limits)
-            _outline(panels[row, k], _upright(labels[k], kind), FALSE)
-            panels[row, k].set_axis_off()
+            planes = _shown(images[k], kind)
+            _draw(panels[row, k], planes[:, ::-1] if kind == "volume" else planes, limits)
+            _outline(panels[row, k], _upright(labels[k], kind), classes)
         panels[0, k].set_title(printable(names[k]), fontsize=7)
     figure.suptitle("above: original, below: augmented", fontsize=9)
     figure.savefig(path, dpi=110)
@@ -188,16 +274,20 @@ def dataset(dataset: "Dataset", path: Path, count: int = 6) -> None:
     cases = sorted(dataset.where(split="train").cases, key=lambda c: (not any(c.voxels.values()), c.case))[:count]
     if not cases:
         return
-    channels, kind = len(dataset.manifest.channels), dataset.manifest.kind
-    figure = Figure(figsize=(2.4 * len(cases), 2.5 * channels), layout="constrained")
-    panels = figure.subplots(channels, len(cases), squeeze=False)
+    manifest = dataset.manifest
+    kind, classes = manifest.kind, manifest.classes
+    shown = 1 if kind == "picture" and len(manifest.channels) == COLOURED else len(manifest.channels)
+    figure = Figure(figsize=(2.4 * len(cases), 2.5 * shown + 0.3 * (len(classes) > 1)), layout="constrained")
+    panels = figure.subplots(shown, len(cases), squeeze=False)
+    masks = []
     for column, case in enumerate(cases):
         image, mask = dataset.stored(case)
         z = busiest_slice(mask)
-        for row in range(channels):
-            axes = panels[row][column]
-            _grey(axes, _upright(image[row, z].astype(np.float32), kind))
-            _outline(axes, _upright(mask[z], kind), FALSE)
-            axes.set_axis_off()
+        masks.append(mask[z])
+        for row in range(shown):
+            planes = image[:, z].astype(np.float32)[row : row + len(image) - shown + 1]
+            _draw(panels[row][column], planes[:, ::-1] if kind == "volume" else planes)
+            _outline(panels[row][column], _upright(mask[z], kind), classes)
         panels[0][column].set_title(printable(f"{case.case}\n{case.site}"), fontsize=7)
+    _key(figure, masks, classes)
     figure.savefig(path, dpi=100)

@@ -11,13 +11,15 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from segpipe.plots.style import FAINT, FALSE, HIT, INK, MISSED, printable, save, tidy
+from segpipe.plots.colours import FAINT, FALSE, HIT, INK, MISSED
+from segpipe.plots.style import printable, save, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Values = NDArray[np.floating[Any]]
 COLUMNS = 6
+READABLE = 25  # labels of a confusion matrix whose cells have numbers
 PALETTE = ("#3182bd", "#e6842a", "#2ca25f", "#8856a7", "#b5651d", "#e377c2", "#17a3b8", "#bcbd22", "#7f7f7f")
 BOX = (2.5, 0.95)  # inches: a node of `lineage`
 GAP = (0.55, 0.3)  # inches between two of them
@@ -121,6 +123,30 @@ def confusion(tp: int, fp: int, fn: int, tn: int, path: Path) -> None:
     axes.tick_params(length=0, labelsize=9, colors=INK)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted", fontsize=9, color=INK)
+    axes.set_ylabel("reference", fontsize=9, color=INK)
+    save(figure, path)
+
+
+def labels(counts: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
+    """Each label of the reference (rows, background first) by the predicted one, as the share of its row; numbers where
+    there are few enough to be read.
+    """
+    names = [printable(name) for name in ("background", *classes)]
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    side = 1.6 + 0.42 * len(names)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
+    if len(names) <= READABLE:
+        for (row, column), share in np.ndenumerate(shares):
+            shown = "" if share == 0 else "<1" if share < 0.01 else f"{100 * share:.0f}"
+            axes.text(column, row, shown, ha="center", va="center", fontsize=7, color="white" if share > 0.6 else INK)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0, labelsize=8, colors=INK)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted, % of the row", fontsize=9, color=INK)
     axes.set_ylabel("reference", fontsize=9, color=INK)
     save(figure, path)
 

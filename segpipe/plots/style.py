@@ -1,4 +1,4 @@
-"""Colours that mean the same in every picture, and what all charts share."""
+"""What all charts share."""
 
 from functools import cache
 from pathlib import Path
@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
-HIT, MISSED, FALSE, IGNORED = "#2ca25f", "#3182bd", "#de2d26", "#bdbdbd"
-INK, FAINT = "#374151", "#9ca3af"
+from segpipe.plots.colours import FAINT, INK
 
 
 @cache

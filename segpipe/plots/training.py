@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from segpipe.plots.style import FALSE, HIT, MISSED
+from segpipe.plots.colours import FALSE, HIT, MISSED
 
 if TYPE_CHECKING:
     import pandas as pd

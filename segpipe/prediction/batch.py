@@ -99,7 +99,7 @@ class Batch:
             "case": item.case,
             "status": "ok",
             "error": None,
-            **findings(mask, found, case.first),
+            **findings(mask, found, case.first, self.predictor.spec.classes),
             "dice": None if case.reference is None else _dice(mask, case.reference, self.predictor.spec),
             "patient": item.patient or item.case,
             "files": [str(path) for path in item.files],
@@ -133,7 +133,9 @@ class Batch:
         if self.request.comparisons:
             size, dice = _size(record), "Dice -" if record["dice"] is None else f"Dice {record['dice']:.3f}"
             title = name.rpartition("/")[2]
-            picture = comparisons.draw(case.image[0], mask, case.reference, title, size, dice, volume)
+            picture = comparisons.draw(
+                case.image, mask, case.reference, title, size, dice, volume, self.predictor.spec.classes
+            )
             files[f"comparisons/{name}.png"] = picture
         return files
 
@@ -176,7 +178,7 @@ def run(
         results.holding(folder, request),
         ThreadPoolExecutor(WORKERS) as readers,
         ThreadPoolExecutor(WORKERS) as writers,
-        results.table(folder) as add,
+        results.table(folder, predictor.spec.classes) as add,
     ):
         prepared = in_order(readers, batch.prepare, items, most)
         for record in in_order(writers, batch.write, map(batch.segment, prepared), most):

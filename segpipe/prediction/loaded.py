@@ -71,7 +71,7 @@ class Prediction:
         amount = self.ml if self.ml is not None else self.mm2
         unit = "ml" if self.ml is not None else "mm2"
         found = f"{sum(self.voxels.values())} px" if amount is None else f"{amount:.1f} {unit}"
-        return comparisons.draw(self._shown, self._whole, None, "", found, "", self.mask.ndim == STACK)
+        return comparisons.draw(self._shown, self._whole, None, "", found, "", self.mask.ndim == STACK, self.classes)
 
 
 class Model:
@@ -126,7 +126,7 @@ class Model:
             lesions=components.count(mask),
             warnings=(*warnings, *labelling.less_than(self.spec.labelling)),
             _first=first,
-            _shown=whole[0],
+            _shown=whole,
         )
 
     def _read(self, image: Image) -> tuple[Decoded, NDArray[np.float32], list[str]]:

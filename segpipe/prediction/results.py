@@ -11,7 +11,7 @@ import csv
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ COLUMNS = (
     "case", "status", "error", "foreground_voxels", "foreground_mm2", "foreground_ml", "lesions", "max_probability",
     "mean_probability", "uncertainty", "dice", "sha256", "seconds",
 )  # fmt: skip
+AMOUNTS = ("voxels", "mm2", "ml", "lesions")  # of each of several classes
 Record = dict[str, Any]
 
 
@@ -125,14 +126,22 @@ def forget(folder: Path, case: str) -> None:
 
 
 @contextmanager
-def table(folder: Path) -> Iterator[Callable[[Record], None]]:
-    """A function that adds a case to predictions.csv, which appears when the block ends well."""
+def table(folder: Path, classes: Sequence[str]) -> Iterator[Callable[[Record], None]]:
+    """A function that adds a case to predictions.csv, with the amounts of each of several classes, which appears when
+    the block ends well.
+    """
     partial = folder / f".{TABLE}.partial"
     with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        apart = [f"{amount}_{name}" for name in classes for amount in AMOUNTS] if len(classes) > 1 else []
+        writer = csv.DictWriter(file, (*COLUMNS, *apart), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        yield writer.writerow
+        yield lambda record: writer.writerow(record | _by_class(record))
     partial.replace(folder / TABLE)
+
+
+def _by_class(record: Record) -> Record:
+    found = record.get("by_class") or {}
+    return {f"{amount}_{name}": values[amount] for name, values in found.items() for amount in AMOUNTS}
 
 
 def mirror(source: Path, target: Path) -> None:

@@ -83,7 +83,7 @@ class Journal:
         before, after = (next(train.shuffled(seed, 0, how)) for how in (off, self.config.augment))
         cases = [train.cases[i].case for i in before.cases.tolist()]
         plain, moved = ((batch.images.cpu().numpy(), batch.labels.cpu().numpy()) for batch in (before, after))
-        augmented(plain, moved, path, cases, train.kind)
+        augmented(plain, moved, path, cases, train.kind, train.classes)
 
     def epoch(self, history: "list[EpochReport]", network: "nn.Module", predictor: "Predictor") -> None:
         """Record the last epoch of `history`, which is about `network`; `predictor` saves it."""
@@ -121,8 +121,9 @@ class Journal:
             predicted = losses.predictions(network.eval()(batch.images)).cpu().numpy()
         target = _make(folder / "predictions" / name)
         for n, case in enumerate(cases):
-            image, labels = batch.images[n, 0].cpu().numpy(), batch.labels[n].cpu().numpy()
-            prediction_png(image, labels, predicted[n], target / f"{case.case}.png", self.val.kind)
+            image, labels = batch.images[n].cpu().numpy(), batch.labels[n].cpu().numpy()
+            path = target / f"{case.case}.png"
+            prediction_png(image, labels, predicted[n], path, self.val.kind, self.val.classes)
 
     def _validation(self, dice: list[float]) -> str:
         """The best epoch's Dice of each validation case, as a table."""

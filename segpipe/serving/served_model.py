@@ -31,6 +31,7 @@ ANSWER: dict[str, DataType | AnyType | Array] = {
     "foreground_mm2": DataType.double,
     "foreground_ml": DataType.double,
     "lesions": DataType.long,
+    "by_class": AnyType(),
     "max_probability": DataType.double,
     "mean_probability": DataType.double,
     "uncertainty": DataType.double,
@@ -112,7 +113,7 @@ class ServedModel(PythonModel):
         asked = wanted.return_probabilities
         return {
             "mask": encodings.encode(segmentation.mask, first, spec.classes, wanted.output),
-            **findings(segmentation.mask, segmentation, first),
+            **findings(segmentation.mask, segmentation, first, spec.classes),
             "probabilities": encodings.encode_probabilities(segmentation.foreground, first) if asked else None,
             "warnings": [*warnings, *wanted.labelling.less_than(spec.labelling)],
         }

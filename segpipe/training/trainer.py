@@ -46,6 +46,9 @@ class Job(Section):
 class Watcher(Protocol):
     """Who is told how a training goes; on process 0 alone."""
 
+    def doing(self, what: str) -> None:
+        """What is being done before the first epoch."""
+
     def epoch(self, epoch: engine.EpochReport, epochs: int) -> None:
         """An epoch of so many is finished."""
 
@@ -79,6 +82,8 @@ def run(
         channels=manifest.channels,
         classes=manifest.classes,
     )
+    if not (state or process_group.rank()):
+        watcher.doing("timing some steps")
     found = state["planned"] if state else {"precision": precision.choose(network, train, config, accelerator)}
     planned = config.train.model_copy(update=found)
     if config.train.minutes and not state:
@@ -92,7 +97,8 @@ def run(
         planned = budget.fill(planned, time.perf_counter() - began, costs, train)
         if recorder:
             windows = f" (windows a case in each: {planned.patches})" if planned.patches else ""
-            say(f"{planned.epochs} epochs fit into {planned.minutes:g} minutes{windows}")
+            epochs = "1 epoch fits" if planned.epochs == 1 else f"{planned.epochs} epochs fit"
+            say(f"{epochs} into {planned.minutes:g} minutes{windows}")
     if planned.patches != config.train.patches:
         train = Batches(train.selected, planned, device, training=True)
     journal = Journal(recorder, config, val, planned) if recorder else None

@@ -43,7 +43,8 @@ def measurement(table):
     histogram, lesions = np.zeros((2, pixels.BINS), np.int64), pd.DataFrame({"class": ["1"], "found": [1]})
     confusion = dict(zip(("tp", "fp", "fn", "tn"), (1, 2, 3, 4), strict=True))
     curve, features = np.zeros(len(measuring.THRESHOLDS)), np.zeros((len(table), 2), np.float32)
-    return measuring.Measurement(table, lesions, histogram, histogram, confusion, curve, features, 12.5)
+    labels = np.array([[50, 2], [3, 4]])
+    return measuring.Measurement(table, lesions, histogram, histogram, confusion, labels, curve, features, 12.5)
 
 
 CHOICE = Choice(Labelling(0.4, tta=True, min_area=8), "given", np.zeros(len(measuring.THRESHOLDS)), ("because",))

@@ -8,7 +8,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from segpipe.data.volume import IGNORE
-from segpipe.plots import cases, evidence, style, training
+from segpipe.plots import cases, colours, evidence, style, training
+
+ONE, TWO = ("foreground",), ("wall", "lumen")
 
 
 @pytest.fixture
@@ -36,10 +38,10 @@ def test_agreement_has_one_colour_for_each_answer(slices):
     _, reference, predicted = slices
     found = cases._agreement(reference, predicted)
     for where, colour in (
-        ((reference == 1) & (predicted == 1), style.HIT),
-        ((reference == 1) & (predicted == 0), style.MISSED),
-        ((reference == 0) & (predicted == 1), style.FALSE),
-        (reference == IGNORE, style.IGNORED),
+        ((reference == 1) & (predicted == 1), colours.HIT),
+        ((reference == 1) & (predicted == 0), colours.MISSED),
+        ((reference == 0) & (predicted == 1), colours.FALSE),
+        (reference == IGNORE, colours.IGNORED),
     ):
         assert where.any()
         np.testing.assert_allclose(found[where], [(*to_rgb(colour), 0.75)] * where.sum(), rtol=1e-6)
@@ -48,7 +50,7 @@ def test_agreement_has_one_colour_for_each_answer(slices):
 
 def test_a_prediction_is_three_panels_with_their_colours(slices, tmp_path):
     image, reference, predicted = slices
-    cases.prediction_png(image, reference, predicted, tmp_path / "p.png", "picture")
+    cases.prediction_png(image[None], reference, predicted, tmp_path / "p.png", "picture", ONE)
     shown = pixels(tmp_path / "p.png")
     assert shown.shape == (96 * 3, (3 * 80 + 2) * 3, 3)
     picture, truth, agreement = (shown[:, k * 81 * 3 : (k * 81 + 80) * 3] for k in range(3))
@@ -56,13 +58,13 @@ def test_a_prediction_is_three_panels_with_their_colours(slices, tmp_path):
     assert truth[40 * 3, 38 * 3].argmax() == agreement[40 * 3, 40 * 3].argmax() == 1
     assert agreement[40 * 3, 30 * 3].argmax() == 2
     assert agreement[40 * 3, 51 * 3].argmax() == 0
-    cases.prediction_png(image[::-1], reference[::-1], predicted[::-1], tmp_path / "turned.png", "volume")
+    cases.prediction_png(image[None, ::-1], reference[::-1], predicted[::-1], tmp_path / "turned.png", "volume", ONE)
     np.testing.assert_array_equal(pixels(tmp_path / "turned.png"), shown)
 
 
 def test_a_constant_slice_has_a_picture(tmp_path):
     cases.prediction_png(
-        *(np.zeros((300, 400), t) for t in (np.float32, np.uint8, np.uint8)), tmp_path / "p.png", "picture"
+        np.zeros((1, 300, 400), np.float32), *np.zeros((2, 300, 400), np.uint8), tmp_path / "p.png", "picture", ONE
     )
     assert pixels(tmp_path / "p.png").shape == (300, 1202, 3)
 
@@ -71,7 +73,7 @@ def test_a_constant_slice_has_a_picture(tmp_path):
 def test_an_augmented_batch_has_a_picture(slices, count, tmp_path):
     images, labels = (np.stack([a] * count) for a in (slices[0][None], slices[1]))
     names = [f"case{k}" for k in range(count)]
-    cases.augmented((images, labels), (images + 1, labels), tmp_path / "a.png", names, "volume")
+    cases.augmented((images, labels), (images + 1, labels), tmp_path / "a.png", names, "volume", ONE)
     shown = pixels(tmp_path / "a.png")
     assert shown.shape[1] == pytest.approx(176 * min(count, 8), abs=1)
     assert shown[shown.shape[0] // 2 :].mean() > shown[: shown.shape[0] // 2].mean()
@@ -90,8 +92,63 @@ def test_an_overlay_ignores_what_the_reference_ignores(slices, tmp_path):
     image, reference, predicted = slices
     hidden = np.where(reference == IGNORE, np.uint8(IGNORE), np.uint8(0))
     for truth in (reference, hidden, np.full_like(reference, IGNORE)):
-        cases.overlay(image[None, None], truth[None], predicted[None], "a case", tmp_path / "o.png", "picture")
+        cases.overlay(image[None, None], truth[None], predicted[None], "a case", tmp_path / "o.png", "picture", ONE)
         assert pixels(tmp_path / "o.png").shape[1] == 1320
+
+
+# --- several classes, and colour
+
+
+def class_colour(k):
+    return np.array(to_rgb(colours.CLASSES[k])) * 255
+
+
+def test_twenty_class_colours_differ():
+    assert len(set(colours.CLASSES)) == len(colours.CLASSES) == 20
+    rgb = np.array([to_rgb(colour) for colour in colours.CLASSES])
+    assert np.linalg.norm(rgb[:, None] - rgb[None], axis=2)[~np.eye(20, dtype=bool)].min() > 0.1
+    assert colours.class_colours(["only"]) == (colours.FALSE,)
+    assert colours.class_colours([str(k) for k in range(25)])[20:] == colours.CLASSES[:5]
+
+
+@pytest.fixture
+def coloured():
+    """A picture of three colours, with two classes that the prediction swaps."""
+    image = np.zeros((3, 1, 64, 64), np.float32)
+    image[0, :, :, :32] = image[1, :, :, 32:] = 1
+    reference = np.zeros((1, 64, 64), np.uint8)
+    reference[:, 10:20, 10:20], reference[:, 40:50, 40:50] = 1, 2
+    return image, reference, np.where(reference == 1, 2, np.where(reference == 2, 1, reference)).astype(np.uint8)
+
+
+def test_classes_have_their_colours_and_pictures_theirs(coloured):
+    found = cases.slices(*coloured, "picture", TWO)
+    picture, truth, guess, agreement = np.split(decoded(found.shown[0]), 4, axis=1)
+    one, two, ground = (45, 45), (135, 135), (90, 30)
+    assert picture[ground].argmax() == 0
+    assert picture[ground[0], 150].argmax() == 1
+    for panel, place, k in ((truth, one, 0), (truth, two, 1), (guess, one, 1), (guess, two, 0)):
+        behind = 0.25 * picture[place]
+        near = np.linalg.norm([panel[place] - behind - 0.75 * class_colour(c) for c in range(20)], axis=1)
+        assert int(near.argmin()) == k
+    missed = 0.75 * np.array(to_rgb(colours.MISSED)) * 255
+    for place in (one, two):
+        np.testing.assert_allclose(agreement[place], missed + 0.25 * picture[place], atol=12)
+
+
+def test_several_classes_have_a_legend(coloured, tmp_path):
+    image, reference, predicted = coloured
+    names = ("a rather long name of a class", "another one", *(f"class {k}" for k in range(9)))
+    cases.prediction_png(image[:, 0], reference[0], predicted[0], tmp_path / "p.png", "picture", names)
+    cases.prediction_png(image[:, 0], reference[0], predicted[0], tmp_path / "one.png", "picture", ONE)
+    shown, plain = pixels(tmp_path / "p.png"), pixels(tmp_path / "one.png")
+    assert shown.shape[1] == (4 * 64 + 3) * 3 > plain.shape[1]
+    below = shown[plain.shape[0] :]
+    assert all((np.abs(below - class_colour(k)).max(axis=2) < 2).any() for k in range(11))
+    for name in ("o", "m"):
+        classes = TWO if name == "m" else ONE
+        cases.overlay(image, reference, predicted, "a case", tmp_path / f"{name}.png", "picture", classes)
+    assert (pixels(tmp_path / "m.png") != pixels(tmp_path / "o.png")).any()
 
 
 # --- slices of a case
@@ -104,7 +161,7 @@ def decoded(one):
 
 def test_a_slice_shows_reference_prediction_and_agreement_in_their_colours(slices):
     image, reference, predicted = (a[None] for a in slices)
-    found = cases.slices(image[None], reference, predicted, "picture")
+    found = cases.slices(image[None], reference, predicted, "picture", ONE)
     assert (len(found.shown), found.first, found.size) == (1, 0, (240, 288))
     picture, truth, guess, agreement = np.split(decoded(found.shown[0]), 4, axis=1)
     assert np.abs(picture - picture.mean(axis=2, keepdims=True)).max() < 12
@@ -118,7 +175,7 @@ def test_a_slice_shows_reference_prediction_and_agreement_in_their_colours(slice
 def test_slices_are_spread_evenly_and_hold_the_busiest(depth, busiest):
     reference = np.zeros((depth, 32, 24), np.uint8)
     reference[busiest, 5:9] = 1
-    found = cases.slices(np.zeros((2, *reference.shape), np.float32), reference, reference, "volume", most=9)
+    found = cases.slices(np.zeros((2, *reference.shape), np.float32), reference, reference, "volume", ONE, most=9)
     numbers = [one.slice for one in found.shown]
     assert len(numbers) == min(depth, 9)
     assert numbers == sorted(set(numbers))
@@ -129,7 +186,7 @@ def test_slices_are_spread_evenly_and_hold_the_busiest(depth, busiest):
 def test_large_planes_are_made_smaller_and_volumes_turned_upright():
     reference = np.zeros((2, 900, 500), np.uint8)
     reference[:, :300] = 1
-    found = cases.slices(np.zeros((1, *reference.shape), np.float32), reference, 0 * reference, "volume")
+    found = cases.slices(np.zeros((1, *reference.shape), np.float32), reference, 0 * reference, "volume", ONE)
     assert found.size == (142, 256)
     truth = np.split(decoded(found.shown[0]), 4, axis=1)[1]
     assert truth[-50, 100].max() > 100 > truth[50, 100].max()

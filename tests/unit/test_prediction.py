@@ -24,6 +24,7 @@ from segpipe.prediction import batch, comparisons, results, summary
 from segpipe.prediction.inputs import find
 
 TINY = {"model.encoder": "tu-test_resnet", "model.encoder_depth": "3", "preprocess.size": "32"}
+ONE = ("foreground",)
 ORIGIN = {"model": "models:/x/1"}
 
 
@@ -369,13 +370,13 @@ def test_a_comparison_shows_agreement_in_the_reports_colours():
     volume = np.linspace(0, 1, 3 * 40 * 30, dtype=np.float32).reshape(3, 40, 30)
     mask, reference = (np.zeros((3, 40, 30), dtype=np.uint8) for _ in range(2))
     mask[1, 5:15, 5:15], reference[1, 10:20, 5:15] = 1, 1
-    data = comparisons.draw(volume, mask, reference, "case", "found: 100 px", "Dice 0.500", False)
+    data = comparisons.draw(volume[None], mask, reference, "case", "found: 100 px", "Dice 0.500", False, ONE)
     picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     assert picture.shape == (comparisons.CAPTION + 40 * 8, 3 * 240 + 2 * comparisons.GAP, 3)
     left = 2 * (240 + comparisons.GAP)
     agreed, missed, false = (picture[comparisons.CAPTION + 8 * row, left + 8 * 10] for row in (12, 17, 7))
     assert (agreed.argmax(), missed.argmax(), false.argmax()) == (1, 2, 0)
-    alone = comparisons.draw(volume, mask, None, "a name that is much too long " * 4, "found", "", True)
+    alone = comparisons.draw(volume[None], mask, None, "a name that is much too long " * 4, "found", "", True, ONE)
     assert Image.open(io.BytesIO(alone)).width == 2 * 240 + comparisons.GAP
 
 

@@ -1,17 +1,19 @@
 import dataclasses
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
-from example_evidence import NASTY, by_group, evidence, nothing, summarised, table, volume
+from example_evidence import NASTY, by_group, evidence, nothing, of_classes, summarised, table, volume
 from PIL import Image
 
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
 from segpipe.evaluation.report import embedding, page, tables
 from segpipe.metrics.catalogue import METRICS
+from segpipe.plots.colours import class_colours
 
 SECTIONS = (
     *("result", "decision", "cases", "failures", "distributions", "subgroups", "lesions", "threshold", "pixels"),
@@ -20,7 +22,7 @@ SECTIONS = (
 CHARTS = (
     *("distributions", "sweep", "roc_pr", "reliability", "confusion", "lesion_sizes", "embedding", "curves", "lineage"),
 )
-CSVS = ("sweep", "roc", "pr", "reliability", "embeddings", "subgroups", "failures")
+CSVS = ("sweep", "roc", "pr", "reliability", "embeddings", "subgroups", "failures", "labels")
 VOID = {"meta", "link", "img", "input", "br"}
 
 
@@ -129,6 +131,26 @@ def test_failures_are_the_missed_the_false_alarms_and_those_far_below_the_others
     assert list(found["case"][:2]) == ["case0", "case1"]
     others = cases["dice"][3:].sort_values()[poor + 1 :]
     assert list(found["dice"][len(failed) :]) == list(others)[:10]
+
+
+@pytest.mark.parametrize("count", [2, 11, 30])
+def test_several_classes_have_a_table_a_confusion_and_their_colours(tmp_path, count):
+    names = tuple(f"class <{k}>" for k in range(count))
+    text = written(evidence(**of_classes(names)), tmp_path)
+    section = text.partition('<section id="classes">')[2].partition("</section>")[0]
+    assert section.count('<span class="key"') == count
+    for name, colour in zip(names, class_colours(names), strict=True):
+        assert f'<span class="key" style="background:{colour}"></span>{escape(name)}</td>' in section
+    assert "0.700" in section
+    assert "0 of 8" in section
+    assert 'alt="confusion between classes"' in section
+    assert (tmp_path / "classes.csv").is_file()
+    counts = pd.read_csv(tmp_path / "labels.csv")
+    assert list(counts.columns) == ["reference", "background", *names]
+
+
+def test_a_single_class_has_no_section_of_classes(tmp_path):
+    assert 'id="classes"' not in written(evidence(), tmp_path)
 
 
 def test_lesions_are_binned_by_tertiles_and_equal_sizes_stay_together():

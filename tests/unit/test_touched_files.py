@@ -18,7 +18,7 @@ NONE = ()
 MORE = "\nNEW = 1\n"
 # File below segpipe/, what is written for what (MORE: appended), steps that run again, whether pages are made again.
 TABLE = {
-    "a plot's colour": ("plots/style.py", '"#2ca25f"', '"#2ca260"', NONE, True),
+    "a plot's colour": ("plots/colours.py", '"#2ca25f"', '"#2ca260"', NONE, True),
     "the report's template": ("evaluation/report/template.html", "</title>", "!</title>", NONE, True),
     "the report's tables": ("evaluation/report/tables.py", "LOWEST = 10", "LOWEST = 12", NONE, True),
     "the card's text": ("evaluation/card.py", "Research software", "Software", NONE, True),

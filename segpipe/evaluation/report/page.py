@@ -16,11 +16,11 @@ from segpipe.errors import InputError
 from segpipe.evaluation.report import embedding, tables
 from segpipe.evaluation.report.embedding import Planes
 from segpipe.evaluation.summary import Summary
-from segpipe.metrics import pixels
+from segpipe.metrics import overlaps, pixels
 from segpipe.metrics.catalogue import METRICS
 from segpipe.plots import evidence as charts
 from segpipe.plots import training
-from segpipe.plots.cases import overlay, slices
+from segpipe.plots.cases import COLOURED, overlay, slices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,17 +45,21 @@ class Evidence:
     """Everything the report is made from; any part but title and kind may be empty.
 
     `summary`, `cases`, `lesions` and `subgroups` are what evaluation saves; `subgroups` has the columns column, group,
-    metric, patients, mean, low, high, n, n_valid. `sweep` has threshold, val_dice, test_dice. `band` and `whole` are
-    histograms (2, bins) of the foreground probability, negatives above positives, summed over the test cases.
-    `embeddings` N,E are in the order of `cases`; `shown` has a case for each of RANKS; `history` one row per epoch;
-    `tree` is what `plots.evidence.lineage` draws; `lineage` and `facts` are rows of label and value.
+    metric, patients, mean, low, high, n, n_valid, and so has `by_class` but for the first; `labels` K+1,K+1 counts
+    voxels by the label of the reference and the predicted one. `sweep` has threshold, val_dice, test_dice. `band` and
+    `whole` are histograms (2, bins) of the foreground probability, negatives above positives, summed over the test
+    cases. `embeddings` N,E are in the order of `cases`; `shown` has a case for each of RANKS; `history` one row per
+    epoch; `tree` is what `plots.evidence.lineage` draws; `lineage` and `facts` are rows of label and value.
     """
 
     title: str
     kind: Kind
+    classes: tuple[str, ...]
     summary: Summary
     cases: "pd.DataFrame"
     lesions: "pd.DataFrame"
+    by_class: "pd.DataFrame"
+    labels: NDArray[np.int64]
     subgroups: "pd.DataFrame"
     sweep: "pd.DataFrame"
     band: NDArray[np.int64]
@@ -84,7 +88,10 @@ def write(evidence: Evidence, folder: Path) -> None:
             convention=METRICS,
             failures=written["failures"].to_dict("records"),
             groups=tables.pivot(evidence.subgroups, SUBGROUP_METRICS),
+            classes=tables.classes(evidence.by_class, evidence.classes),
+            mean_iou=overlaps.mean_iou(evidence.labels),
             charts=drawn,
+            coloured=evidence.kind == "picture" and any(len(one.image) == COLOURED for one in evidence.shown.values()),
             viewers=_viewers(evidence, folder / "plots"),
             lineage=evidence.lineage,
             picture=drawn.get("lineage"),
@@ -145,13 +152,15 @@ def _tables(evidence: Evidence, planes: Planes | None) -> "dict[str, pd.DataFram
         "embeddings": points,
         "subgroups": evidence.subgroups,
         "failures": tables.failures(evidence.cases),
+        "classes": evidence.by_class,
+        "labels": tables.labels(evidence.labels, evidence.classes),
     }
 
 
 def _charts(evidence: Evidence, planes: Planes | None, folder: Path) -> dict[str, str]:
     """The charts that the evidence is enough for, as files in `folder`, and their data: URIs by name."""
     cases, band, sweep = evidence.cases, evidence.band, evidence.sweep
-    confusion = evidence.summary.confusion
+    confusion, labels, several = evidence.summary.confusion, evidence.labels, len(evidence.classes) > 1
     values, bins = tables.values(cases), tables.lesion_bins(evidence.lesions)
     regions = {"band around the reference": band, "whole image": evidence.whole}
     reliable = {title: pixels.reliability(counts) for title, counts in regions.items() if counts.any()}
@@ -163,6 +172,10 @@ def _charts(evidence: Evidence, planes: Planes | None, folder: Path) -> dict[str
         "roc_pr": (bool(band.any(axis=1).all()), lambda p: charts.roc_pr(pixels.roc(band), pixels.pr(band), p)),
         "reliability": (bool(reliable), lambda p: charts.reliability(reliable, p)),
         "confusion": (any(confusion.values()), lambda p: charts.confusion(**confusion, path=p)),
+        "labels": (
+            several and bool(evidence.labels.any()),
+            lambda p: charts.labels(evidence.labels, evidence.classes, p),
+        ),
         "lesion_sizes": (bool(bins), lambda p: charts.lesion_sizes(bins, p)),
         "embedding": (bool(points), lambda p: charts.embedding(points, cases["site"], cases["dice"], p)),
         "curves": (bool(evidence.history), lambda p: training.curves(evidence.history, p)),
@@ -182,8 +195,9 @@ def _viewers(evidence: Evidence, folder: Path) -> list[dict[str, Any]]:
     dice = dict(zip(evidence.cases["case"], evidence.cases["dice"], strict=True))
     for rank in (rank for rank in RANKS if rank in evidence.shown):
         case, image, reference, predicted = evidence.shown[rank]
-        overlay(image, reference, predicted, f"{rank}: {case}", folder / f"{rank}.png", evidence.kind)
-        chosen = slices(image, reference, predicted, evidence.kind)
+        kind, classes = evidence.kind, evidence.classes
+        overlay(image, reference, predicted, f"{rank}: {case}", folder / f"{rank}.png", kind, classes)
+        chosen = slices(image, reference, predicted, kind, classes)
         viewer = {
             "rank": rank,
             "case": case,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from segpipe.metrics import pixels
 from segpipe.metrics.catalogue import METRICS, Metric
 from segpipe.metrics.statistics import Interval
+from segpipe.plots.colours import class_colours
 
 LOWEST = 10
 SIZES = ("small", "medium", "large", "none")
@@ -101,6 +102,21 @@ def failures(cases: pd.DataFrame) -> pd.DataFrame:
     columns = ["why", "case", "patient", "site", "dice"]
     columns += ["reference_ml", "predicted_ml", "reference_voxels", "predicted_voxels"]
     return pd.concat([*failed, lowest], ignore_index=True).reindex(columns=columns)
+
+
+def classes(by_class: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Each of several classes with its colour and, by metric, its row."""
+    colours = dict(zip(names, class_colours(names), strict=True))
+    return [
+        {"name": name, "colour": colours[str(name)], **{str(row["metric"]): row for row in part.to_dict("records")}}
+        for name, part in (by_class.groupby("group", sort=False) if len(by_class) else ())
+    ]
+
+
+def labels(counts: NDArray[np.int64], names: Sequence[str]) -> pd.DataFrame:
+    """Voxels by the label of the reference (rows) and the predicted one (columns)."""
+    known = ["background", *names]
+    return pd.DataFrame(counts, index=pd.Index(known, name="reference"), columns=known).reset_index()
 
 
 def pivot(subgroups: pd.DataFrame, shown: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:

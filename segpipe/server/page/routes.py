@@ -13,6 +13,7 @@ from segpipe.config.sections import ServingConfig
 from segpipe.data import components
 from segpipe.errors import InputError, one_line
 from segpipe.inference.quantities import findings
+from segpipe.plots.colours import class_colours
 from segpipe.registry import champions
 from segpipe.server import request_checks
 from segpipe.server.loaded_model import Served
@@ -60,6 +61,7 @@ def describe(served: Served) -> dict[str, Any]:
         "pictures": spec.kind == "picture",
         "channels": list(spec.channels),
         "classes": list(spec.classes),
+        "colours": list(class_colours(spec.classes)),
         "card": _card(facts["name"], facts["version"]),
     }
 
@@ -98,5 +100,5 @@ def segment(row: dict[str, Any], served: Served, most: int) -> dict[str, Any]:
     seen = display.encode(like, image, spec.channels, found.mask, shown)
     if seen["coarser"] != 1:
         warnings = [*warnings, f"shown at 1/{seen['coarser']} of its resolution; numbers and the saved mask are whole"]
-    numbers = findings(mask, found, like)
+    numbers = findings(mask, found, like, spec.classes)
     return {"version": served.version, "threshold": spec.threshold, **seen, **numbers, "warnings": warnings}
