@@ -1,22 +1,26 @@
 """A batch of predictions under a run: which model, which cases, where the results go, what is recorded of them."""
 
+import json
 import re
 from pathlib import Path
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.models import Model
 
 from segpipe.config.sections import Config
+from segpipe.data.manifest import FILE, Manifest
 from segpipe.errors import InputError, StepError
 from segpipe.files import hashes
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import WEIGHTS, Labelling
+from segpipe.orchestration import keys
 from segpipe.orchestration.screen import Screen
 from segpipe.prediction import batch, inputs, results, summary
 from segpipe.recording import logged_models, offline
 from segpipe.registry import champions
 from segpipe.runtime import devices
-from segpipe.tracking import artifacts, run_tags, runs
+from segpipe.tracking import artifacts, connection, lineage, run_tags, runs
 
 MODEL = "model"  # a knob's value: as the model was measured
 
@@ -45,7 +49,8 @@ def predict(screen: Screen, config: Config) -> int:
     )
     folder = _output(config, found, offline.outputs(config.tracking.outputs) / "predictions" / request.key)
     screen.say(f"{len(items)} cases, {uri} on {device}, results in {folder}")
-    outcome = batch.run(predictor, items, request, folder, model, screen.progress("predict"))
+    seen = seen_by(model["model_id"])
+    outcome = batch.run(predictor, items, request, folder, model, screen.progress("predict"), seen)
     summary.summarise(outcome, folder, request, model, str(device), config.evaluate, config.seed)
     with artifacts.folder("predictions") as kept:
         results.mirror(folder, kept)
@@ -56,8 +61,28 @@ def predict(screen: Screen, config: Config) -> int:
         raise StepError(f"all {outcome.files} files failed; {case}: {reason}")
     if outcome.failures:
         mlflow.set_tag("files_failed", str(len(outcome.failures)))
+    if told := summary.agreement(outcome):
+        screen.say(told)
     screen.say(f"{summary.headline(outcome)}: {folder / results.TABLE}")
     return len(outcome.failures)
+
+
+def seen_by(model_id: str) -> dict[str, str]:
+    """The split of each file and case, by its SHA-256, of the data set that a model was trained on; empty where the
+    store no longer has that.
+    """
+    model = connection.get_if_there(MlflowClient().get_logged_model, model_id)
+    run = lineage.find(str(model.source_run_id)) if model else None
+    preprocess = run.data.tags.get(f"{run_tags.INPUT}preprocess", "") if run else ""
+    if not (preprocess and artifacts.has(preprocess, f"dataset/{FILE}")):
+        return {}
+    manifest = Manifest.read(artifacts.local(f"runs:/{preprocess}/dataset/{FILE}"))
+    seen: dict[str, str] = {case.sha256: case.split for case in manifest.cases}
+    if artifacts.has(preprocess, keys.MADE_OF):
+        made = json.loads(artifacts.local(f"runs:/{preprocess}/{keys.MADE_OF}").read_text(encoding="utf-8"))
+        raw = made[keys.RAW]
+        seen |= {raw[file]: case.split for case in manifest.cases for file in case.files if file in raw}
+    return seen
 
 
 def _dataset(asked: str) -> dict[str, str]:

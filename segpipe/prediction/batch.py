@@ -9,9 +9,10 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -57,8 +58,10 @@ def in_order(pool: Executor, work: Callable[[A], B], items: Iterable[A], most: i
 class Batch:
     """One request at work in its output folder."""
 
-    def __init__(self, predictor: Predictor, request: Request, folder: Path, origin: dict[str, str]) -> None:
-        self.predictor, self.request, self.folder, self.origin = predictor, request, folder, origin
+    def __init__(
+        self, predictor: Predictor, request: Request, folder: Path, origin: dict[str, str], seen: Mapping[str, str]
+    ) -> None:
+        self.predictor, self.request, self.folder, self.origin, self.seen = predictor, request, folder, origin, seen
 
     def prepare(self, item: Item) -> Stage[Prepared] | Record:
         """Read a case and prepare it for the network; its record where it is done already or fails."""
@@ -101,6 +104,7 @@ class Batch:
             "error": None,
             **findings(mask, found, case.first, self.predictor.spec.classes),
             "dice": None if case.reference is None else _dice(mask, case.reference, self.predictor.spec),
+            "split": next((self.seen[part] for part in case.parts if part in self.seen), None),
             "patient": item.patient or item.case,
             "files": [str(path) for path in item.files],
             "sha256": case.sha256,
@@ -166,13 +170,15 @@ def run(
     folder: Path,
     origin: dict[str, str],
     progress: Progress,
+    seen: Mapping[str, str] = MappingProxyType({}),
 ) -> Outcome:
     """Segment all cases into `folder`, except those that are done there already.
 
-    Writes predictions.csv; `origin` goes into each case's metadata. A case that can't be read or does not fit the model
+    Writes predictions.csv; `origin` goes into each case's metadata, `seen` is the split of each file, by its SHA-256,
+    in the data set that the model was trained on. A case that can't be read or does not fit the model
     is in the table with its reason. Raises InputError where the folder is not this request's.
     """
-    began, batch, outcome = time.perf_counter(), Batch(predictor, request, folder, origin), Outcome()
+    began, batch, outcome = time.perf_counter(), Batch(predictor, request, folder, origin, seen), Outcome()
     most = VOLUMES_AT_ONCE if predictor.spec.kind == "volume" else PICTURES_AT_ONCE
     with (
         results.holding(folder, request),

@@ -18,12 +18,15 @@ from segpipe.prediction.inputs import Item
 
 
 class Contents(NamedTuple):
-    """The bytes of a case's files; `sha256` is over those of the images, one after the other."""
+    """The bytes of a case's files; `sha256` is over those of the images, one after the other, `parts` of each image,
+    and of images and reference together, as a data set's manifest has it.
+    """
 
     images: tuple[bytes, ...]
     reference: bytes | None
     sha256: str
     reference_sha256: str | None
+    parts: tuple[str, ...]
 
 
 class Case(NamedTuple):
@@ -38,6 +41,7 @@ class Case(NamedTuple):
     warnings: tuple[str, ...]
     sha256: str
     reference_sha256: str | None
+    parts: tuple[str, ...]
 
 
 def read(item: Item) -> Contents:
@@ -49,8 +53,10 @@ def read(item: Item) -> Contents:
     digest = hashlib.sha256()
     for image in images:
         digest.update(image)
-    known = None if reference is None else hashlib.sha256(reference).hexdigest()
-    return Contents(images, reference, digest.hexdigest(), known)
+    known, whole = None if reference is None else hashlib.sha256(reference).hexdigest(), digest.copy()
+    whole.update(reference or b"")
+    parts = (*(hashlib.sha256(image).hexdigest() for image in images), whole.hexdigest())
+    return Contents(images, reference, digest.hexdigest(), known, parts)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -69,7 +75,9 @@ def decode(item: Item, contents: Contents, spec: ModelSpec, ignore: int) -> Case
     first = files[str(item.files[0])]
     image, warnings = gathered(files, spec)
     reference = None if contents.reference is None else _labels(contents.reference, item, first, spec, ignore)
-    return Case(item, first, image, reference, tuple(warnings), contents.sha256, contents.reference_sha256)
+    return Case(
+        item, first, image, reference, tuple(warnings), contents.sha256, contents.reference_sha256, contents.parts
+    )
 
 
 def _labels(data: bytes, item: Item, first: Decoded, spec: ModelSpec, ignore: int) -> NDArray[np.uint8]:

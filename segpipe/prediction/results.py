@@ -25,7 +25,7 @@ REQUEST, TABLE, SUMMARY, REPORT, LOCK = "request.json", "predictions.csv", "summ
 PARTS = ("inputs", "outputs", "comparisons", "metadata")
 COLUMNS = (
     "case", "status", "error", "foreground_voxels", "foreground_mm2", "foreground_ml", "lesions", "max_probability",
-    "mean_probability", "uncertainty", "dice", "sha256", "seconds",
+    "mean_probability", "uncertainty", "dice", "split", "sha256", "seconds",
 )  # fmt: skip
 AMOUNTS = ("voxels", "mm2", "ml", "lesions")  # of each of several classes
 Record = dict[str, Any]

@@ -1,6 +1,7 @@
 """The result of a batch of predictions: as numbers, as JSON and as Markdown."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from segpipe.prediction import results
 from segpipe.prediction.results import Record, Request
 
 NOTE = "Research software: not a medical device, not for clinical use."
+LEARNT = ("train", "val")  # splits that a model was trained or chosen on
 SHOWN = 20  # failures in the Markdown summary; the JSON has all
 
 
 @dataclass
 class Outcome:
-    """Cases asked for, done before this run, and failed with their reasons; the Dice of those with a reference (NaN
-    where both masks are empty) and their patients; how long this run took.
+    """Cases asked for, done before this run, and failed with their reasons; how many the model was trained or chosen
+    on; the Dice of those with a reference (NaN where both masks are empty), their patients, and whether they are among
+    these; how long this run took.
     """
 
     files: int = 0
@@ -25,6 +28,8 @@ class Outcome:
     failures: list[tuple[str, str]] = field(default_factory=list)
     dice: list[float] = field(default_factory=list)
     patients: list[str] = field(default_factory=list)
+    seen: list[bool] = field(default_factory=list)
+    trained_on: int = 0
     seconds: float = 0.0
 
     def count(self, record: Record) -> None:
@@ -33,7 +38,11 @@ class Outcome:
         self.skipped += bool(record.get("done"))
         if record["status"] == "failed":
             self.failures.append((record["case"], record["error"]))
-        elif record["reference"] is not None:
+            return
+        seen = record.get("split") in LEARNT
+        self.trained_on += seen
+        if record["reference"] is not None:
+            self.seen.append(seen)
             self.dice.append(float("nan") if record["dice"] is None else record["dice"])
             self.patients.append(record["patient"])
 
@@ -50,6 +59,7 @@ class Outcome:
             "files_failed": len(self.failures),
             "files_skipped": self.skipped,
             "files_per_second": self.per_second,
+            "files_trained_on": self.trained_on,
         }
 
 
@@ -57,7 +67,21 @@ def headline(outcome: Outcome) -> str:
     """The run as one phrase."""
     before = f"{outcome.skipped} of them before, " if outcome.skipped else ""
     done = outcome.files - len(outcome.failures)
-    return f"{done} of {outcome.files} segmented, {before}{outcome.per_second:.1f} files/s"
+    trained = f", the model was trained on {outcome.trained_on} of them" if outcome.trained_on else ""
+    return f"{done} of {outcome.files} segmented, {before}{outcome.per_second:.1f} files/s{trained}"
+
+
+def agreement(outcome: Outcome) -> str:
+    """The mean Dice of cases with a reference, and apart from those that the model was trained on; empty for none."""
+    known = [(dice, seen) for dice, seen in zip(outcome.dice, outcome.seen, strict=True) if not math.isnan(dice)]
+    if not known:
+        return ""
+    trained, others = ([dice for dice, seen in known if seen is among] for among in (True, False))
+    told = f"Dice {sum(dice for dice, _ in known) / len(known):.3f} over {len(known)} cases"
+    if not trained:
+        return told
+    rest = f"{sum(others) / len(others):.3f} over the others" if others else "there is no other"
+    return f"{told}, {len(trained)} of them trained on; {rest}"
 
 
 def summarise(
@@ -78,6 +102,7 @@ def summarise(
         "device": device,
         "dice": interval._asdict() if interval.n_valid else None,
         "references": len(outcome.dice),
+        "agreement": agreement(outcome) or None,
         "failures": [{"case": case, "error": error} for case, error in outcome.failures],
         "note": NOTE,
     }
@@ -95,7 +120,9 @@ def _markdown(
         "files": f"{outcome.files}: {outcome.files - len(outcome.failures)} segmented, {len(outcome.failures)} failed",
         "done before this run": str(outcome.skipped),
         "seconds": f"{outcome.seconds:.1f}, {outcome.per_second:.2f} files/s",
+        "trained on": f"{outcome.trained_on} of the files",
         "Dice": _dice(outcome, interval),
+        **({"Dice apart": agreement(outcome)} if any(outcome.seen) else {}),
     }
     lines = ["# Predictions", "", NOTE, "", "| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]

@@ -111,7 +111,10 @@ def test_own_data_gets_to_a_champion_in_two_lines_and_predicts(tmp_path):
     images = sorted((tmp_path / "my pictures" / "images").iterdir())
     found = run(tmp_path, "predict", str(images[0]), str(images[1]), "my pictures/images")
     assert found.returncode == 0, found.stderr
-    assert "12 files" in found.stderr or "12 of 12" in found.stderr or "12 cases" in found.stderr
+    assert re.search(r"^12 of 12 segmented, .*, the model was trained on 9 of them: ", found.stderr, re.MULTILINE)
+    whole = run(tmp_path, "predict", "my pictures")
+    apart = r"^Dice 0\.\d+ over 1[0-2] cases, \d+ of them trained on; 0\.\d+ over the others$"
+    assert re.search(apart, whole.stderr, re.MULTILINE), whole.stderr
     assert run(tmp_path, "predict", str(images[0])).returncode == 0
     history = run(tmp_path, "history")
     assert "promoted" in history.stdout

@@ -430,6 +430,7 @@ def chain(config, *names, made=None, **how):
 
 def knobs(folder, **more):
     tiny = {"model.encoder": "tu-test_resnet", "model.encoder_depth": "3", "train.epochs": "2", "train.batch_size": "4"}
+    tiny |= {"train.precision": "fp32"}  # what auto measures depends on the processor
     data = {"data.format": "folder", "data.root": str(folder), "preprocess.size": "32"}
     return settings.load(None, data | tiny | more)
 

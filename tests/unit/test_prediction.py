@@ -1,6 +1,7 @@
 """What is found to segment, how it streams, and what a folder of results promises."""
 
 import csv
+import hashlib
 import io
 import json
 import threading
@@ -240,6 +241,50 @@ def test_a_picture_and_its_mask_are_what_evaluation_would_have(predictors, folde
     assert described["model"] == "models:/x/1"
 
 
+def test_cases_that_the_model_was_trained_on_are_told_apart(predictors, folder, tmp_path):
+    manifest = dataset_writer.build(
+        config_of("folder", **{"data.root": str(folder)}),
+        open_reader(config_of("folder", **{"data.root": str(folder)})),
+        tmp_path / "dataset",
+        lambda *_: None,
+    )
+    seen = {case.sha256: case.split for case in manifest.cases}
+    alone = tmp_path / "alone"
+    (alone / "images").mkdir(parents=True)
+    picture = (folder / "images" / "case0.png").read_bytes()
+    (alone / "images" / "case0.png").write_bytes(picture)
+    by_file = {hashlib.sha256(picture).hexdigest(): "train"}
+    items = find(folder, predictors["folder"].spec, config_of("folder"))
+    outcome = batch.run(
+        predictors["folder"], items, request_of(folder), tmp_path / "out", ORIGIN, lambda *_: None, seen
+    )
+    rows = table(tmp_path / "out")
+    assert {name: row["split"] for name, row in rows.items()} == {case.case: case.split for case in manifest.cases}
+    learnt = [case for case in manifest.cases if case.split != "test"]
+    assert outcome.trained_on == len(learnt)
+    told = summary.headline(outcome)
+    assert told.endswith(f", the model was trained on {len(learnt)} of them")
+    items = find(alone, predictors["folder"].spec, config_of("folder"))
+    out = tmp_path / "without references"
+    outcome = batch.run(predictors["folder"], items, request_of(alone), out, ORIGIN, lambda *_: None, by_file)
+    assert (outcome.trained_on, summary.agreement(outcome)) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("dice", "seen", "told"),
+    [
+        ([], [], ""),
+        ([float("nan")], [True], ""),
+        ([0.5, 0.7], [False, False], "Dice 0.600 over 2 cases"),
+        ([0.9, 0.5, 0.7], [True, False, False], "Dice 0.700 over 3 cases, 1 of them trained on; 0.600 over the others"),
+        ([0.9, float("nan")], [True, False], "Dice 0.900 over 1 cases, 1 of them trained on; there is no other"),
+    ],
+)
+def test_the_dice_of_cases_that_were_trained_on_is_told_apart(dice, seen, told):
+    outcome = summary.Outcome(files=len(dice), dice=dice, seen=seen, patients=["p"] * len(dice))
+    assert summary.agreement(outcome) == told
+
+
 def test_a_volume_keeps_its_affine_shape_and_orientation(predictors, nifti, tmp_path):
     predictor = predictors["nifti"]
     outcome = run(predictor, nifti, tmp_path / "out")
@@ -381,7 +426,9 @@ def test_a_comparison_shows_agreement_in_the_reports_colours():
 
 
 def test_a_summary_has_the_interval_the_failures_and_the_warning(tmp_path):
-    outcome = summary.Outcome(5, 1, [("b|d", "x.png: empty file")], [0.5, 0.7, float("nan")], ["p", "q", "r"], 2.0)
+    outcome = summary.Outcome(
+        5, 1, [("b|d", "x.png: empty file")], [0.5, 0.7, float("nan")], ["p", "q", "r"], [False] * 3, 0, 2.0
+    )
     knobs = settings.load(None, {"evaluate.bootstrap_samples": "100"}).evaluate
     summary.summarise(outcome, tmp_path, request_of("in"), {"model": "models:/x/1"}, "cpu", knobs, 0)
     told = json.loads((tmp_path / "summary.json").read_text())

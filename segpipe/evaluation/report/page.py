@@ -172,10 +172,7 @@ def _charts(evidence: Evidence, planes: Planes | None, folder: Path) -> dict[str
         "roc_pr": (bool(band.any(axis=1).all()), lambda p: charts.roc_pr(pixels.roc(band), pixels.pr(band), p)),
         "reliability": (bool(reliable), lambda p: charts.reliability(reliable, p)),
         "confusion": (any(confusion.values()), lambda p: charts.confusion(**confusion, path=p)),
-        "labels": (
-            several and bool(evidence.labels.any()),
-            lambda p: charts.labels(evidence.labels, evidence.classes, p),
-        ),
+        "labels": (several and bool(labels.any()), lambda p: charts.labels(labels, evidence.classes, p)),
         "lesion_sizes": (bool(bins), lambda p: charts.lesion_sizes(bins, p)),
         "embedding": (bool(points), lambda p: charts.embedding(points, cases["site"], cases["dice"], p)),
         "curves": (bool(evidence.history), lambda p: training.curves(evidence.history, p)),
