@@ -234,6 +234,23 @@ def test_a_new_champion_for_volumes_takes_two_files_and_shows_their_slices(serve
     seen.add(browser.run(SEEN))
     assert len(seen) == 4
 
+    def sides():
+        return [text(browser, side) for side in ("left", "right")], browser.run("canvas.style.transform")
+
+    assert sides() == (["L", "R"], "")
+    browser.run("document.getElementById('radiological').click()")
+    assert sides() == (["R", "L"], "scaleX(-1)")
+    browser.run("document.getElementById('radiological').click()")
+    assert sides() == (["L", "R"], "")
+    assert "swapped" not in text(browser, "warnings")
+    for zone, channel in (("dwi", "adc.nii"), ("adc", "dwi.nii.gz")):
+        browser.choose(f"#file-{zone}", tmp_path / f"sub-1_{channel}")
+    browser.wait(DONE)
+    drawn(browser)
+    told = text(browser, "warnings")
+    assert "sub-1_adc.nii was taken for DWI, its name says ADC: were two files swapped?" in told
+    assert "sub-1_dwi.nii.gz was taken for ADC, its name says DWI" in told
+
     browser.choose("#file-adc", tmp_path / "sub-1_adc.nii")  # the next patient: the last one's DWI is gone
     browser.wait("document.getElementById('viewer').hidden && Object.keys(row).join() === 'adc'")
     assert browser.run("document.getElementById('save').hidden")
