@@ -10,6 +10,7 @@ from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.data.readers import READERS
 from segpipe.errors import InputError
+from segpipe.files import project
 from segpipe.orchestration import chain
 from segpipe.orchestration.launch import Launcher
 from segpipe.orchestration.plan import ALL, Asked
@@ -73,7 +74,7 @@ def plan(session: Session, config: Config, given: Collection[str], target: Path 
     if target:
         target.write_text(recipe, encoding="utf-8")
         session.screen.answer(recipe.rstrip("\n"))
-        session.say(f"{figure}: python pipeline.py --config {target}")
+        session.say(f"{figure}: {project.called('pipeline')} --config {target}")
     return figure
 
 

@@ -159,7 +159,7 @@ def _training(found: Fingerprint, seen: Input, batch: int, minutes: float) -> li
     pixels = f"{seen.size[0]} x {seen.size[1]}"
     rate, why = (0.001, "pretrained") if _weights(found) else (0.002, "random")
     return [
-        Setting("train.minutes", minutes, "as asked for"),
+        Setting("train.minutes", minutes, "of training, on the machine that trains; more often helps"),
         Setting("train.batch_size", batch, f"about {PIXELS / 1e6:.1f} million pixels of {pixels}"),
         Setting("train.lr", rate, f"AdamW from {why} weights, clipped gradients, one cycle"),
         Setting("train.weight_decay", 0.0001, "few parameters for many windows"),

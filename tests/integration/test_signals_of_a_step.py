@@ -279,7 +279,10 @@ def test_what_a_step_was_made_of_is_kept_with_its_run(client, raw, tmp_path, ste
     )
     made_of = json.loads(artifacts.local(f"runs:/{run.info.run_id}/{keys.MADE_OF}").read_text())
     assert "images/case0.png" in made_of[keys.RAW]
-    assert log_of(run).splitlines()[-1].startswith("preprocess: 12/12")
+    *_, read, figure, page = log_of(run).splitlines()
+    assert read.startswith("preprocess: 12/12")
+    assert figure == "preprocess: 7/2/3 train/val/test cases of 12 patients"
+    assert page.endswith("/artifacts/dataset/samples.png")
 
 
 def test_a_command_that_has_ended_in_a_process_that_goes_on_leaves_signals_to_what_comes():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import write_folder, write_nifti
+from conftest import Watched, write_folder, write_nifti
 from torch import nn
 
 from segpipe.config import settings
@@ -146,5 +146,5 @@ def test_a_training_with_neighbours_is_recorded_with_a_model_that_has_them(tmp_p
         config=config, dataset=dataset.folder, key="key", checkpoints=tmp_path / "checkpoints", record=tmp_path
     )
     start = process_group.start(config.train)
-    trainer.run(job, dataset, start, FolderRecorder(tmp_path), print, lambda *_: None, engine.never)
+    trainer.run(job, dataset, start, FolderRecorder(tmp_path), print, Watched(), engine.never)
     assert Predictor.load(tmp_path / "final_model/weights").spec.preprocess.context == 1
