@@ -1,6 +1,6 @@
 """Test Dice that each way of training reaches in the same minutes on the same cases, beside a plain loop on smp.
 
-    python -m benchmarks.quality FOLDER [--minutes 10] [--ways plan,resized,defaults] [--seeds 0]
+    python -m benchmarks.quality FOLDER [--minutes 10] [--ways "plan,random weights,resized,defaults"] [--seeds 0]
 
 FOLDER is a data set of the format `folder` with binary masks. Baseline: a bare loop that draws turned windows at the
 pictures' own resolution, with one cycle and clipped gradients, on training and validation cases together; it has the
@@ -40,6 +40,7 @@ PLAIN, PLANNED = "plain loop", "plan"
 SAMPLES, SIDE, BATCH, DEPTH, RATE = 10_000, 256, 4, 4, 2e-3
 WAYS: dict[str, dict[str, str]] = {
     PLANNED: {},
+    "random weights": {"model.encoder_weights": "none"},
     "resized": {
         "plan.auto": "false", "preprocess.size": str(SIDE), "model.encoder_depth": str(DEPTH), "train.lr": str(RATE),
         "train.batch_size": str(BATCH), "augment.flip_vertical": "0.5", "augment.rotation": "30",
