@@ -81,10 +81,11 @@ def confusion(prediction: NDArray[np.uint8], reference: NDArray[np.uint8], class
 
 def mean_iou(confusion: NDArray[np.int64]) -> float:
     """Mean over the labels, background included, of the IoU of all voxels together, as benchmarks of scenes have it
-    (Everingham et al. 2015); labels that are nowhere are left out.
+    (Everingham et al. 2015); labels that no reference has are left out.
     """
-    both = np.diag(confusion).astype(np.float64)
-    return class_mean(share(both, confusion.sum(axis=0) + confusion.sum(axis=1) - both))
+    both, reference = np.diag(confusion).astype(np.float64), confusion.sum(axis=1)
+    known = reference > 0
+    return class_mean(share(both, confusion.sum(axis=0) + reference - both)[known])
 
 
 def class_mean(values: Values) -> float:

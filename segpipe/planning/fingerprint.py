@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from segpipe.config.sections import Config, PreprocessConfig, Section
 from segpipe.data import splits, transform
 from segpipe.data.readers import READERS, channel_names, open_reader
-from segpipe.data.volume import Kind, Spacing, Volume, foreground
+from segpipe.data.volume import IGNORE, Kind, Spacing, Volume, foreground
 from segpipe.errors import InputError
 from segpipe.files.hashes import Progress
 from segpipe.metrics.centreline import thickness
@@ -26,11 +26,11 @@ class Fingerprint(Section):
 
     `plane` is height, width in pixels, `largest` the largest of each; `spacing` mm along depth, height, width, None for
     pictures without one. `foreground` is the share of the pixels, of all cases together, `filled` the share of the
-    slices that have any. `thickness` is that of the foreground in pixels, or of the background where that is thinner:
-    twice the distance from its centreline to its border. `coloured` is the share of pictures whose channels differ.
-    `survival` is the mean Dice of the masks with themselves after they were resampled to a longer side of so many
-    pixels and back, or of their background where that is lower; for sides below the largest case's. `pixels` is the
-    smallest and the largest height of a pixel in mm. `lowest` is the lowest intensity of all, `window` the 0.5th and
+    slices that have any. `thickness` is that of the thinnest class in pixels, or of the background where that is
+    thinner: twice the distance from its centreline to its border. `coloured` is the share of pictures whose channels
+    differ. `survival` is the mean Dice of the masks with themselves after they were resampled to a longer side of so
+    many pixels and back, of the class or background where that is lowest; for sides below the largest case's. `pixels`
+    is the smallest and the largest height of a pixel in mm. `lowest` is the lowest intensity of all, `window` the 0.5th and
     99.5th percentile of those of foreground.
     """
 
@@ -71,7 +71,7 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
         volume = reader.load(case)
         masks = foreground(volume.mask)
         areas = masks.sum(axis=(1, 2))
-        busiest = masks[int(areas.argmax())]
+        busiest = volume.mask[int(areas.argmax())]
         shapes.append(masks.shape)
         spacings.append(volume.spacing)
         coloured.append(pictures and _coloured(volume))
@@ -82,10 +82,11 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
             )
         )
         lowest = min(lowest, float(volume.image.min()))
-        if busiest.any():
+        if masks.any():
             known_intensities.append(_spread(volume.image[:, masks]))
-            thicknesses.append(min(thickness(busiest), thickness(~busiest)))
-            survivals.append([survival(busiest, side) for side in SIDES])
+            parts = [busiest == label for label in np.unique(busiest) if label != IGNORE]
+            thicknesses.append(min(thickness(part) for part in parts))
+            survivals.append([min(survival(part, side) for part in parts) for side in SIDES])
         progress(number, len(cases), case.name)
     if not thicknesses:
         raise InputError(f"{reader.root}: no training case has any foreground; nothing to plan from")
@@ -118,16 +119,14 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
 
 
 def survival(mask: Mask, longest: int) -> float:
-    """Dice of a mask H,W with itself after it was resampled to a longer side and back, or of its background where that
-    is lower; 1 where the mask is not larger.
-    """
+    """Dice of a mask H,W with itself after it was resampled to a longer side and back; 1 where it is not larger."""
     height, width = mask.shape
     if longest >= max(height, width):
         return 1.0
     smaller = transform.working_plane((height, width), None, PreprocessConfig(longest=longest))
     small = transform.resampled(mask[None, None].astype(np.float32), smaller)
     back = transform.resampled(small, (height, width))[0, 0] >= 0.5
-    return min(_dice(mask, back), _dice(~mask, ~back))
+    return _dice(mask, back)
 
 
 def _spread(values: NDArray[np.float32]) -> NDArray[np.float32]:

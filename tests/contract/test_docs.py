@@ -1,10 +1,12 @@
 """What the pages name exists: folders, files, functions and links."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
+import readme_pictures
 from test_imports import FILES, ORDER
 
 from segpipe.config import settings
@@ -79,3 +81,10 @@ def test_links_lead_to_files_and_headings(page: Path):
     targets = [((page.parent / path if path else page), anchor) for path, anchor in links]
     assert [target for target, _ in targets if not target.exists()] == []
     assert [anchor for target, anchor in targets if anchor and anchor not in anchors(target)] == []
+
+
+def test_the_readme_s_pictures_are_current():
+    kept = json.loads((readme_pictures.FOLDER / readme_pictures.MADE_OF).read_text(encoding="utf-8"))
+    now = readme_pictures.made_of()
+    changed = [name for name in {**kept, **now} if kept.get(name) != now.get(name)]
+    assert changed == [], "after make demo: python -m tests.readme_pictures"

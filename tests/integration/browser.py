@@ -1,18 +1,11 @@
-"""Debian's chromium, driven over a socket of its own with the DevTools protocol.
-
-`python tests/integration/browser.py URL OUT.png WIDTH HEIGHT light|dark FILE...` opens the page to try a model, gives
-it the files, and takes a picture of it.
-"""
+"""Debian's chromium, driven over a socket of its own with the DevTools protocol."""
 
 import base64
 import json
 import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 20.0  # seconds
@@ -121,21 +114,3 @@ class Browser:
         self.socket.sendall(json.dumps({"id": 0, "method": "Browser.close"}).encode() + b"\0")
         self.process.wait(PATIENCE)
         self.socket.close()
-
-
-def main(url, out, width, height, scheme, *files):
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        browser = Browser(folder)
-        browser.look(int(width), int(height), scheme)
-        browser.open(url)
-        browser.wait("document.querySelectorAll('.zone').length")
-        names = browser.run("[...document.querySelectorAll('.zone input')].map(input => input.id)")
-        for name, file in zip(names, files, strict=False):
-            browser.choose(f"#{name}", Path(file).resolve())
-        browser.wait(DONE)
-        Path(out).write_bytes(browser.picture())
-        browser.close()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
