@@ -30,8 +30,8 @@ class Fingerprint(Section):
     thinner: twice the distance from its centreline to its border. `coloured` is the share of pictures whose channels
     differ. `survival` is the mean Dice of the masks with themselves after they were resampled to a longer side of so
     many pixels and back, of the class or background where that is lowest; for sides below the largest case's. `pixels`
-    is the smallest and the largest height of a pixel in mm. `lowest` is the lowest intensity of all, `window` the 0.5th and
-    99.5th percentile of those of foreground.
+    is the smallest and the largest height of a pixel in mm. `lowest` is the lowest intensity of all, `window` the
+    0.5th and 99.5th percentile of those of foreground.
     """
 
     kind: Kind
