@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TINY, write_folder
+from mlflow import MlflowClient
 
 from segpipe import __version__
 from segpipe.files.project import PROJECT
+from segpipe.orchestration.step_table import STEPS
 
 NOT_TINY = ("--preprocess.size", "--plan.auto")
 
@@ -107,6 +109,18 @@ def test_own_data_gets_to_a_champion_in_two_lines_and_predicts(tmp_path):
     assert re.search(r"^All runs: mlflow ui --backend-store-uri '?sqlite:///", shown, re.MULTILINE)
     assert "segpipe serve --registry.model_name my-pictures" in shown
     assert '"params":{"output":"none"}' in shown
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (parent,) = client.search_runs(["0", "1"], "tags.`segpipe.step` = 'pipeline'")
+    (evaluated,) = client.search_runs(["0", "1"], "tags.`segpipe.step` = 'evaluate'")
+    assert parent.data.metrics["test_dice"] == evaluated.data.metrics["test_dice"]
+    note = parent.data.tags["mlflow.note.content"]
+    assert [line.partition("]")[0] for line in note.splitlines()] == [f"- [{step}" for step in STEPS]
+    assert f"runs/{evaluated.info.run_id}/artifacts/evaluation/report.html" in note
+    (trained,) = client.search_runs(["0", "1"], "tags.`segpipe.step` = 'train'")
+    best = int(trained.data.metrics["best_epoch"])
+    assert f"in epoch {best} of " in trained.data.tags["segpipe.figure"]
+    assert f"epoch {best}/" in done.stderr
 
     images = sorted((tmp_path / "my pictures" / "images").iterdir())
     found = run(tmp_path, "predict", str(images[0]), str(images[1]), "my pictures/images")

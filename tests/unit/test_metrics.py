@@ -219,3 +219,20 @@ def test_training_does_not_load_what_only_evaluation_needs():
     program = "import sys, segpipe.metrics; print(sorted({'scipy', 'skimage', 'sklearn'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_labels_are_counted_by_reference_and_prediction():
+    reference, predicted = np.array([[0, 1, 1, 2, IGNORE]], np.uint8), np.array([[0, 1, 2, 2, 1]], np.uint8)
+    found = overlaps.confusion(predicted, reference, 3)
+    np.testing.assert_array_equal(found, [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_mean_iou_is_scikit_learns_over_the_labels_that_are_there():
+    rng = np.random.default_rng(0)
+    reference, predicted = rng.integers(0, 4, (2, 500)).astype(np.uint8)
+    expected = jaccard_score(reference, predicted, average="macro")
+    assert overlaps.mean_iou(overlaps.confusion(predicted, reference, 3)) == pytest.approx(expected)
+    assert overlaps.mean_iou(overlaps.confusion(predicted, reference, 9)) == pytest.approx(expected)
+    nowhere = np.where(predicted == 3, 4, predicted).astype(np.uint8)
+    expected = jaccard_score(reference, nowhere, average="macro", labels=range(4), zero_division=0)
+    assert overlaps.mean_iou(overlaps.confusion(nowhere, reference, 4)) == pytest.approx(expected)

@@ -88,6 +88,34 @@ def test_curves_are_drawn_for_few_and_many_epochs(dice, tmp_path):
     assert pixels(tmp_path / "c.png").std() > 10
 
 
+def loss_axis(history, tmp_path, monkeypatch):
+    """The title and the scale of the loss, as drawn."""
+    seen, tame = [], training._tame
+
+    def spy(axes, values):
+        told = tame(axes, values)
+        seen.append((told, axes.get_yscale()))
+        return told
+
+    monkeypatch.setattr(training, "_tame", spy)
+    names = ("val_loss", "train_dice", "val_dice", "learning_rate")
+    training.curves([{**dict.fromkeys(names, 0.1), "train_loss": loss} for loss in history], tmp_path / "c.png")
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("history", "told"),
+    [
+        ([1.0, 0.9, 0.8, 0.7], ("", "linear")),
+        ([5000.0, 0.9, 0.8, 0.7, 0.6], (" (log scale)", "log")),
+        ([5000.0, 0.9, -0.1, 0.7, 0.6], (" (cut off above)", "linear")),
+        ([math.nan, math.nan], ("", "linear")),
+    ],
+)
+def test_a_wild_first_epoch_does_not_flatten_the_losses(history, told, tmp_path, monkeypatch):
+    assert loss_axis(history, tmp_path, monkeypatch) == told
+
+
 def test_an_overlay_ignores_what_the_reference_ignores(slices, tmp_path):
     image, reference, predicted = slices
     hidden = np.where(reference == IGNORE, np.uint8(IGNORE), np.uint8(0))

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import disc, write_folder, write_nifti, write_volume
-from PIL import Image
+from PIL import Image, ImageColor
 
 from segpipe.config import settings
 from segpipe.data import codecs, dataset_writer
@@ -21,6 +21,7 @@ from segpipe.errors import ConflictError, InputError
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures
+from segpipe.plots.colours import CLASSES
 from segpipe.prediction import batch, comparisons, results, summary
 from segpipe.prediction.inputs import find
 
@@ -423,6 +424,37 @@ def test_a_comparison_shows_agreement_in_the_reports_colours():
     assert (agreed.argmax(), missed.argmax(), false.argmax()) == (1, 2, 0)
     alone = comparisons.draw(volume[None], mask, None, "a name that is much too long " * 4, "found", "", True, ONE)
     assert Image.open(io.BytesIO(alone)).width == 2 * 240 + comparisons.GAP
+
+
+def test_several_classes_have_their_colours_in_a_comparison_and_their_amounts_in_the_table(folder, tmp_path):
+    config = config_of("folder", **{"data.classes": "wall,lumen", "data.channels": "red,green,blue"})
+    spec = ModelSpec(
+        model=config.model, preprocess=config.preprocess, kind="picture",
+        channels=config.data.channels, classes=config.data.classes,
+    )  # fmt: skip
+    predictor = Predictor(spec, architectures.build(spec.model, 3, 2, seed=3))
+    outcome = run(predictor, folder / "images", tmp_path / "out")
+    assert outcome.failures == []
+    for row in table(tmp_path / "out").values():
+        parts = [int(row[f"voxels_{name}"]) for name in ("wall", "lumen")]
+        assert sum(parts) == int(row["foreground_voxels"])
+        assert row["mm2_wall"] == row["ml_lumen"] == ""
+        described = json.loads((tmp_path / "out" / "metadata" / f"{row['case']}.json").read_text())
+        assert [described["by_class"][name]["voxels"] for name in ("wall", "lumen")] == parts
+    image = np.zeros((3, 1, 40, 40), np.float32)
+    image[0] = 1
+    image[:, :, :4] = np.arange(3)[:, None, None, None] / 2
+    mask = np.zeros((1, 40, 40), np.uint8)
+    mask[0, 10:20, 10:20], mask[0, 25:35, 25:35] = 1, 2
+    data = comparisons.draw(image, mask, None, "case", "found: 200 px", "", False, ("wall", "lumen"))
+    picture = Image.open(io.BytesIO(data))
+    assert picture.mode == "RGB"
+    shown, panel = np.asarray(picture).astype(int), 320 + comparisons.GAP
+    assert shown[comparisons.CAPTION + 100, 100].argmax() == 0
+    for place, colour in ((15, CLASSES[0]), (30, CLASSES[1])):
+        found = shown[comparisons.CAPTION + 8 * place, panel + 8 * place]
+        near = [np.abs(found - 0.6 * np.array(ImageColor.getrgb(one)) - [102, 0, 0]).sum() for one in CLASSES]
+        assert CLASSES[int(np.argmin(near))] == colour
 
 
 def test_a_summary_has_the_interval_the_failures_and_the_warning(tmp_path):

@@ -55,7 +55,7 @@ def served(tmp_path_factory):
     known = {}
 
     def load(spec, **limits):
-        key = (spec.kind, len(spec.channels), spec.labelling, *limits.items())
+        key = (spec.kind, len(spec.channels), len(spec.classes), spec.labelling, *limits.items())
         if key not in known:
             folder = home / str(len(known))
             network = architectures.build(spec.model, len(spec.channels), len(spec.classes), seed=0)
@@ -108,8 +108,20 @@ def test_a_row_has_every_field_and_no_nan(served):
     assert row["mean_probability"] == pytest.approx(expected.foreground[expected.mask > 0].mean())
     assert row["uncertainty"] == pytest.approx(expected.variance[expected.mask > 0].mean())
     assert row["warnings"] == []
-    assert row["foreground_ml"] is row["probabilities"] is row["error"] is None
+    assert row["foreground_ml"] is row["probabilities"] is row["error"] is row["by_class"] is None
     json.dumps(row, allow_nan=False)
+
+
+def test_several_classes_have_their_own_amounts(served):
+    spec = GREY.model_copy(update={"classes": ("wall", "lumen")})
+    (row,) = answers(served(spec), [{"image": picture(PLAIN), "spacing": [0.5, 0.25]}])
+    mask = codecs.decode(base64.b64decode(row["mask"]), "mask").array[0, 0]
+    assert list(row["by_class"]) == ["wall", "lumen"]
+    for label, found in enumerate(row["by_class"].values(), start=1):
+        voxels = int((mask == label).sum())
+        assert (found["voxels"], found["mm2"], found["ml"]) == (voxels, voxels * 0.125, None)
+        assert found["lesions"] == components.count((mask == label)[None].astype(np.uint8))
+    assert sum(found["lesions"] for found in row["by_class"].values()) == row["lesions"]
 
 
 def test_an_empty_mask_has_no_mean_and_still_an_uncertainty(served):
