@@ -246,8 +246,10 @@ class Command(click.Command):
         terminal = Terminal()
         session = Session(terminal)
         session.signals.install()
-        if not {"--help", "--help-all"} & {*(args[0] if args and args[0] else sys.argv[1:])}:
-            terminal.wait(f"{self.name}: starting")
+        if "RANK" not in os.environ and not {"--help", "--help-all"} & {
+            *(args[0] if args and args[0] else sys.argv[1:])
+        }:
+            terminal.wait(f"{self.name}: starting")  # of several processes of a training one is watched
         end_with_driver()
         try:
             super().main(*args, **kwargs | {"standalone_mode": False, "obj": session})

@@ -19,7 +19,8 @@ class Terminal:
     """
 
     def __init__(self) -> None:
-        self._drawn: Status | Bar | None = None
+        self._status: Status | None = None
+        self._bar: Bar | None = None
 
     @property
     def live(self) -> bool:
@@ -63,27 +64,19 @@ class Terminal:
         from rich.console import Console
         from rich.status import Status
 
-        self._draw(Status(told, console=Console(stderr=True)))
+        self._clear()
+        self._status = Status(told, console=Console(stderr=True))
+        self._status.start()
 
     def progress(self, label: str, timed: bool = True) -> Progress:
         """A callback taking (done, total, item): a bar on a terminal, otherwise a line at each tenth."""
         return self._advance(label, timed) if self.live else _lines(label)
 
-    @property
-    def _bar(self) -> "Bar | None":
-        from rich.progress import Progress as Bar
-
-        return self._drawn if isinstance(self._drawn, Bar) else None
-
-    def _draw(self, thing: "Status | Bar") -> None:
-        self._clear()
-        self._drawn = thing
-        thing.start()
-
     def _clear(self) -> None:
-        if self._drawn:
-            self._drawn.stop()
-            self._drawn = None
+        for drawn in (self._status, self._bar):
+            if drawn:
+                drawn.stop()
+        self._status = self._bar = None
 
     def _advance(self, label: str, timed: bool) -> Progress:
         from rich.console import Console
@@ -96,8 +89,10 @@ class Terminal:
         task = bar.add_task(label)
 
         def advance(done: int, total: int, item: str) -> None:
-            if self._drawn is not bar:
-                self._draw(bar)
+            if self._bar is not bar:
+                self._clear()
+                self._bar = bar
+                bar.start()
             bar.update(task, completed=done, total=total, description=f"{label} {item}")
             if done == total and timed:
                 self._clear()

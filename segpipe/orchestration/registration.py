@@ -92,24 +92,26 @@ def last_evaluation(session: Session, config: Config, asked: Collection[str]) ->
     """
     from segpipe.config import settings
     from segpipe.orchestration.step_table import ROWS
+    from segpipe.registry import champions
     from segpipe.tracking import artifacts, runs
 
     name = config.registry.model_name
     run = runs.last("evaluate", "registry.model_name", name)
-    if run is None:
+    evaluate = run.info.run_id if run else champions.last_evaluation(name)
+    if not evaluate:
         how = f"{project.called('pipeline')} --registry.model_name '{name}', with its recipe or --data.root, makes one"
         raise InputError(f"{name} has no evaluation yet: {how}; or give --evaluate-run")
-    recorded = settings.recorded(artifacts.local(f"runs:/{run.info.run_id}/{runs.CONFIG}"), {})
+    recorded = settings.recorded(artifacts.local(f"runs:/{evaluate}/{runs.CONFIG}"), {})
     deciding = {section for row in ("preprocess", "train", "evaluate") for section in ROWS[row].sections}
     theirs, ours = settings.flat(recorded), settings.flat(config)
     for knob in sorted(set(asked) - {"evaluate.subgroups", "evaluate.bootstrap_samples"}):
         if knob.partition(".")[0] in deciding and ours[knob] != theirs[knob]:
             raise InputError(
-                f"{knob}={ours[knob]}, but the last evaluation of {name}, run {run.info.run_id}, has {theirs[knob]}; "
+                f"{knob}={ours[knob]}, but the last evaluation of {name}, run {evaluate}, has {theirs[knob]}; "
                 f"leave it out, or give it to {project.called('pipeline')}"
             )
-    session.say(f"registering the last evaluation of {name}, run {run.info.run_id}")
-    return settings.completed(config, recorded, ("gate", "evaluate", "seed"), asked), {"evaluate": run.info.run_id}
+    session.say(f"registering the last evaluation of {name}, run {evaluate}")
+    return settings.completed(config, recorded, ("gate", "evaluate", "seed"), asked), {"evaluate": evaluate}
 
 
 def card(evaluate: str) -> str:

@@ -81,6 +81,13 @@ def version(name: str, wanted: str) -> ModelVersion:
     return MlflowClient().get_model_version(name, wanted)
 
 
+def last_evaluation(name: str) -> str:
+    """The run ID of the evaluation of a model's newest version; empty where there is none."""
+    found = MlflowClient().search_model_versions(f"name = '{name}'")
+    newest = max(found, key=lambda version: int(version.version), default=None)
+    return newest.tags.get("evaluate_run", "") if newest else ""
+
+
 def versions(name: str) -> set[str]:
     """The numbers of a model's versions."""
     return {str(found.version) for found in MlflowClient().search_model_versions(f"name = '{name}'")}

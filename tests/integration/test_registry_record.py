@@ -260,6 +260,14 @@ def test_the_last_evaluation_of_a_model_is_registered_with_the_gate_of_its_recip
     assert f"train.epochs=7, but the last evaluation of {model.name}, run {newest}, has 50; leave it out" in shown
 
 
+def test_an_evaluation_under_another_name_counts_for_a_model_that_has_a_version_of_it(model, run):
+    model.register(0.7)
+    code, shown = run(f"--registry.model_name={model.name}", "--dry-run")
+    assert code == 0
+    assert f"registering the last evaluation of {model.name}, run {model.evaluations[0.7]}" in shown
+    assert "version 1 is the champion already" in shown
+
+
 def test_a_model_without_an_evaluation_is_told_and_nothing_is_simulated_or_trained(client, run):
     before = {found.info.run_id for found in client.search_runs(["0", "1"])}
     for more in ((), ("--dry-run",)):
