@@ -87,7 +87,7 @@ def encode_probabilities(foreground: NDArray[np.float32], like: Decoded) -> str:
     """
     if like.nifti is None:
         return _base64(codecs.encode_picture(np.round(foreground[0] * np.float32(65535)).astype(np.uint16)))
-    return _base64(codecs.encode_nifti(codecs.as_stored(foreground, like), like.nifti.affine))
+    return _base64(codecs.encode_like(codecs.as_stored(foreground, like), like))
 
 
 def _base64(data: bytes) -> str:

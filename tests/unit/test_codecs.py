@@ -21,6 +21,10 @@ def picture(array, kind, **options):
     return buffer.getvalue()
 
 
+def picture_of(array):
+    return picture(array, "PNG")
+
+
 def pages():
     buffer, page = io.BytesIO(), Image.new("L", (8, 8))
     page.save(buffer, format="TIFF", save_all=True, append_images=[page])
@@ -61,12 +65,91 @@ def test_colours_of_sixteen_bits_are_refused_rather_than_halved():
         codecs.decode(deep_colour_png(), "x")
 
 
-def test_a_palette_with_a_transparent_colour_keeps_its_colours():
+def test_a_picture_with_transparent_pixels_is_refused_and_an_opaque_one_read():
     buffer = io.BytesIO()
     picture = Image.fromarray(COLOUR).quantize(8)
     picture.save(buffer, format="PNG", transparency=b"\0\x80")
-    expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)[:, None]
-    np.testing.assert_array_equal(codecs.decode(buffer.getvalue(), "x").array, expected)
+    with pytest.raises(InputError, match="x: transparent pixels, behind which anything may be; save it without"):
+        codecs.decode(buffer.getvalue(), "x")
+    opaque = np.dstack([COLOUR, np.full(COLOUR.shape[:2], 255, np.uint8)])
+    expected = COLOUR.transpose(2, 0, 1)[:, None]
+    np.testing.assert_array_equal(codecs.decode(picture_of(opaque), "x").array, expected)
+
+
+OBJECT = np.zeros((20, 30), np.uint8)
+OBJECT[5:12, 4:20] = 255
+
+
+@pytest.mark.parametrize("grey", [0, 255, 90])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mask_in_the_alpha_channel_is_what_is_opaque(grey, channels):
+    drawn = np.dstack([np.full((*OBJECT.shape, channels), grey, np.uint8), OBJECT])
+    np.testing.assert_array_equal(codecs.decode(picture_of(drawn), "x", True).array[0, 0], OBJECT)
+
+
+def test_a_mask_of_several_colours_with_transparency_is_refused():
+    drawn = np.dstack([COLOUR, OBJECT])
+    with pytest.raises(InputError, match="x: transparent pixels and several colours; save the mask without"):
+        codecs.decode(picture_of(drawn), "x", True)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_a_picture_is_turned_as_it_says(kind, orientation):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain = Image.fromarray(np.repeat(np.repeat(GREY, 8, 0), 8, 1))
+    buffer = io.BytesIO()
+    plain.save(buffer, format=kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue())))
+    found = codecs.decode(buffer.getvalue(), "x").array[0, 0]
+    np.testing.assert_array_equal(found, np.asarray(shown))
+    assert found.shape == ((240, 160) if orientation > 4 else (160, 240))
+    assert (orientation == 1) == (found.shape == (160, 240) and bool((np.abs(found - np.asarray(plain)) < 40).all()))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("white_first", [True, False])
+def test_a_mask_of_two_greys_is_what_is_seen_whatever_the_order_of_its_palette(kind, white_first):
+    palette = Image.fromarray((OBJECT > 0) ^ white_first).convert("L").point(lambda v: v // 255)
+    palette = Image.fromarray(np.asarray(palette), mode="P")
+    palette.putpalette([255] * 3 + [0] * 3 if white_first else [0] * 3 + [255] * 3)
+    buffer = io.BytesIO()
+    palette.save(buffer, format=kind)
+    found = codecs.decode(buffer.getvalue(), "x", True).array[0, 0]
+    np.testing.assert_array_equal(found > 0, OBJECT > 0)
+
+
+@pytest.mark.parametrize("array", [GREY, DEEP], ids=["8 bits", "16 bits"])
+def test_min_is_white_is_inverted(array):
+    most = np.iinfo(array.dtype).max
+    buffer = io.BytesIO()
+    Image.fromarray(most - array).save(buffer, format="TIFF", tiffinfo={262: 0})
+    data = bytearray(buffer.getvalue())
+    tags = Image.open(io.BytesIO(bytes(data))).tag_v2
+    assert tags[262] in (0, 1)
+    where = data.index(struct.pack("<HHIH", 262, 3, 1, 1)) if tags[262] else -1
+    if where >= 0:
+        data[where + 8] = 0
+    np.testing.assert_array_equal(codecs.decode(bytes(data), "x").array[0, 0], array)
+
+
+def test_a_tiff_of_another_kind_names_it():
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, format="TIFF")
+    data = buffer.getvalue()
+    bits = data.index(struct.pack("<HHIH", 258, 3, 1, 8))
+    with pytest.raises(InputError, match="x: pixels of a kind that is not read; save it as 8- or 16-bit grey"):
+        codecs.decode(data[: bits + 8] + struct.pack("<H", 64) + data[bits + 10 :], "x")
+
+
+def test_a_big_tiff_is_read():
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, format="TIFF", big_tiff=True)
+    assert buffer.getvalue()[:4] == b"II+\0"
+    np.testing.assert_array_equal(codecs.decode(buffer.getvalue(), "x").array[0, 0], GREY)
 
 
 def test_a_palette_mask_gives_its_indices_and_an_image_its_colours():
@@ -99,6 +182,56 @@ def test_a_mask_comes_back_on_the_grid_of_its_nifti(name, packed):
     back = nib.Nifti1Image.from_bytes(gzip.decompress(codecs.encode_mask(mask, decoded, 1)))
     np.testing.assert_array_equal(np.asarray(back.dataobj), values)
     np.testing.assert_allclose(back.affine, AFFINES[name], atol=1e-5)
+
+
+def with_forms(sform, qform, pixdim, unit="mm"):
+    """A volume whose header has these forms, each None or (affine, code), and these voxel sizes."""
+    image = nib.Nifti1Image(np.arange(7 * 8 * 9, dtype=np.int16).reshape(7, 8, 9), None)
+    for form, stated in (("sform", sform), ("qform", qform)):
+        if stated:
+            getattr(image, f"set_{form}")(*stated)
+    image.header["pixdim"][1:4] = pixdim
+    image.header.set_xyzt_units(unit)
+    return image.to_bytes()
+
+
+FINE = np.diag([0.5, 0.5, 5.0, 1.0])
+
+
+def test_sizes_that_contradict_each_other_are_refused_by_both():
+    told = r"x: voxels of 0.5 x 0.5 x 5 by its affine, of 1 x 1 x 1 by pixdim; correct the header"
+    with pytest.raises(InputError, match=told):
+        codecs.decode(with_forms((FINE, 1), None, (1, 1, 1)), "x")
+    with pytest.raises(InputError, match=r"x: voxel size 0 x 1 x 1 in pixdim, expected three positive numbers"):
+        codecs.decode(with_forms(None, None, (0, 1, 1)), "x")
+    decoded = codecs.decode(with_forms((FINE, 1), None, (0.5001, 0.5, 5)), "x")
+    assert decoded.spacing == (5.0, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("micron", 0.001), ("meter", 1000), ("unknown", 1)])
+def test_the_unit_of_a_file_is_honoured(unit, factor):
+    decoded = codecs.decode(with_forms((FINE, 1), None, (0.5, 0.5, 5), unit), "x")
+    assert decoded.spacing == pytest.approx((5 * factor, 0.5 * factor, 0.5 * factor))
+    np.testing.assert_allclose(np.abs(np.diag(decoded.affine)[:3]), np.array([0.5, 0.5, 5]) * factor)
+
+
+@pytest.mark.parametrize("sform", [None, (AFFINES["permuted"], 4), (AFFINES["RAS"], 2)])
+@pytest.mark.parametrize("qform", [None, (AFFINES["permuted"], 1)])
+@pytest.mark.parametrize("unit", ["mm", "micron"])
+def test_a_mask_has_the_geometry_of_its_file_copied(sform, qform, unit):
+    sizes = nib.affines.voxel_sizes((sform or qform or (np.diag([1.5, 2, 3, 1]),))[0])
+    data = with_forms(sform, qform, sizes, unit)
+    decoded, source = codecs.decode(data, "x"), nib.Nifti1Image.from_bytes(data).header
+    mask = (decoded.array[0] > 250).astype(np.uint8)
+    back = nib.Nifti1Image.from_bytes(gzip.decompress(codecs.encode_mask(mask, decoded, 1)))
+    np.testing.assert_array_equal(np.asarray(back.dataobj), np.arange(7 * 8 * 9).reshape(7, 8, 9) > 250)
+    for form in ("sform", "qform"):
+        (ours, our_code), (theirs, their_code) = (getattr(h, f"get_{form}")(coded=True) for h in (back.header, source))
+        assert our_code == their_code
+        if their_code:
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_array_equal(back.header["pixdim"][1:4], source["pixdim"][1:4])
+    assert back.header.get_xyzt_units()[0] == unit
 
 
 def test_slices_run_along_the_bodys_axis_and_spacing_follows():

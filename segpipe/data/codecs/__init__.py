@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 
 from segpipe.data.codecs import nifti, pictures
 from segpipe.data.codecs.decoded import MAX_PIXELS, Decoded
-from segpipe.data.codecs.nifti import encode_nifti, resample
+from segpipe.data.codecs.nifti import encode_like, encode_nifti, resample
 from segpipe.data.codecs.pictures import PICTURES, encode_picture
 from segpipe.errors import InputError
 
-__all__ = ["PICTURES", "Decoded", "encode_nifti", "encode_picture", "resample"]  # beside what is defined here
+# Beside what is defined here.
+__all__ = ["PICTURES", "Decoded", "encode_like", "encode_nifti", "encode_picture", "resample"]
 
 SUFFIXES = (*PICTURES, ".dcm", ".nii", ".nii.gz")
 CORNER_TOLERANCE_MM = 0.1
+GROUP_LENGTH = b"\x02\0\0\0"  # what a DICOM file without its preamble begins with
 
 Value = TypeVar("Value", bound=np.generic)
 
@@ -29,10 +31,11 @@ def decode(data: bytes, where: str, raw_labels: bool = False, most: int = MAX_PI
     """
     if not data:
         raise InputError(f"{where}: empty file")
-    if data[128:132] == b"DICM":
+    if data[128:132] == b"DICM" or data[:4] == GROUP_LENGTH:
         from segpipe.data.codecs import dicom
 
-        return dicom.decode(data, where, most)
+        whole = data if data[128:132] == b"DICM" else bytes(128) + b"DICM" + data
+        return dicom.decode(whole, where, most)
     if nifti.recognised(data):
         return nifti.decode(data, where, most)
     return pictures.decode(data, where, raw_labels, most)
@@ -81,9 +84,9 @@ def as_stored(values: NDArray[Value], like: Decoded) -> NDArray[Value]:
 def encode_mask(mask: NDArray[np.uint8], like: Decoded, classes: int) -> bytes:
     """A mask D,H,W uint8 in the geometry of the file it belongs to.
 
-    NIfTI in: .nii.gz with the same shape, affine and orientation. Picture or DICOM in: 8-bit grey PNG, a single
-    foreground class as 255 and several classes as their numbers.
+    NIfTI in: .nii.gz with the same shape and geometry, as its header states it. Picture or DICOM in: 8-bit grey PNG, a
+    single foreground class as 255 and several classes as their numbers.
     """
     if like.nifti is None:
         return encode_picture(mask[0] * np.uint8(255 if classes == 1 else 1))
-    return encode_nifti(as_stored(mask, like), like.nifti.affine)
+    return encode_like(as_stored(mask, like), like)

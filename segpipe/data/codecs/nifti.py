@@ -16,6 +16,8 @@ GZIP = b"\x1f\x8b"
 LARGEST_OFFSET = 1 << 24  # extensions before the voxels take kilobytes
 LONGEST_AXIS = 32_767  # of NIfTI-1, which masks are written in
 CHUNK = 1 << 16
+MILLIMETRES = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+SAME_SIZE = 0.01  # by how much the sizes of a voxel that a file states may differ
 MEMBERS = 1 << 15  # of 64 KiB each, as bgzip has them, they make 2 GiB
 QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # nibabel reports on stderr what it mends in a header
 
@@ -36,7 +38,8 @@ def decode(data: bytes, where: str, most: int) -> Decoded:
             image = _image(data, where, most)
             canonical = nib.as_closest_canonical(image)
             values = np.asarray(canonical.dataobj, dtype=np.float32)
-            zooms = [float(z) for z in canonical.header.get_zooms()[:3]]
+            affine = _in_mm(canonical).affine
+            zooms = [float(size) for size in nib.affines.voxel_sizes(affine)]
     except (
         OSError,
         EOFError,
@@ -49,11 +52,9 @@ def decode(data: bytes, where: str, most: int) -> Decoded:
         nib.wrapstruct.WrapStructError,
     ) as error:
         raise InputError(f"{where}: not a complete NIfTI file ({one_line(error)})") from None
-    if not all(np.isfinite(z) and z > 0 for z in zooms):
-        raise InputError(f"{where}: voxel size {zooms} mm in the header, expected three positive numbers")
     channels = values[..., None] if values.ndim == 3 else values
     array = np.ascontiguousarray(channels.transpose(3, 2, 1, 0))
-    return Decoded(array, (zooms[2], zooms[1], zooms[0]), image, canonical.affine)
+    return Decoded(array, (zooms[2], zooms[1], zooms[0]), image, affine)
 
 
 def _image(data: bytes, where: str, most: int) -> Any:
@@ -62,6 +63,7 @@ def _image(data: bytes, where: str, most: int) -> Any:
 
     kind = nib.Nifti2Image if first(data, 8)[4:] == b"n+2\0" else nib.Nifti1Image
     header = kind.header_class(first(data, kind.header_class.sizeof_hdr), check=False)
+    stated = np.abs(header["pixdim"][1:4].astype(float))
     header.check_fix(QUIET)
     if not header["magic"].item().startswith(b"n+"):
         raise InputError(f"{where}: a header without its voxels (.hdr and .img); save both as one .nii")
@@ -74,9 +76,32 @@ def _image(data: bytes, where: str, most: int) -> Any:
         raise ValueError("its affine is not finite")
     if np.linalg.matrix_rank(affine) < 4:
         raise InputError(f"{where}: its affine has no inverse")
+    _check_sizes(stated, nib.affines.voxel_sizes(affine), where)
     voxels = kind.ImageArrayProxy(io.BytesIO(raw), header)
     header.set_data_offset(0)
     return kind(voxels, affine, header)
+
+
+def _check_sizes(stated: NDArray[np.float64], sizes: NDArray[np.float64], where: str) -> None:
+    """Raise InputError unless `pixdim` and the affine state one size of a voxel: amounts and distances rest on it."""
+    if not (np.isfinite(stated).all() and (stated > 0).all()):
+        raise InputError(f"{where}: voxel size {_sizes(stated)} in pixdim, expected three positive numbers")
+    if (np.abs(stated - sizes) > SAME_SIZE * sizes).any():
+        told = f"voxels of {_sizes(sizes)} by its affine, of {_sizes(stated)} by pixdim"
+        raise InputError(f"{where}: {told}; correct the header, nobody can tell which is right")
+
+
+def _in_mm(image: Any) -> Any:
+    """An image whose affine is in mm, whatever the unit of its header; one that is not known is taken for mm."""
+    try:
+        factor = MILLIMETRES[image.header.get_xyzt_units()[0]]
+    except KeyError:
+        factor = 1.0
+    return image if factor == 1 else type(image)(image.dataobj, np.diag([*[factor] * 3, 1.0]) @ image.affine)
+
+
+def _sizes(values: NDArray[np.float64]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)
 
 
 def _length(header: Any, where: str, most: int) -> int:
@@ -125,7 +150,7 @@ def resample(moving: Decoded, fixed: Decoded) -> Decoded:
     import nibabel as nib
     from nibabel.processing import resample_from_to
 
-    onto = resample_from_to(moving.nifti, (fixed.nifti.shape[:3], fixed.nifti.affine), order=1)
+    onto = resample_from_to(_in_mm(moving.nifti), (fixed.nifti.shape[:3], _in_mm(fixed.nifti).affine), order=1)
     values = np.asarray(nib.as_closest_canonical(onto).dataobj, dtype=np.float32)
     return Decoded(np.ascontiguousarray(values.transpose(2, 1, 0))[None], fixed.spacing, onto, fixed.affine)
 
@@ -146,6 +171,28 @@ def encode_nifti(values: NDArray[np.generic], affine: NDArray[np.float64]) -> by
 
     image = nib.Nifti1Image(np.ascontiguousarray(values), affine)
     image.header.set_xyzt_units("mm")
+    return _packed(image)
+
+
+def encode_like(values: NDArray[np.generic], like: Decoded) -> bytes:
+    """A .nii.gz of X,Y,Z with the geometry of a file copied: both forms with their codes, voxel sizes and unit; nothing
+    else of its header. The same bytes for the same values.
+    """
+    import nibabel as nib
+
+    source, array = like.nifti.header, np.ascontiguousarray(values)
+    image = nib.Nifti1Image(array, None)
+    header = image.header
+    for form in ("sform", "qform"):
+        affine, code = getattr(source, f"get_{form}")(coded=True)
+        if code:
+            getattr(image, f"set_{form}")(affine, int(code))
+    header["pixdim"][:4] = source["pixdim"][:4]
+    header.set_xyzt_units(source.get_xyzt_units()[0])
+    return _packed(image)
+
+
+def _packed(image: Any) -> bytes:
     # Run lengths alone: of a mask about the size of level 9, in a tenth of its time.
     gzip = zlib.compressobj(level=6, wbits=31, strategy=zlib.Z_RLE)
     return gzip.compress(image.to_bytes()) + gzip.flush()

@@ -1,13 +1,14 @@
-"""PNG, JPEG, TIFF and BMP."""
+"""PNG, JPEG, TIFF and BMP, as a viewer shows them: turned as they say, min-is-white inverted, without transparency."""
 
 import io
+import struct
 import warnings
 import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from segpipe.data.codecs.decoded import MOST_SCANS, SCAN, Decoded, Metered, limit
 from segpipe.errors import InputError, one_line
@@ -22,16 +23,23 @@ OPENERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
     b"II*\0": TiffImagePlugin.TiffImageFile,
     b"MM\0*": TiffImagePlugin.TiffImageFile,
+    b"II+\0": TiffImagePlugin.TiffImageFile,  # BigTIFF
+    b"MM\0+": TiffImagePlugin.TiffImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
 }
 PLAIN_DEEP = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 PLAIN = ("1", "L", "P", "RGB", *PLAIN_DEEP)
+TRANSPARENT = ("LA", "La", "RGBA", "RGBa", "PA")
+MIN_IS_WHITE, WHOLE_NUMBERS = 0, ("I;16", "I;16B", "I;16L", "I;16N")
+OPAQUE = 255
 PNG_DEEP = ("RGB;16B", "LA;16B", "RGBA;16B")
 TILE_WIDTH, TILE_LENGTH = 322, 323
 
 
 def decode(data: bytes, where: str, raw_labels: bool, most: int) -> Decoded:
-    """Decode a picture; with `raw_labels` a palette gives its indices. Raises InputError beginning with `where`."""
+    """Decode a picture; with `raw_labels`, as masks need, a palette gives its indices, and what is transparent is
+    background. Raises InputError beginning with `where`.
+    """
     opener = next((opener for start, opener in OPENERS.items() if data.startswith(start)), None)
     if opener is None:
         raise InputError(f"{where}: not a PNG, JPEG, TIFF, BMP, NIfTI or DICOM file")
@@ -42,11 +50,53 @@ def decode(data: bytes, where: str, raw_labels: bool, most: int) -> Decoded:
         opened = opener(io.BytesIO(data) if opener is BmpImagePlugin.BmpImageFile else Metered(data))
         _check(opened, where, most)
         opened.load()
-        pixels = np.asarray(_plain(opened, raw_labels))
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
+        pixels = _shown(opened, raw_labels, where)
+    except (OSError, SyntaxError, TypeError, ValueError, struct.error) as error:
+        if "unknown pixel mode" in str(error):
+            kinds = "8- or 16-bit grey, 32-bit real numbers or 8-bit colour"
+            raise InputError(f"{where}: pixels of a kind that is not read; save it as {kinds}") from None
         raise InputError(f"{where}: damaged or cut short ({one_line(error)})") from None
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return Decoded(np.ascontiguousarray(channels_first[:, None], dtype=np.float32), None)
+
+
+def _shown(opened: Image.Image, raw_labels: bool, where: str) -> NDArray[Any]:
+    """The pixels H,W or H,W,3 of a picture, the right way up."""
+    ImageOps.exif_transpose(opened, in_place=True)
+    picture = opened
+    if picture.mode in TRANSPARENT or "transparency" in picture.info:
+        alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
+        if (alpha != OPAQUE).any():
+            return _opaque(picture, alpha, raw_labels, where)
+    if raw_labels and picture.mode == "P" and _brightest_first(picture):
+        return np.asarray(picture.convert("L"))
+    pixels = np.asarray(_plain(picture, raw_labels))
+    tags: Any = getattr(opened, "tag_v2", {})
+    if picture.mode in PLAIN_DEEP and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == MIN_IS_WHITE:
+        if picture.mode not in WHOLE_NUMBERS:
+            raise InputError(f"{where}: min-is-white with {picture.mode} pixels; save it as min-is-black")
+        bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,)))
+        pixels = (1 << bits) - 1 - pixels.astype(np.int64)
+    return pixels
+
+
+def _opaque(picture: Image.Image, alpha: NDArray[np.uint8], raw_labels: bool, where: str) -> NDArray[Any]:
+    """A mask that is drawn in its transparency: what is opaque is foreground. Raises InputError for other pictures with
+    transparent pixels: what is behind these is not known.
+    """
+    if not raw_labels:
+        raise InputError(f"{where}: transparent pixels, behind which anything may be; save it without transparency")
+    colours = np.asarray(picture.convert("RGB"))[alpha > 0]
+    if len(colours) and (colours != colours[0]).any():
+        raise InputError(f"{where}: transparent pixels and several colours; save the mask without transparency")
+    return alpha
+
+
+def _brightest_first(picture: Image.Image) -> bool:
+    """Whether a palette of two greys has the brighter one first, so that its indices are upside down."""
+    palette = np.asarray(picture.getpalette("RGB") or [], dtype=np.int64).reshape(-1, 3)[:2]
+    grey = len(palette) == 2 and bool((palette == palette[:, :1]).all())
+    return grey and bool(palette[0, 0] > palette[1, 0]) and int(np.asarray(picture).max()) <= 1
 
 
 def _check(picture: ImageFile.ImageFile, where: str, most: int) -> None:

@@ -16,6 +16,7 @@ from segpipe.data.volume import IGNORE, Case, Kind
 from segpipe.errors import InputError
 
 OURS = ("case", "participant_id", "patient", "site", "split")
+ALMOST = 1e-4  # within this a label is a whole number
 RESERVED = {"outcome", "size", *get_args(MetricName)}
 
 
@@ -69,6 +70,7 @@ def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where
         raise InputError(f"data.classes: {len(classes)} names; at most {IGNORE - 1} fit into a mask")
     if classes and 0 <= ignore <= len(classes):
         raise InputError(f"data.ignore_label={ignore}: the value of the background or a class; choose an unused value")
+    mask = _rounded(mask)
     ignored = (mask == ignore) & (ignore >= 0)
     values = np.unique(mask[~ignored])
     if classes:
@@ -83,6 +85,12 @@ def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where
         found = np.asarray(mask == _foreground(values, where), dtype=np.uint8)
     found[ignored] = IGNORE
     return found
+
+
+def _rounded(mask: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Labels that were saved as real numbers, such as 0.99999994, as what they stand for."""
+    whole = np.rint(mask)
+    return whole if np.abs(mask - whole).max(initial=0) < ALMOST else mask
 
 
 def _foreground(values: NDArray[np.float32], where: str) -> np.float32:
