@@ -373,7 +373,7 @@ class ServingConfig(Section):
 class PredictConfig(Section):
     """What the entry point `predict` segments, and how."""
 
-    input: str = Field("", description="a folder, a list of files (.txt, .csv), a manifest.json or runs:/ID/dataset")
+    input: str = Field("", description="a folder, a list (.txt, .csv, .tsv), a manifest.json or runs:/ID/dataset")
     output: str = Field("", description="folder for the results (default: predictions/ID under tracking.outputs)")
     model: str = Field("", description="URI of the model (default: models:/NAME@champion of registry.model_name)")
     threshold: Literal["model"] | Annotated[float, Field(gt=0, lt=1)] = Field(

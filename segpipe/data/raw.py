@@ -6,8 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from segpipe.config.sections import DataConfig
+from segpipe.data import tables
 from segpipe.errors import InputError
 from segpipe.files import hashes
+
+SYSTEM = ("thumbs.db", "desktop.ini")  # beside hidden files
+PICTURES, VOLUMES = ("images", "masks"), "derivatives"
+
+
+def of_the_system(path: Path) -> bool:
+    """Whether a file is hidden, or one that a system leaves behind: never data."""
+    return path.name.startswith(".") or path.name.lower() in SYSTEM
+
+
+def parts(root: Path, layout: str) -> list[Path]:
+    """The folders of a layout, `nifti` or `folder`, that a root has; `folder` at the root and below its splits."""
+    if layout == "nifti":
+        return [*sorted(root.glob("sub-*/")), *root.glob(f"{VOLUMES}/")]
+    splits = (path for path in sorted(root.glob("*/")) if path.name.lower() in tables.SPLITS)
+    return [place / part for place in (root, *splits) for part in PICTURES if (place / part).is_dir()]
 
 
 def check_root(root: str) -> Path:
@@ -25,7 +42,8 @@ def check_root(root: str) -> Path:
 
 
 def files(config: DataConfig, progress: hashes.Progress | None = None) -> dict[str, str]:
-    """SHA-256 (64 hex digits) of every raw file but hidden ones, by its path below the root; links are followed.
+    """SHA-256 (64 hex digits) of every raw file, by its path below the root: those below its `parts`, and the
+    table of cases; not hidden ones and those of the system. Links are followed.
 
     The phantom has none, because its config and code say it all. `progress` is called for files that have to be read.
     Raises InputError where the root or a file can't be read.
@@ -33,8 +51,10 @@ def files(config: DataConfig, progress: hashes.Progress | None = None) -> dict[s
     if config.format == "phantom":
         return {}
     root = check_root(config.root)
-    found = [Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names]
-    shown = sorted(path for path in found if not path.name.startswith("."))
+    found = [path for path in root.iterdir() if tables.is_table(path)]
+    for top in parts(root, config.format):
+        found += [Path(folder) / name for folder, _, names in os.walk(top, followlinks=True) for name in names]
+    shown = sorted(path for path in found if not of_the_system(path))
     try:
         return {path.relative_to(root).as_posix(): known for path, known in hashes.of(shown, root, progress).items()}
     except OSError as error:

@@ -12,7 +12,8 @@ from segpipe.errors import InputError
 
 
 def assign(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, Split]:
-    """Each patient's split: the one that the data declares, or drawn from `seed`.
+    """Each patient's split: the one that the data declares, or drawn from `seed`. Where it declares training and test
+    alone, patients for validation are drawn from those for training, split.val of all.
 
     Raises InputError for too few patients, a patient in two splits, or a split declared for some cases only.
     """
@@ -32,7 +33,17 @@ def assign(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, S
         known = sides.setdefault(case.patient, split)
         if known != split:
             raise InputError(f"patient '{case.patient}' is in both {known} and {split} (case '{case.name}')")
+    if carves_validation(cases) and config.val:
+        training = [case for case in cases if sides[case.patient] == "train"]
+        share = min(config.val * len(sides) / max(1, len({case.patient for case in training})), 0.5)
+        sides |= _draw(training, SplitConfig(val=share, test=0.0, min_patients=1), seed)
     return sides
+
+
+def carves_validation(cases: Sequence[Case]) -> bool:
+    """Whether the data declares splits, but none for validation."""
+    declared = {case.split for case in cases}
+    return "train" in declared and "val" not in declared
 
 
 def _draw(cases: Sequence[Case], config: SplitConfig, seed: int) -> dict[str, Split]:

@@ -12,12 +12,15 @@ from segpipe.orchestration.session import Session
 
 def build(screen: Screen, config: Config, folder: Path) -> Manifest:
     """Write a dataset with pictures of a few training cases into an empty folder."""
-    from segpipe.data import dataset_writer
+    from segpipe.data import dataset_writer, splits
     from segpipe.data.dataset import Dataset
     from segpipe.data.readers import open_reader
     from segpipe.plots import cases
 
-    manifest = dataset_writer.build(config, open_reader(config), folder, screen.progress("preprocess"))
+    reader = open_reader(config)
+    if config.split.val and splits.carves_validation(reader.cases()):
+        screen.say("the data's own splits have no validation set: patients for it are drawn from training (split.val)")
+    manifest = dataset_writer.build(config, reader, folder, screen.progress("preprocess"))
     cases.dataset(Dataset(folder, manifest), folder / "samples.png")
     return manifest
 

@@ -1,23 +1,29 @@
 """The cases to segment with their files, found without opening an image."""
 
-import csv
 import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from segpipe.config.sections import Config
-from segpipe.data import codecs, raw
+from segpipe.data import codecs, raw, tables
 from segpipe.data.manifest import FILE, Manifest
-from segpipe.data.readers import READERS, reader_of
+from segpipe.data.readers import READERS, pairs, reader_of
 from segpipe.errors import InputError
 from segpipe.files.staging import staged
 from segpipe.inference.spec import ModelSpec
 
 VOLUMES = (".nii.gz", ".nii")
 IMAGES, MASKS = "images", "masks"
+# What a column of a list is called, as in tables.COLUMNS; further ones are channels.
+COLUMNS = {
+    "case": ("case", "case_id", "caseid", "name"),
+    "image": ("image", "image_path", "img", "file", "filename", "file_name", "path"),
+    "mask": ("mask", "mask_path", "reference", "label", "annotation", "segmentation"),
+}
 
 
 class Item(NamedTuple):
@@ -49,7 +55,7 @@ def listed(paths: Sequence[Path], folder: Path) -> Path:
 
 
 def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
-    """The cases of a folder, an image, a list (.txt, .csv), a manifest or a dataset's folder, as the model takes them.
+    """The cases of a folder, an image, a list, a manifest or the folder of a dataset, as the model takes them.
 
     Raises InputError where there is none, a list or manifest can't be read, or two cases have one name.
     """
@@ -57,7 +63,7 @@ def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
         found = _manifest(source / FILE, config) if (source / FILE).is_file() else _folder(source, spec, config)
     elif source.suffix.lower() == ".json":
         found = _manifest(source, config)
-    elif source.suffix.lower() == ".csv":
+    elif source.suffix.lower() in (".csv", ".tsv"):
         found = _table(source, spec)
     elif source.suffix.lower() == ".txt":
         found = _list(source, spec, config)
@@ -65,7 +71,7 @@ def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
         found = _cases_of([source], source.parent, spec, config)
     else:
         raise InputError(
-            f"predict.input {source}: give a folder, an image, a list of files (.txt, .csv) or a manifest.json"
+            f"predict.input {source}: give a folder, an image, a list of files (.txt, .csv, .tsv) or a manifest.json"
         )
     if not found:
         wanted = f"*_{'.nii.gz, *_'.join(spec.channels)}.nii.gz" if _several_files(spec) else "images"
@@ -118,10 +124,25 @@ def _folder(root: Path, spec: ModelSpec, config: Config) -> list[Item]:
     anywhere = files if base == root else [*files, *masks, *_files(root / "derivatives")]
     if grouped := _group_files(files, anywhere, base, spec, config):
         return grouped
-    references = {_case(path, root / MASKS): path for path in masks}
     ends = tuple(f"_{config.data.mask_suffix}{end}" for end in VOLUMES)
     images = [p for p in files if MASKS not in p.relative_to(base).parts[:-1] and not p.name.endswith(ends)]
+    references = _references({_case(path, base) for path in images}, masks, root / MASKS)
     return [Item(case, (path,), references.get(case)) for path in images if (case := _case(path, base))]
+
+
+def _references(cases: set[str], masks: list[Path], folder: Path) -> dict[str, Path]:
+    """The masks of a folder by their cases: as they are named or, where none fits so, without what all end with.
+
+    Raises InputError where there are masks, and none is named like a case.
+    """
+    named = {_case(path, folder): path for path in masks}
+    if named and not cases & named.keys():
+        named = pairs.without(named, pairs.common_end(named))
+        if not cases & named.keys():
+            raise InputError(
+                f"{folder}: no mask is named like an image; rename them, list both in a .csv, or predict {IMAGES}/"
+            )
+    return named
 
 
 def _group_files(files: list[Path], masks: list[Path], root: Path, spec: ModelSpec, config: Config) -> list[Item]:
@@ -200,13 +221,13 @@ def _absolute(folder: Path, name: str) -> Path:
 
 
 def _table(source: Path, spec: ModelSpec) -> list[Item]:
-    reader = csv.DictReader(_lines(source))
-    known = [name for name in reader.fieldnames or () if name]
-    columns = spec.channels if _several_files(spec) and "image" not in known else ("image",)
-    missing = [name for name in columns if name not in known]
+    header, lines = tables.cut(source)
+    names = tables.means(source, header, COLUMNS)
+    columns = spec.channels if _several_files(spec) and "image" not in names else ("image",)
+    missing = [name for name in columns if name not in names]
     if missing:
-        raise InputError(f"{source}: no column '{missing[0]}'; there are {', '.join(known) or 'none'}")
-    rows = [{k: (v or "").strip() for k, v in row.items() if k} for row in reader]
+        raise InputError(f"{source}: no column '{missing[0]}'; there are {', '.join(filter(None, header)) or 'none'}")
+    rows = [{k: tables.tidy(v) for k, v in zip_longest(names, cells) if k} for _, cells in lines]
     rows = [row for row in rows if any(row.values())]
     groups = [tuple(_absolute(source.parent, row[name]) for name in columns if row[name]) for row in rows]
     root = _common([path for files in groups for path in files], source.parent)

@@ -23,7 +23,7 @@ from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures
 from segpipe.plots.colours import CLASSES
 from segpipe.prediction import batch, comparisons, results, summary
-from segpipe.prediction.inputs import find
+from segpipe.prediction.inputs import Item, find
 
 TINY = {"model.encoder": "tu-test_resnet", "model.encoder_depth": "3", "preprocess.size": "32"}
 ONE = ("foreground",)
@@ -177,6 +177,35 @@ def test_a_table_names_cases_channels_and_masks(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.csv", "image, mask\nx/1.png, m/1.png\n"),
+        ("list.csv", "\ufeffImage;Reference\nx/1.png;m/1.png\n"),
+        ("list.tsv", "File Name\tlabel\tnotes\nx/1.png\tm/1.png\n\t\t\n"),
+    ],
+)
+def test_a_table_is_read_as_people_write_it(name, content, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    (item,) = find(tmp_path / name, spec_of("folder"), config_of("folder"))
+    assert item == Item("x/1", (tmp_path / "x" / "1.png",), tmp_path / "m" / "1.png")
+
+
+def test_references_may_all_end_alike_but_have_to_be_named_like_images(tmp_path):
+    touch(*(tmp_path / "images" / f"{n}.png" for n in range(3)))
+    touch(*(tmp_path / "masks" / f"{n}_vessel-mask.png" for n in range(2)))
+    items = find(tmp_path, spec_of("folder"), config_of("folder"))
+    assert [item.reference and item.reference.name for item in items] == [
+        "0_vessel-mask.png",
+        "1_vessel-mask.png",
+        None,
+    ]
+    for mask in (tmp_path / "masks").iterdir():
+        mask.rename(mask.with_stem(f"m{mask.stem[0]}"))
+    with pytest.raises(InputError, match="masks: no mask is named like an image; rename them, list both"):
+        find(tmp_path, spec_of("folder"), config_of("folder"))
+
+
+@pytest.mark.parametrize(
     ("content", "told"),
     [
         ("case,dwi\np,a.nii\n", "no column 'adc'; there are case, dwi"),
@@ -184,7 +213,8 @@ def test_a_table_names_cases_channels_and_masks(tmp_path):
         ("case,image\n/p,a.nii\n", "case '/p' can't name a file"),
         ("case,image\np,a.nii\np,b.nii\n", "two cases 'p'"),
         ("case,image\n", "nothing to segment; the model takes *_dwi.nii.gz, *_adc.nii.gz"),
-        ("", "no column 'dwi'; there are none"),
+        ("", "cases.csv: empty; fill it in, or remove it"),
+        ("Case, case id, dwi, adc\n", "columns Case and case id both mean case; keep one"),
     ],
 )
 def test_a_table_that_cannot_be_followed_is_one_line(content, told, tmp_path):

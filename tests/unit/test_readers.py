@@ -197,7 +197,11 @@ BROKEN = {
     "folder: third value": ("folder", lambda r: paint(r / "masks/case3.png", 9), "case3.png: label values 0, 9, 255"),
     "folder: doubled stem": ("folder", lambda r: Image.new("L", (9, 9)).save(r / "images/case3.bmp"), "same name"),
     "folder: case not listed": ("folder", lambda r: (r / "cases.csv").write_text("case\ncase1"), "is not listed"),
-    "folder: table without key": ("folder", lambda r: (r / "cases.csv").write_text("name\nx"), "no column 'case'"),
+    "folder: table without key": (
+        "folder",
+        lambda r: (r / "cases.csv").write_text("name\nx"),
+        "no column of cases",
+    ),
     "folder: table in Latin-1": ("folder", lambda r: (r / "cases.csv").write_bytes(b"case\nM\xfcller"), "not UTF-8"),
     "folder: unknown split": ("folder", lambda r: (r / "cases.csv").write_text("case,split\na,dev"), "split 'dev'"),
     "nifti: no mask": ("nifti", lambda r: drop(r / "derivatives" / CASE), "no file"),

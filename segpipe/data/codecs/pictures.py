@@ -38,7 +38,7 @@ TILE_WIDTH, TILE_LENGTH = 322, 323
 
 def decode(data: bytes, where: str, raw_labels: bool, most: int) -> Decoded:
     """Decode a picture; with `raw_labels`, as masks need, a palette gives its indices, and what is transparent is
-    background. Raises InputError beginning with `where`.
+    background, as index 0 is. Raises InputError beginning with `where`.
     """
     opener = next((opener for start, opener in OPENERS.items() if data.startswith(start)), None)
     if opener is None:
@@ -64,9 +64,10 @@ def _shown(opened: Image.Image, raw_labels: bool, where: str) -> NDArray[Any]:
     """The pixels H,W or H,W,3 of a picture, the right way up."""
     ImageOps.exif_transpose(opened, in_place=True)
     picture = opened
-    if picture.mode in TRANSPARENT or "transparency" in picture.info:
+    if picture.mode in TRANSPARENT or ("transparency" in picture.info and picture.mode not in PLAIN_DEEP):
         alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
-        if (alpha != OPAQUE).any():
+        labelled = raw_labels and picture.mode == "P" and not np.asarray(picture)[alpha != OPAQUE].any()
+        if (alpha != OPAQUE).any() and not labelled:
             return _opaque(picture, alpha, raw_labels, where)
     if raw_labels and picture.mode == "P" and _brightest_first(picture):
         return np.asarray(picture.convert("L"))

@@ -1,5 +1,6 @@
 """One row per format. A new format is one file with a Reader and one row here."""
 
+import fnmatch
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -73,7 +74,8 @@ def detect(root: str) -> str:
     """The format of a folder, by what is in it. Raises InputError where it is none, or could be several."""
     path = raw.check_root(root)
     signs = {name: row.signs for name, row in READERS.items() if row.signs}
-    found = [name for name, wanted in signs.items() if all(any(path.glob(sign)) for sign in wanted)]
+    there = {name: [part.name for part in raw.parts(path, name)] for name in signs}
+    found = [n for n, wanted in signs.items() if all(fnmatch.filter(there[n], sign.rstrip("/")) for sign in wanted)]
     if len(found) == 1:
         return found[0]
     known = ", or ".join(f"{' and '.join(wanted)} ({name})" for name, wanted in signs.items())

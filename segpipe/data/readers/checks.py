@@ -1,15 +1,12 @@
 """What all readers share: a case's files and their checks, and the table of patients."""
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.config.sections import MetricName
 from segpipe.data import codecs
 from segpipe.data.codecs import Decoded
 from segpipe.data.volume import IGNORE, Case, Kind
@@ -17,7 +14,6 @@ from segpipe.errors import InputError
 
 OURS = ("case", "participant_id", "patient", "site", "split")
 ALMOST = 1e-4  # within this a label is a whole number
-RESERVED = {"outcome", "size", *get_args(MetricName)}
 
 
 def case_of(row: dict[str, str], name: str, subject: str, images: tuple[Path, ...], mask: Path) -> Case:
@@ -104,32 +100,3 @@ def _foreground(values: NDArray[np.float32], where: str) -> np.float32:
     if len(values) == 1 and values[0] not in (0, 255):
         raise InputError(f"{where}: a single value ({shown}), foreground or background? use 0/255 or data.classes")
     return values[1] if len(values) == 2 else np.float32(255)
-
-
-def table(path: Path, key: str, delimiter: str) -> dict[str, dict[str, str]]:
-    """Rows of a CSV or TSV by their `key` column; an absent file has none.
-
-    Raises InputError for a missing key column, a repeated key, an unknown split or a column named like a result.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    reader = csv.DictReader(content, delimiter=delimiter)
-    if key not in (reader.fieldnames or ()):
-        raise InputError(f"{path}: no column '{key}'")
-    rows: dict[str, dict[str, str]] = {}
-    for line in reader:
-        row = {k: (v or "").strip() for k, v in line.items() if k}
-        if row[key] in rows:
-            raise InputError(f"{path}: '{row[key]}' stands twice")
-        if row.get("split", "") not in ("", "train", "val", "test"):
-            raise InputError(f"{path}: '{row[key]}' has split '{row['split']}'; allowed: train, val, test")
-        if any(row.values()):
-            rows[row[key]] = row
-    for column in next(iter(rows.values()), {}):
-        if column in RESERVED:
-            raise InputError(f"{path}: column '{column}' has the name of one of the results; rename it")
-    return rows

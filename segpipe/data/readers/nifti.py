@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from segpipe.config.sections import DataConfig
-from segpipe.data import codecs
+from segpipe.data import codecs, tables
 from segpipe.data.readers import checks
 from segpipe.data.volume import Case, Volume
 from segpipe.errors import InputError
 
 
 class NiftiReader:
-    """`sub-*/[ses-*/]*/*_CHANNEL.nii[.gz]`, masks under `derivatives/`, patient, site, split in `participants.tsv`.
+    """`sub-*/[ses-*/]*/*_CHANNEL.nii[.gz]`, masks under `derivatives/`, patient, site, split in a table such as
+    `participants.tsv`.
 
     The first channel's grid is the case's grid; other channels are resampled onto it, the mask must share it.
     """
@@ -19,7 +20,7 @@ class NiftiReader:
         self.root, self.data = Path(data.root), data
 
     def cases(self) -> list[Case]:
-        rows = checks.table(self.root / "participants.tsv", "participant_id", "\t")
+        listed, rows = tables.read(self.root)
         sessions = _sessions(self.root)
         if not sessions:
             raise InputError(f"data.root {self.root}: no sub-*/ folder; expected the ISLES'22 BIDS layout")
@@ -27,12 +28,14 @@ class NiftiReader:
         for session in _sessions(derivatives):
             if session not in sessions and _files(derivatives / session, self.data.mask_suffix):
                 raise InputError(f"{derivatives / session}: a mask without its image in {self.root / session}")
+        subjects = {session.parts[0] for session in sessions}
+        rows = {name if name in subjects else f"sub-{name.removeprefix('sub-')}": row for name, row in rows.items()}
+        for subject in sorted(subjects ^ rows.keys()) if rows else ():
+            raise InputError(f"{listed}: case '{subject}' {'has no folder' if subject in rows else 'is not listed'}")
         return [self._case(session, rows) for session in sessions]
 
-    def _case(self, session: Path, rows: dict[str, dict[str, str]]) -> Case:
+    def _case(self, session: Path, rows: tables.Rows) -> Case:
         subject = session.parts[0]
-        if rows and subject not in rows:
-            raise InputError(f"{self.root / 'participants.tsv'}: case '{subject}' is not listed")
         images = tuple(_find_one(self.root / session, channel) for channel in self.data.channels)
         mask = _find_one(self.root / "derivatives" / session, self.data.mask_suffix)
         return checks.case_of(rows.get(subject, {}), "_".join(session.parts), subject, images, mask)
