@@ -29,7 +29,7 @@ from benchmarks.train_contenders import table
 from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.data import splits
-from segpipe.data.readers import open_reader
+from segpipe.data.readers import all_cases, open_reader
 from segpipe.data.volume import Volume
 from segpipe.files.project import PROJECT
 from segpipe.metrics import statistics
@@ -72,7 +72,7 @@ def plain(config: Config, minutes: float) -> dict[str, float]:
     """Dice of each test case after so many minutes of the bare loop."""
     torch.manual_seed(config.seed)
     reader, device = open_reader(config), devices.device(config.train)
-    cases = reader.cases()
+    cases = all_cases(reader)
     sides = splits.assign(cases, config.split, config.seed)
     data = {case.name: (sides[case.patient], _loaded(reader.load(case))) for case in cases}
     train = [found for split, found in data.values() if split != "test"]

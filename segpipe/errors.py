@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 
 LONGEST = 300
 
@@ -14,6 +15,15 @@ class SegpipeError(Exception):
 
 class InputError(SegpipeError):
     """Something the user gave is wrong: a file, a knob, the name of a run or a model."""
+
+
+class FaultsError(InputError):
+    """Files that the user gave are wrong: `faults` has a line for each, the message their number and the first."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        number = f"{len(self.faults)} faults, the first: " if len(self.faults) > 1 else ""
+        super().__init__(f"{number}{self.faults[0]}")
 
 
 class UsageError(InputError):

@@ -19,7 +19,7 @@ import click
 
 from segpipe.config import settings
 from segpipe.config.sections import Config
-from segpipe.errors import SegpipeError, UsageError, one_line
+from segpipe.errors import FaultsError, SegpipeError, UsageError, one_line
 from segpipe.orchestration import preconditions
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import ROWS
@@ -311,6 +311,9 @@ def _note(session: Session, step: str, error: BaseException) -> None:
 def _leave(session: Session, name: str | None, error: BaseException) -> None:
     for more in getattr(error, "__notes__", []):
         session.say(f"({more})")
+    if isinstance(error, FaultsError) and len(error.faults) > 1:
+        for fault in error.faults:
+            session.say(f"- {fault}")
     session.say(f"segpipe {name}: {reason(error)}")
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # where torchrun looks for what became of a process
         told = {"message": reason(error), "timestamp": int(time.time()), "type": type(error).__name__}

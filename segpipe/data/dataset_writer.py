@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.config.sections import Config, PreprocessConfig
-from segpipe.data import splits, transform
+from segpipe.data import transform
+from segpipe.data.checking import Check
 from segpipe.data.manifest import SPLITS, ArrayRecord, CaseRecord, Manifest, Split
 from segpipe.data.readers import READERS, Reader, channel_names
 from segpipe.data.volume import Case, Volume, volume_ml
@@ -82,15 +83,14 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
     (float32 and uint8), so that any model, whatever its own preprocessing, is measured on the original grid by the code
     that serves it.
 
-    Raises InputError for whatever the reader refuses, for patients that can't be split, for neighbours of pictures, and
-    where no mask of the whole data set has any foreground.
+    Raises FaultsError with all that the reader refuses, for patients that can't be split, and where no mask of the
+    whole data set has any foreground; InputError for neighbours of pictures.
     """
     kind = READERS[config.data.format].kind
     if config.preprocess.context and kind == "picture":
         raise InputError("preprocess.context has no effect on pictures, which have no neighbours; leave it out")
-    cases = reader.cases()
-    sides = splits.assign(cases, config.split, config.seed)
     folder.mkdir(parents=True, exist_ok=True)
+    check = Check(config, reader, progress)
     channels, size = channel_names(config.data), config.preprocess.size
     records: list[CaseRecord] = []
     arrays: dict[str, ArrayRecord] = {}
@@ -101,16 +101,18 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
             ArrayWriter(folder, f"{split}_images", np.float32 if split == "test" else np.float16, image_row) as images,
             ArrayWriter(folder, f"{split}_masks", np.uint8, mask_row) as masks,
         ):
-            for case in (case for case in cases if sides[case.patient] == split):
-                volume = reader.load(case)
-                image, mask = _rows(case, volume, config.preprocess, split)
+            for case, volume in check.read(split):
+                try:
+                    image, mask = array_rows(volume, config.preprocess, split)
+                except InputError as error:
+                    check.faults.append(f"case '{case.name}': {error}")
+                if check.faults:
+                    continue  # nothing that is written would be used
                 images.append(image.ravel() if flat else image)
                 start = masks.append(mask.ravel() if flat else mask)
                 records.append(_record(case, volume, mask.shape[1:], split, start, reader.root, config))
-                progress(len(records), len(cases), case.name)
         arrays |= {f"{split}_images": images.record(), f"{split}_masks": masks.record()}
-    if not any(any(record.voxels.values()) for record in records):
-        raise InputError(f"{reader.root}: all {len(records)} masks are empty; nothing to learn")
+    check.end()
     manifest = Manifest(
         kind=kind,
         reader=config.data.format,
@@ -124,15 +126,6 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
     _write_table(manifest, folder / "cases.csv")
     manifest.save(folder)
     return manifest
-
-
-def _rows(
-    case: Case, volume: Volume, config: PreprocessConfig, split: Split
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    try:
-        return array_rows(volume, config, split)
-    except InputError as error:
-        raise InputError(f"case '{case.name}': {error}") from None
 
 
 def _write_table(manifest: Manifest, path: Path) -> None:

@@ -25,13 +25,13 @@ RESERVED = {"outcome", "size", *get_args(MetricName)}
 Rows = dict[str, dict[str, str]]
 
 
-def read(root: Path, suffixes: Sequence[str] = ()) -> tuple[Path | None, Rows]:
+def read(root: Path, suffixes: Sequence[str], faults: list[str]) -> tuple[Path | None, Rows]:
     """The table of a folder, and its rows by case: of each the columns case, patient, site, split that there are, and
     further ones as they are called. A case that ends like a file with one of `suffixes` is meant without it.
 
-    None and no rows where there is no table. Raises InputError for several, for one that is no text, without the column
-    of cases, or without rows; for a case that stands twice, an unknown split, a row without the patient that others
-    have, and a column named like a result.
+    None and no rows where there is no table. Added to the faults are rows without a case or, where others have one, a
+    patient, a case that stands twice, and an unknown split. Raises InputError for several tables, for one that is no
+    text, without the column of cases or without rows, and for a column named like a result.
     """
     path = _find(root)
     if path is None:
@@ -46,14 +46,18 @@ def read(root: Path, suffixes: Sequence[str] = ()) -> tuple[Path | None, Rows]:
     rows: Rows = {}
     for number, cells in lines:
         row = {name: tidy(cell) for name, cell in zip_longest(names, cells) if name}
-        if not any(row.values()):
-            continue
-        row["case"] = _without_suffix(row["case"], suffixes)
-        _check_row(path, number, row, rows)
-        rows[row["case"]] = row
+        if any(row.values()):
+            row["case"] = _without_suffix(row["case"], suffixes)
+            if fault := _fault(row, rows):
+                faults.append(f"{path}, line {number}: {fault}")
+            if row["case"]:
+                rows.setdefault(row["case"], row)
     if not rows:
         raise InputError(f"{path}: a header without rows; fill it in, or remove it")
-    _check_patients(path, rows)
+    empty = [case for case, row in rows.items() if not row.get("patient", "given")]
+    if empty:
+        fill = "write it into every row (merged cells leave blanks), or remove the column"
+        faults.append(f"{path}: case '{empty[0]}' has no patient, like {len(empty)} of {len(rows)} rows; {fill}")
     return path, rows
 
 
@@ -111,23 +115,12 @@ def _without_suffix(case: str, suffixes: Sequence[str]) -> str:
     return case[: len(case) - len(end)]
 
 
-def _check_row(path: Path, number: int, row: dict[str, str], rows: Rows) -> None:
+def _fault(row: dict[str, str], rows: Rows) -> str:
+    """What is wrong with a row after others, if anything is; its split is written as it is called here."""
     if not row["case"]:
-        raise InputError(f"{path}, line {number}: no case; name one, or remove the line")
+        return "no case; name one, or remove the line"
     if row["case"] in rows:
-        raise InputError(f"{path}, line {number}: case '{row['case']}' stands twice")
-    if split := row.get("split", ""):
-        known = SPLITS.get(split.lower())
-        if known is None:
-            raise InputError(f"{path}, line {number}: split '{split}'; allowed: train, val, test")
-        row["split"] = known
-
-
-def _check_patients(path: Path, rows: Rows) -> None:
-    """Raise InputError where some rows have a patient and others none, as merged cells leave them."""
-    if "patient" not in next(iter(rows.values())):
-        return
-    empty = [case for case, row in rows.items() if not row["patient"]]
-    if empty:
-        fill = "write it into every row (merged cells leave blanks), or remove the column"
-        raise InputError(f"{path}: case '{empty[0]}' has no patient, like {len(empty)} of {len(rows)} rows; {fill}")
+        return f"case '{row['case']}' stands twice"
+    split = row.get("split", "")
+    row["split"] = SPLITS.get(split.lower(), "")
+    return f"split '{split}'; allowed: train, val, test" if split and not row["split"] else ""

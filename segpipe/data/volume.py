@@ -1,8 +1,8 @@
-"""What every reader gives: a Case (where it is) and a Volume (its content); and the kinds of data."""
+"""What every reader gives: the Cases found (where each is) and a Volume (its content); and the kinds of data."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,13 @@ class Case:
     images: tuple[Path, ...]
     mask: Path
     attributes: dict[str, str] = field(default_factory=dict)
+
+
+class Found(NamedTuple):
+    """The cases of a folder whose files are there, sorted by name, and what is wrong with the others, a line each."""
+
+    cases: list[Case]
+    faults: list[str]
 
 
 @dataclass(frozen=True)

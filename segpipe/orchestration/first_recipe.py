@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from segpipe.config.sections import Config
-from segpipe.data.readers import open_reader
+from segpipe.data.readers import all_cases, open_reader
 from segpipe.data.volume import Case
 from segpipe.files.staging import staged
 from segpipe.orchestration import planning
@@ -15,7 +15,7 @@ from segpipe.planning.rules import Setting
 
 def describe(config: Config) -> str:
     """What a folder holds, and what counts as a patient, as a line. Raises InputError as the reader does."""
-    cases = open_reader(config).cases()
+    cases = all_cases(open_reader(config))
     return f"{config.data.root}: {config.data.format}, {_counted(cases)}"
 
 

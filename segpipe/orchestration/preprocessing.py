@@ -18,7 +18,7 @@ def build(screen: Screen, config: Config, folder: Path) -> Manifest:
     from segpipe.plots import cases
 
     reader = open_reader(config)
-    if config.split.val and splits.carves_validation(reader.cases()):
+    if config.split.val and splits.carves_validation(reader.find().cases):
         screen.say("the data's own splits have no validation set: patients for it are drawn from training (split.val)")
     manifest = dataset_writer.build(config, reader, folder, screen.progress("preprocess"))
     cases.dataset(Dataset(folder, manifest), folder / "samples.png")

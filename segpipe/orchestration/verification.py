@@ -10,7 +10,7 @@ from segpipe.config import settings
 from segpipe.data import raw
 from segpipe.data.dataset import Dataset
 from segpipe.data.manifest import Manifest
-from segpipe.data.readers import reader_of
+from segpipe.data.readers import all_cases, reader_of
 from segpipe.errors import InputError, StepError
 from segpipe.files import hashes
 from segpipe.orchestration.keys import CODE, FORMAT, Keys
@@ -130,7 +130,7 @@ def raw_cases(screen: Screen, manifest: Manifest, recipe: Path) -> Iterator[Chec
     data = settings.recorded(recipe, {}).data
     try:
         reader = reader_of(data, raw.check_root(manifest.root))
-        listed = {case.name: case for case in reader.cases()}
+        listed = {case.name: case for case in all_cases(reader)}
     except InputError as error:
         yield Check("raw files", DIFFERS, str(error))
         return

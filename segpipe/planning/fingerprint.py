@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from segpipe.config.sections import Config, PreprocessConfig, Section
 from segpipe.data import splits, transform
-from segpipe.data.readers import READERS, channel_names, open_reader
+from segpipe.data.readers import READERS, all_cases, channel_names, open_reader
 from segpipe.data.volume import IGNORE, Kind, Spacing, Volume, foreground
 from segpipe.errors import InputError
 from segpipe.files.hashes import Progress
@@ -61,7 +61,7 @@ def measure(config: Config, progress: Progress) -> Fingerprint:
     pictures = READERS[config.data.format].kind == "picture"
     colour = config.data.model_copy(update={"channels": COLOUR}) if pictures else config.data
     reader = open_reader(config.model_copy(update={"data": colour}))
-    every = reader.cases()
+    every = all_cases(reader)
     sides = splits.assign(every, config.split, config.seed)
     cases = [case for case in every if sides[case.patient] == "train"]
     shapes, spacings, thicknesses, coloured, survivals = [], [], [], [], []

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from segpipe.config.sections import Config
 from segpipe.data import codecs, raw, tables
 from segpipe.data.manifest import FILE, Manifest
-from segpipe.data.readers import READERS, pairs, reader_of
+from segpipe.data.readers import READERS, all_cases, pairs, reader_of
 from segpipe.errors import InputError
 from segpipe.files.staging import staged
 from segpipe.inference.spec import ModelSpec
@@ -248,7 +248,7 @@ def _manifest(path: Path, config: Config) -> list[Item]:
     root = raw.check_root(manifest.root if simulated else config.data.root or manifest.root)
     data = {"format": manifest.reader, "channels": manifest.channels}
     reader = reader_of(config.data.model_copy(update=data), root)
-    found = {case.name: case for case in reader.cases()}
+    found = {case.name: case for case in all_cases(reader)}
     items = []
     for record in manifest.cases:
         files = tuple(reader.root / name for name in record.files)

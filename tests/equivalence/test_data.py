@@ -8,7 +8,7 @@ from PIL import Image
 from segpipe.config import settings
 from segpipe.data import dataset_writer
 from segpipe.data.dataset import Dataset
-from segpipe.data.readers import open_reader
+from segpipe.data.readers import all_cases, open_reader
 
 
 def built(tmp_path, name, root, **knobs):
@@ -22,7 +22,7 @@ def test_cached_arrays_are_what_reading_afresh_gives(tmp_path):
     root = write_nifti(tmp_path / "data", cases=6)
     config, reader, manifest, folder = built(tmp_path, "dataset", root, **{"data.format": "nifti"})
     dataset = Dataset(folder, manifest)
-    cases = {case.name: case for case in reader.cases()}
+    cases = {case.name: case for case in all_cases(reader)}
     for split in ("train", "val"):
         for record in manifest.of(split):
             images, masks = dataset_writer.array_rows(reader.load(cases[record.case]), config.preprocess, split)
@@ -59,7 +59,7 @@ def test_the_same_pixels_as_pictures_and_as_nifti_give_the_same_volume(tmp_path)
     flat = open_reader(settings.load(None, {"data.format": "folder", "data.root": str(pictures)}))
     knobs = {"data.format": "nifti", "data.root": str(volumes), "data.channels": "dwi"}
     stacked = open_reader(settings.load(None, knobs))
-    for one, other in zip(flat.cases(), stacked.cases(), strict=True):
+    for one, other in zip(all_cases(flat), all_cases(stacked), strict=True):
         a, b = flat.load(one), stacked.load(other)
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_array_equal(a.mask, b.mask)

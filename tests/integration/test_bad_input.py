@@ -79,6 +79,17 @@ def test_bad_data_fails_the_run_with_its_reason_and_leaves_no_dataset(name, fold
     assert list(store.rglob(f"{run.info.run_id}/artifacts/*dataset*")) == []
 
 
+def test_several_faults_are_listed_and_the_run_has_their_number_and_the_first(folder, step):
+    spoil(folder)
+    (folder / "masks" / "case1.png").unlink()
+    code, shown = step("preprocess", "--data.format=folder", f"--data.root={folder}", *TINY)
+    assert code == 1
+    assert "case1.png: no mask" in one_line(shown)
+    listed = [line for line in shown.splitlines() if line.startswith("- ")]
+    assert [told in line for told, line in zip(("case1.png: no mask", "case3.png: not a PNG"), listed, strict=True)]
+    assert newest("preprocess").data.tags["segpipe.reason"].startswith("2 faults, the first: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -15,7 +15,7 @@ from pydicom.encaps import encapsulate
 
 from segpipe.config import settings as settings_module
 from segpipe.data import codecs
-from segpipe.data.readers import open_reader
+from segpipe.data.readers import all_cases, open_reader
 from segpipe.errors import InputError
 from segpipe.files.project import PROJECT
 
@@ -230,13 +230,13 @@ def test_a_folder_may_hold_dicom_images_with_pictures_as_masks(tmp_path):
     (tmp_path / "images" / "a.dcm").write_bytes(written(dataset(DEEP, **spacing)))
     Image.fromarray(((DEEP > 99) * 255).astype(np.uint8)).save(tmp_path / "masks" / "a.png")
     reader = open_reader(settings_module.load(None, {"data.format": "folder", "data.root": str(tmp_path)}))
-    volume = reader.load(reader.cases()[0])
+    volume = reader.load(all_cases(reader)[0])
     assert volume.spacing == (1.0, 0.5, 0.25)
     np.testing.assert_array_equal(volume.image[0, 0], DEEP)
     np.testing.assert_array_equal(volume.mask[0], DEEP > 99)
     (tmp_path / "masks" / "a.png").rename(tmp_path / "masks" / "a.dcm")
     with pytest.raises(InputError, match="not a picture"):
-        reader.cases()
+        all_cases(reader)
 
 
 SEEDS = [

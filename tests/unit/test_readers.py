@@ -9,7 +9,7 @@ from PIL import Image
 from segpipe.config import settings
 from segpipe.data import dataset_writer
 from segpipe.data.dataset import Dataset
-from segpipe.data.readers import open_reader
+from segpipe.data.readers import all_cases, open_reader
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
 from segpipe.files.project import PROJECT
@@ -21,7 +21,7 @@ def reader(kind, root, **knobs):
 
 def load_all(kind, root, **knobs):
     found = reader(kind, root, **knobs)
-    return [found.load(case) for case in found.cases()]
+    return [found.load(case) for case in all_cases(found)]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_colour_images_give_three_channels_where_asked_for(folder):
 def test_a_table_names_patients_sites_and_splits(folder):
     rows = ["case,patient,site,split", *(f"case{i},p{i // 2},s{i % 2},train" for i in range(8))]
     (folder / "cases.csv").write_text("\n".join(rows), encoding="utf-8")
-    case = reader("folder", folder).cases()[3]
+    case = all_cases(reader("folder", folder))[3]
     assert (case.name, case.patient, case.site, case.split) == ("case3", "p1", "s1", "train")
 
 

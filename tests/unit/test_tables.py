@@ -5,6 +5,7 @@ from conftest import write_folder, write_nifti
 
 from segpipe.config.sections import DataConfig, SplitConfig
 from segpipe.data import raw, splits, tables
+from segpipe.data.readers import all_cases
 from segpipe.data.readers.folder import FolderReader
 from segpipe.data.readers.nifti import NiftiReader
 from segpipe.errors import InputError
@@ -18,7 +19,7 @@ def root(tmp_path):
 
 
 def cases(root):
-    return FolderReader(DataConfig(format="folder", root=str(root), channels=("grey",))).cases()
+    return all_cases(FolderReader(DataConfig(format="folder", root=str(root), channels=("grey",))))
 
 
 def patients(root):
@@ -33,7 +34,7 @@ def patients(root):
         ("Cases.csv", "Case;Patient\ncase0;p0\ncase1;p0\ncase2;p1\ncase3;p1\n"),
         ("participants.tsv", "case\tpatient_id\ncase0\tp0\ncase1\tp0\ncase2\tp1\ncase3\tp1\n"),
         ("participants.csv", "image,Subject ID\ncase0.png,p0\ncase1.PNG,p0\ncase2.png,p1\ncase3.png,p1\n"),
-        ("patients.txt", "\ufefffile name\tpatient\n\ncase0\tp0\n\ncase1\tp0\ncase2\tp1\ncase3\tp1\n,,\n"),
+        ("patients.txt", "\ufefffile name\tpatient\n\ncase0\tp0\n\ncase1\tp0\ncase2\tp1\ncase3\tp1\n\t\t\n"),
     ],
 )
 def test_a_table_is_read_however_it_is_written(root, name, text):
@@ -96,13 +97,13 @@ def test_a_table_of_subjects_names_each_that_has_a_folder_and_no_other(tmp_path,
     reader = NiftiReader(DataConfig(format="nifti", root=str(root), channels=("dwi", "adc")))
     rows = "".join(f"{prefix}case{n}\tp{n // 2}\n" for n in range(4))
     (root / "participants.tsv").write_text(f"participant_id\tpatient\n{rows}", encoding="utf-8")
-    assert [case.patient for case in reader.cases()] == ["p0", "p0", "p1", "p1"]
+    assert [case.patient for case in all_cases(reader)] == ["p0", "p0", "p1", "p1"]
     (root / "participants.tsv").write_text(f"participant_id\n{prefix}case0\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"participants.tsv: case 'sub-case1' is not listed"):
-        reader.cases()
+        all_cases(reader)
     (root / "participants.tsv").write_text("participant_id\n" + rows.replace("\t", "_") + rows, encoding="utf-8")
     with pytest.raises(InputError, match=r"has no folder"):
-        reader.cases()
+        all_cases(reader)
 
 
 @pytest.mark.parametrize(("image", "mask"), [("", "_mask"), ("_img", ""), ("-image", "_segmentation"), (" (1)", "")])

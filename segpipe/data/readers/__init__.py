@@ -9,8 +9,8 @@ from segpipe.config.sections import Config, DataConfig
 from segpipe.data import raw
 from segpipe.data.readers.folder import FolderReader
 from segpipe.data.readers.nifti import NiftiReader
-from segpipe.data.volume import Case, Kind, Volume
-from segpipe.errors import InputError
+from segpipe.data.volume import Case, Found, Kind, Volume
+from segpipe.errors import FaultsError, InputError
 from segpipe.files import project
 
 
@@ -19,8 +19,8 @@ class Reader(Protocol):
 
     root: Path
 
-    def cases(self) -> list[Case]:
-        """All cases, sorted by name. Raises InputError naming what is missing or does not fit."""
+    def find(self) -> Found:
+        """The cases, without opening their files. Raises InputError where there is no layout to find any in."""
 
     def load(self, case: Case) -> Volume:
         """One case. Raises InputError naming the file that is damaged or does not fit."""
@@ -68,6 +68,14 @@ def reader_of(data: DataConfig, root: Path) -> Reader:
     """The reader of the configured format for the files in `root`; nothing is simulated."""
     given = {"root": str(root), "channels": channel_names(data)}
     return READERS[data.format].reader(data.model_copy(update=given))
+
+
+def all_cases(reader: Reader) -> list[Case]:
+    """All cases of a folder. Raises InputError naming what is missing or does not fit."""
+    found = reader.find()
+    if found.faults:
+        raise FaultsError(found.faults)
+    return found.cases
 
 
 def detect(root: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from segpipe.config.sections import DataConfig
 from segpipe.data import codecs, raw, tables
 from segpipe.data.readers import checks, pairs
-from segpipe.data.volume import Case, Volume
+from segpipe.data.volume import Case, Found, Volume
 from segpipe.errors import InputError
 
 IMAGES = (*codecs.PICTURES, ".dcm")
@@ -23,23 +23,29 @@ class FolderReader:
     def __init__(self, data: DataConfig) -> None:
         self.root, self.data = Path(data.root), data
 
-    def cases(self) -> list[Case]:
-        found: dict[str, tuple[Path, Path, str]] = {}
-        parts = {split: self._pairs(folder) for folder, split in self._places()}
+    def find(self) -> Found:
+        faults: list[str] = []
+        parts = {split: self._pairs(folder, faults) for folder, split in self._places()}
         names = Counter(name for part in parts.values() for name in part)
-        for split, part in parts.items():
-            for name, (image, mask) in part.items():
-                found[name if names[name] == 1 else f"{split}_{name}"] = image, mask, split
-        listed, rows = tables.read(self.root, IMAGES)
+        found = {
+            name if names[name] == 1 else f"{split}_{name}": (*pair, split)
+            for split, part in parts.items()
+            for name, pair in part.items()
+        }
+        listed, rows = tables.read(self.root, IMAGES, faults)
         for name in sorted(found.keys() ^ rows.keys()) if rows else ():
-            raise InputError(f"{listed}: case '{name}' " + ("has no image" if name in rows else "is not listed"))
-        return [self._case(name, *found[name], rows.get(name, {})) for name in sorted(found)]
-
-    def _case(self, name: str, image: Path, mask: Path, split: str, row: dict[str, str]) -> Case:
-        told = row.get("split", "")
-        if split and told and told != split:
-            raise InputError(f"{image}: lies under {split}, but the table says {told}; move it, or correct the table")
-        return checks.case_of({**row, "split": told or split}, name, name, (image,), mask)
+            faults.append(f"{listed}: case '{name}' " + ("has no image" if name in rows else "is not listed"))
+        cases = []
+        for name, (image, mask, split) in sorted(found.items()):
+            row = rows.get(name, {})
+            told = row.get("split") or split
+            if split and told != split:
+                faults.append(
+                    f"{image or mask}: lies under {split}, but the table says {told}; move it, or correct the table"
+                )
+            if image and mask:
+                cases.append(checks.case_of({**row, "split": told}, name, name, (image,), mask))
+        return Found(cases, faults)
 
     def _places(self) -> list[tuple[Path, str]]:
         """The folders that hold images/ and masks/, each with the split that it stands for, if it stands for one."""
@@ -54,31 +60,33 @@ class FolderReader:
                 raise InputError(f"{self.root}: {folders} both stand for {split}; keep one")
         return splits
 
-    def _pairs(self, folder: Path) -> dict[str, tuple[Path, Path]]:
-        """Image and mask by the name of their case."""
-        images, masks = self._stems(folder / "images", IMAGES), self._stems(folder / "masks", codecs.PICTURES)
+    def _pairs(self, folder: Path, faults: list[str]) -> dict[str, tuple[Path | None, Path | None]]:
+        """Image and mask by the name of their case, and what is wrong with them added to the faults."""
+        images = self._stems(folder / "images", IMAGES, faults)
+        masks = self._stems(folder / "masks", codecs.PICTURES, faults)
         images, masks = pairs.matched(images, masks)
         for stem in sorted(images.keys() - masks.keys()):
-            raise InputError(f"{images[stem]}: no mask of the same name in {folder / 'masks'}")
+            faults.append(f"{images[stem]}: no mask of the same name in {folder / 'masks'}")
         for stem in sorted(masks.keys() - images.keys()):
-            raise InputError(f"{masks[stem]}: no image of the same name in {folder / 'images'}")
-        return {stem: (images[stem], masks[stem]) for stem in images}
+            faults.append(f"{masks[stem]}: no image of the same name in {folder / 'images'}")
+        return {stem: (images.get(stem), masks.get(stem)) for stem in images | masks}
 
-    def _stems(self, folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    def _stems(self, folder: Path, suffixes: tuple[str, ...], faults: list[str]) -> dict[str, Path]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; expected images/ and masks/ under data.root")
         stems: dict[str, Path] = {}
         for path in sorted(folder.iterdir()):
+            stem = tables.tidy(path.stem)
             if raw.of_the_system(path):
                 continue
             if path.suffix.lower() not in suffixes:
-                raise InputError(f"{path}: not a picture; allowed here: {', '.join(suffixes)}")
-            stem = tables.tidy(path.stem)
-            if stem in stems:
-                raise InputError(f"{path}: same name as {stems[stem].name}; stems must be unique")
-            stems[stem] = path
+                faults.append(f"{path}: not a picture; allowed here: {', '.join(suffixes)}")
+            elif stem in stems:
+                faults.append(f"{path}: same name as {stems[stem].name}; stems must be unique")
+            else:
+                stems[stem] = path
         if not stems:
-            raise InputError(f"{folder}: empty folder")
+            raise InputError(faults[0] if faults else f"{folder}: empty folder")
         return stems
 
     def load(self, case: Case) -> Volume:

@@ -5,7 +5,7 @@ from pathlib import Path
 from segpipe.config.sections import DataConfig
 from segpipe.data import codecs, tables
 from segpipe.data.readers import checks
-from segpipe.data.volume import Case, Volume
+from segpipe.data.volume import Case, Found, Volume
 from segpipe.errors import InputError
 
 
@@ -19,20 +19,27 @@ class NiftiReader:
     def __init__(self, data: DataConfig) -> None:
         self.root, self.data = Path(data.root), data
 
-    def cases(self) -> list[Case]:
-        listed, rows = tables.read(self.root)
+    def find(self) -> Found:
+        faults: list[str] = []
+        listed, rows = tables.read(self.root, (), faults)
         sessions = _sessions(self.root)
         if not sessions:
             raise InputError(f"data.root {self.root}: no sub-*/ folder; expected the ISLES'22 BIDS layout")
         derivatives = self.root / "derivatives"
         for session in _sessions(derivatives):
             if session not in sessions and _files(derivatives / session, self.data.mask_suffix):
-                raise InputError(f"{derivatives / session}: a mask without its image in {self.root / session}")
+                faults.append(f"{derivatives / session}: a mask without its image in {self.root / session}")
         subjects = {session.parts[0] for session in sessions}
         rows = {name if name in subjects else f"sub-{name.removeprefix('sub-')}": row for name, row in rows.items()}
         for subject in sorted(subjects ^ rows.keys()) if rows else ():
-            raise InputError(f"{listed}: case '{subject}' {'has no folder' if subject in rows else 'is not listed'}")
-        return [self._case(session, rows) for session in sessions]
+            faults.append(f"{listed}: case '{subject}' {'has no folder' if subject in rows else 'is not listed'}")
+        cases = []
+        for session in sessions:
+            try:
+                cases.append(self._case(session, rows))
+            except InputError as error:
+                faults.append(str(error))
+        return Found(cases, faults)
 
     def _case(self, session: Path, rows: tables.Rows) -> Case:
         subject = session.parts[0]
