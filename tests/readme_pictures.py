@@ -28,7 +28,10 @@ SHOWN = (
     "server/page/page.html",
 )
 MODEL, UI, PATIENCE = "stroke-phantom", 5900, 60.0
-EXPAND = "[...document.querySelectorAll('[role=row] button')].find(one => one.querySelector('svg'))"
+EXPAND, ASSISTANT = (
+    "[data-component-id*=runnamecellrenderer]",
+    "[data-component-id='mlflow.assistant.chat_panel.close']",
+)
 
 
 def made_of() -> dict[str, str]:
@@ -95,8 +98,9 @@ def main() -> None:
         with _server("mlflow", "ui", "--port", str(UI), *store, ready=address):
             browser.look(1500, 497)
             browser.open(f"{address}/#/experiments/1/runs?workflowType=machine_learning")
-            browser.wait(EXPAND)
-            browser.run(f"{EXPAND}.click()")
+            for button in (EXPAND, ASSISTANT):
+                browser.wait(f"!!document.querySelector({button!r})")
+                browser.run(f"document.querySelector({button!r}).click()")
             time.sleep(3)
             (FOLDER / "runs.png").write_bytes(browser.picture())
         browser.close()

@@ -101,8 +101,8 @@ def test_a_table_of_subjects_names_each_that_has_a_folder_and_no_other(tmp_path,
     (root / "participants.tsv").write_text(f"participant_id\n{prefix}case0\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"participants.tsv: case 'sub-case1' is not listed"):
         all_cases(reader)
-    (root / "participants.tsv").write_text("participant_id\n" + rows.replace("\t", "_") + rows, encoding="utf-8")
-    with pytest.raises(InputError, match=r"has no folder"):
+    (root / "participants.tsv").write_text(f"participant_id\tpatient\n{rows}{prefix}case9\tp9\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"participants.tsv: case 'sub-case9' has no folder"):
         all_cases(reader)
 
 

@@ -34,6 +34,7 @@ MIN_IS_WHITE, WHOLE_NUMBERS = 0, ("I;16", "I;16B", "I;16L", "I;16N")
 OPAQUE = 255
 PNG_DEEP = ("RGB;16B", "LA;16B", "RGBA;16B")
 TILE_WIDTH, TILE_LENGTH = 322, 323
+BMP_BITS = 28  # where a BMP has its bits per pixel
 
 
 def decode(data: bytes, where: str, raw_labels: bool, most: int) -> Decoded:
@@ -49,6 +50,10 @@ def decode(data: bytes, where: str, raw_labels: bool, most: int) -> Decoded:
         # Pillow reads a packed BMP byte by byte; it has no parts.
         opened = opener(io.BytesIO(data) if opener is BmpImagePlugin.BmpImageFile else Metered(data))
         _check(opened, where, most)
+        if opener is BmpImagePlugin.BmpImageFile and opened.mode == "1" and data[BMP_BITS] != 1:
+            raise InputError(
+                f"{where}: two colours in {data[BMP_BITS]} bits a pixel, which Pillow misreads; save it as PNG"
+            )
         opened.load()
         pixels = _shown(opened, raw_labels, where)
     except (OSError, SyntaxError, TypeError, ValueError, struct.error) as error:
