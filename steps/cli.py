@@ -31,6 +31,7 @@ COMMANDS = {
         "simulate patients here, and take them to a promoted model",
     ),
     "init": Entry("steps.init", (), f"look at a folder of images and masks, and write {RECIPE} for it"),
+    "check": Entry("steps.check", (), "list all that is wrong with a data set, on a page with pictures"),
     "run": Entry("pipeline", (), "preprocess, train, evaluate, register: to a promoted model"),
     "compare": Entry("pipeline", ("compare",), "train several models, compare them, promote the best"),
     "predict": Entry("steps.predict", (), "segment files and folders with the champion"),

@@ -173,6 +173,20 @@ class SplitConfig(Section):
         return self
 
 
+class CheckConfig(Section):
+    """What is wrong with a data set as a whole."""
+
+    duplicates: Literal["error", "warn"] = Field(
+        "error", description="the same picture in two splits: ends preprocess, or is only told"
+    )
+    distance: int = Field(
+        4,
+        ge=0,
+        le=16,
+        description="pictures look the same whose 63-bit perceptual hashes differ in so many bits at most",
+    )
+
+
 class ModelConfig(Section):
     """The network."""
 
@@ -441,6 +455,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
     split: SplitConfig = SplitConfig()
+    check: CheckConfig = CheckConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()

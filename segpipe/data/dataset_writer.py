@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from segpipe.config.sections import Config, PreprocessConfig
 from segpipe.data import transform
-from segpipe.data.checking import Check
+from segpipe.data.checking.reading import Check
 from segpipe.data.manifest import SPLITS, ArrayRecord, CaseRecord, Manifest, Split
 from segpipe.data.readers import READERS, Reader, channel_names
 from segpipe.data.volume import Case, Volume, volume_ml
@@ -76,21 +76,25 @@ def array_rows(volume: Volume, config: PreprocessConfig, split: Split) -> tuple[
 
 
 def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> Manifest:
-    """Read all cases into `folder`; the manifest, written last, makes it whole. Calls progress(done, total, case).
+    """Read all cases into `folder`, as `write` does. Calls progress(done, total, case)."""
+    return write(config, Check(config, reader, progress), folder)
+
+
+def write(config: Config, check: Check, folder: Path) -> Manifest:
+    """Read all cases of a check into `folder`; the manifest, written last, makes it whole.
 
     The arrays of train and val hold slices as the network sees them (N,C,h,w float16 and N,h,w uint8), or with
     preprocess.fit=patch each normalised case, flattened. Those of test hold each case as it was acquired, flattened
     (float32 and uint8), so that any model, whatever its own preprocessing, is measured on the original grid by the code
     that serves it.
 
-    Raises FaultsError with all that the reader refuses, for patients that can't be split, and where no mask of the
-    whole data set has any foreground; InputError for neighbours of pictures.
+    Raises FaultsError with all errors that the check finds, InputError for neighbours of pictures.
     """
     kind = READERS[config.data.format].kind
     if config.preprocess.context and kind == "picture":
         raise InputError("preprocess.context has no effect on pictures, which have no neighbours; leave it out")
     folder.mkdir(parents=True, exist_ok=True)
-    check = Check(config, reader, progress)
+    root = check.reader.root
     channels, size = channel_names(config.data), config.preprocess.size
     records: list[CaseRecord] = []
     arrays: dict[str, ArrayRecord] = {}
@@ -102,21 +106,19 @@ def build(config: Config, reader: Reader, folder: Path, progress: Progress) -> M
             ArrayWriter(folder, f"{split}_masks", np.uint8, mask_row) as masks,
         ):
             for case, volume in check.read(split):
-                try:
-                    image, mask = array_rows(volume, config.preprocess, split)
-                except InputError as error:
-                    check.faults.append(f"case '{case.name}': {error}")
                 if check.faults:
                     continue  # nothing that is written would be used
+                image, mask = array_rows(volume, config.preprocess, split)
                 images.append(image.ravel() if flat else image)
                 start = masks.append(mask.ravel() if flat else mask)
-                records.append(_record(case, volume, mask.shape[1:], split, start, reader.root, config))
+                records.append(_record(case, volume, mask.shape[1:], split, start, root, config))
         arrays |= {f"{split}_images": images.record(), f"{split}_masks": masks.record()}
     check.end()
+    check.refuse()
     manifest = Manifest(
         kind=kind,
         reader=config.data.format,
-        root=str(reader.root),
+        root=str(root),
         channels=channels,
         classes=config.data.class_names,
         preprocess=config.preprocess,

@@ -47,13 +47,14 @@ class Volume:
     """One case in memory; a 2-D image has D = 1.
 
     `image` is C,D,H,W float32, `mask` D,H,W uint8 with 0 for background, 1..K for the classes and IGNORE, `spacing`
-    mm along D,H,W or None, `sha256` of the files' bytes.
+    mm along D,H,W or None, `sha256` of the files' bytes, `values` those that the mask's file has for labels, sorted.
     """
 
     image: NDArray[np.float32]
     mask: NDArray[np.uint8]
     spacing: Spacing | None
     sha256: str
+    values: tuple[float, ...] = ()
 
 
 def volume_ml(voxels: int, spacing: Spacing | None) -> float | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from segpipe.config.sections import Config
 from segpipe.data.manifest import FILE, Manifest
+from segpipe.orchestration import checking
 from segpipe.orchestration.screen import Screen
 from segpipe.orchestration.session import Session
 
@@ -13,14 +14,18 @@ from segpipe.orchestration.session import Session
 def build(screen: Screen, config: Config, folder: Path) -> Manifest:
     """Write a dataset with pictures of a few training cases into an empty folder."""
     from segpipe.data import dataset_writer, splits
+    from segpipe.data.checking.reading import Check
     from segpipe.data.dataset import Dataset
     from segpipe.data.readers import open_reader
     from segpipe.plots import cases
 
-    reader = open_reader(config)
-    if config.split.val and splits.carves_validation(reader.find().cases):
+    check = Check(config, open_reader(config), screen.progress("preprocess"))
+    if config.split.val and splits.carves_validation(check.cases):
         screen.say("the data's own splits have no validation set: patients for it are drawn from training (split.val)")
-    manifest = dataset_writer.build(config, reader, folder, screen.progress("preprocess"))
+    try:
+        manifest = dataset_writer.write(config, check, folder)
+    finally:
+        checking.tell(screen, check)
     cases.dataset(Dataset(folder, manifest), folder / "samples.png")
     return manifest
 

@@ -1,5 +1,5 @@
-"""The chain as a table, and the plan that can come before it: each is declared here, in `MLproject` and by its file in
-`steps/`.
+"""The chain as a table, and the check and the plan that can come before it: each is declared here, in `MLproject` and
+by its file in `steps/`.
 """
 
 from dataclasses import dataclass
@@ -39,13 +39,22 @@ PLAN = Step(
     output="plan",
     page="plan/plan.yaml",
 )
+CHECK = Step(
+    "check",
+    sections=("data", "preprocess", "split", "check", "seed"),
+    reads=("tracking",),
+    inputs=(),
+    code=("segpipe.data.checking.reading", "segpipe.data.readers"),
+    output="check",
+    page="check/data_report.html",
+)
 STEPS = {
     step.name: step
     for step in (
         Step(
             "preprocess",
             sections=("data", "preprocess", "split", "seed"),
-            reads=("tracking",),
+            reads=("tracking", "check"),  # what a check refuses leaves nothing to reuse
             inputs=(),
             code=("segpipe.data.dataset_writer", "segpipe.data.readers"),
             output="dataset",
@@ -80,4 +89,4 @@ STEPS = {
         ),
     )
 }
-ROWS = {PLAN.name: PLAN, **STEPS}  # every row, whether it is part of each chain or not
+ROWS = {PLAN.name: PLAN, CHECK.name: CHECK, **STEPS}  # every row, whether it is part of each chain or not

@@ -242,6 +242,18 @@ def _webp(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
+def outlined(image: Array, mask: Mask, kind: Kind, classes: Sequence[str]) -> bytes:
+    """The busiest slice of a case (image C,D,H,W; mask D,H,W) as WebP: as it is, and with its mask beside it."""
+    z = busiest_slice(mask)
+    planes = _shown(image, kind)[:, z]
+    planes = planes[:, ::-1] if kind == "volume" else planes
+    pixels, labels = _pixels(planes), _upright(mask[z], kind)
+    row = np.concatenate([pixels, _tinted(pixels, _labelled(labels, classes, HIT))], axis=1)
+    picture = _enlarged(row, labels.shape)
+    picture.thumbnail((2 * LARGEST, 2 * LARGEST), Image.Resampling.BOX)
+    return _webp(picture)
+
+
 def augmented(
     before: tuple[Array, Mask],
     after: tuple[Array, Mask],

@@ -87,4 +87,4 @@ def _labels(data: bytes, item: Item, first: Decoded, spec: ModelSpec, ignore: in
     kind: Kind = "picture" if first.nifti is None or mask.nifti is None else "volume"
     checks.check_mask(mask, where, first, item.files[0].name, kind)
     classes = () if spec.classes == ("foreground",) else spec.classes
-    return checks.labels(mask.array[0], classes, ignore, where)
+    return checks.labels(mask.array[0], classes, ignore, where)[0]

@@ -28,7 +28,7 @@ EFFECTS = {  # how many, and why
     "segpipe/serving/model_file.py": (1, "MLflow runs this file to load a model, and asks for this call"),
 }
 CACHED = {  # what can't go stale while a process lives
-    "segpipe/evaluation/report/page.py": "_environment: templates that ship with the code",
+    "segpipe/evaluation/report/page.py": "environment: templates that ship with the code",
     "segpipe/plots/style.py": "_drawable: whether the font that ships with matplotlib has a character",
     "segpipe/prediction/comparisons.py": "_font, _palette: constants that take a while to make",
     "segpipe/runtime/processes.py": "host: the machine that the process runs on",

@@ -40,7 +40,7 @@ def test_knobs_and_flags_are_those_of_the_kept_list():
 
 def test_entry_points_are_the_chains_steps():
     project = yaml.safe_load((PROJECT / "MLproject").read_text(encoding="utf-8"))
-    assert set(project["entry_points"]) == {"main", "compare", "plan", "predict", *STEPS}
+    assert set(project["entry_points"]) == {"main", "check", "compare", "plan", "predict", *STEPS}
     assert project["conda_env"] == "conda.yaml"
     for name, step in STEPS.items():
         entry = project["entry_points"][name]
@@ -50,7 +50,7 @@ def test_entry_points_are_the_chains_steps():
 
 def test_every_section_belongs_to_a_step():
     read = {section for step in STEPS.values() for section in step.sections}
-    assert read | {"card", "tracking", "plan", "driver", "compare", "predict", "serving"} == set(
+    assert read | {"card", "check", "tracking", "plan", "driver", "compare", "predict", "serving"} == set(
         settings.Config.model_fields
     )
 

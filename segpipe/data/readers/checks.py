@@ -56,8 +56,10 @@ def _size(file: Decoded) -> str:
     return "x".join(str(n) for n in file.array.shape[1:] if n > 1)
 
 
-def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where: str) -> NDArray[np.uint8]:
-    """A mask's values as uint8 labels: 0 background, 1..K the classes, IGNORE for the value `ignore`.
+def labels(
+    mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where: str
+) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
+    """A mask as uint8 labels, 0 background, 1..K the classes, IGNORE for the value `ignore`, and its other values.
 
     Without declared classes a mask is binary: of two values the higher is foreground; of one value, 0 is background and
     255 foreground. Raises InputError for other values, and for classes that `ignore` or IGNORE would hide.
@@ -80,7 +82,7 @@ def labels(mask: NDArray[np.float32], classes: Sequence[str], ignore: int, where
     else:
         found = np.asarray(mask == _foreground(values, where), dtype=np.uint8)
     found[ignored] = IGNORE
-    return found
+    return found, tuple(float(value) for value in values)
 
 
 def _rounded(mask: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -93,6 +93,6 @@ class FolderReader:
         (image,), mask, sha256 = checks.read_files(case)
         checks.check_mask(mask, str(case.mask), image, case.images[0].name, "picture")
         checks.finite(image.array, str(case.images[0]))
-        labels = checks.labels(mask.array[0], self.data.classes, self.data.ignore_label, str(case.mask))
+        labels, values = checks.labels(mask.array[0], self.data.classes, self.data.ignore_label, str(case.mask))
         channels = codecs.as_channels(image.array, len(self.data.channels), str(case.images[0]))
-        return Volume(channels, labels, image.spacing, sha256)
+        return Volume(channels, labels, image.spacing, sha256, values)

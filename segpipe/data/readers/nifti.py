@@ -54,8 +54,8 @@ class NiftiReader:
                 raise InputError(f"{path}: {len(file.array)} volumes in one file, expected one per channel")
             checks.finite(file.array, str(path))
         checks.check_mask(mask, str(case.mask), images[0], case.images[0].name, "volume")
-        labels = checks.labels(mask.array[0], self.data.classes, self.data.ignore_label, str(case.mask))
-        return Volume(codecs.stack(images)[0], labels, images[0].spacing, sha256)
+        labels, values = checks.labels(mask.array[0], self.data.classes, self.data.ignore_label, str(case.mask))
+        return Volume(codecs.stack(images)[0], labels, images[0].spacing, sha256, values)
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:

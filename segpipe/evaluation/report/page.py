@@ -80,7 +80,7 @@ def write(evidence: Evidence, folder: Path) -> None:
     for name, table in written.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     page = (
-        _environment()
+        environment()
         .get_template("template.html")
         .render(
             e=evidence,
@@ -112,7 +112,7 @@ def with_decision(
     html = _filled(html, "decision", decision=decision)
     drawn = BytesIO()
     charts.lineage(tree, drawn)
-    return _filled(html, "lineage", lineage=lineage, picture=_uri("png", drawn.getvalue()))
+    return _filled(html, "lineage", lineage=lineage, picture=uri("png", drawn.getvalue()))
 
 
 def _filled(html: str, name: str, **values: Any) -> str:
@@ -121,11 +121,12 @@ def _filled(html: str, name: str, **values: Any) -> str:
     _, closed, tail = rest.partition(end)
     if not (found and closed):
         raise InputError(f"{FILE}: no place for the {name}: not a page of this version; run evaluate again")
-    return head + begin + _environment().get_template(f"{name}.html").render(**values) + end + tail
+    return head + begin + environment().get_template(f"{name}.html").render(**values) + end + tail
 
 
 @cache
-def _environment() -> "Environment":
+def environment() -> "Environment":
+    """What makes pages of the templates beside this file."""
     from jinja2 import Environment, FileSystemLoader
 
     loader = FileSystemLoader(Path(__file__).parent)
@@ -182,7 +183,7 @@ def _charts(evidence: Evidence, planes: Planes | None, folder: Path) -> dict[str
     for name, (enough, draw) in drawn.items():
         if enough:
             draw(folder / f"{name}.png")
-            uris[name] = _uri("png", (folder / f"{name}.png").read_bytes())
+            uris[name] = uri("png", (folder / f"{name}.png").read_bytes())
     return uris
 
 
@@ -201,7 +202,7 @@ def _viewers(evidence: Evidence, folder: Path) -> list[dict[str, Any]]:
             "dice": dice.get(case),
             "depth": len(reference),
             "first": chosen.first,
-            "frames": [{"slice": one.slice + 1, "src": _uri("webp", one.webp)} for one in chosen.shown],
+            "frames": [{"slice": one.slice + 1, "src": uri("webp", one.webp)} for one in chosen.shown],
             "size": chosen.size,
             "ignored": bool((reference == IGNORE).any()),
         }
@@ -209,5 +210,6 @@ def _viewers(evidence: Evidence, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _uri(kind: str, content: bytes) -> str:
+def uri(kind: str, content: bytes) -> str:
+    """A picture as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

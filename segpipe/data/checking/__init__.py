@@ -1,0 +1,1 @@
+"""What is wrong with a data set: with its files, and with the set as a whole."""
