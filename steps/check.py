@@ -25,7 +25,8 @@ def main(session: Session, config: Config) -> str:
     except FaultsError as error:
         error.add_note(f"see {artifacts.place(runs.active(), CHECK.page)}")
         raise
-    return f"{len(check.cases)} cases, {len(check.findings) or 'no'} findings, none of them an error"
+    told = f"{len(check.findings)} warnings and notes" if check.findings else "nothing is wrong"
+    return f"{len(check.cases)} cases: {told}"
 
 
 if __name__ == "__main__":

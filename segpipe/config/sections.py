@@ -180,10 +180,10 @@ class CheckConfig(Section):
         "error", description="the same picture in two splits: ends preprocess, or is only told"
     )
     distance: int = Field(
-        4,
+        20,
         ge=0,
-        le=16,
-        description="pictures look the same whose 63-bit perceptual hashes differ in so many bits at most",
+        le=64,
+        description="pictures look the same whose 255-bit perceptual hashes differ in so many bits at most",
     )
 
 

@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from segpipe.data.checking.facts import Facts
 
-ROWS = 1024  # pictures that are compared with all others at a time
+ROWS = 128  # pictures that are compared with all others at a time
 
 
 def same(facts: Sequence[Facts]) -> list[list[int]]:
@@ -24,15 +24,16 @@ def alike(facts: Sequence[Facts], distance: int) -> list[list[int]]:
     """
     first = {one.content: index for index, one in reversed(list(enumerate(facts)))}
     indices = [index for index in sorted(first.values()) if facts[index].look is not None]
-    looks = np.array([facts[index].look for index in indices], dtype=np.uint64)
+    words = [np.frombuffer(bytes.fromhex(facts[index].look or ""), dtype=np.uint64) for index in indices]
+    if not words:
+        return []
+    looks = np.stack(words)
     rows, columns = [], []
     for start in range(0, len(looks), ROWS):
-        apart = np.bitwise_count(looks[start : start + ROWS, None] ^ looks)
+        apart = np.bitwise_count(looks[start : start + ROWS, None] ^ looks).sum(axis=-1)
         row, column = np.nonzero(apart <= distance)
         rows.append(row + start)
         columns.append(column)
-    if not rows:
-        return []
     links = np.concatenate(rows), np.concatenate(columns)
     shape = (len(looks), len(looks))
     _, labels = connected_components(coo_array((np.ones(len(links[0]), dtype=bool), links), shape=shape))

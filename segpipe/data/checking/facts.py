@@ -12,7 +12,7 @@ from segpipe.data import transform
 from segpipe.data.manifest import Split
 from segpipe.data.volume import Case, Spacing, Volume, foreground
 
-SMALL, COARSE = 64, 8  # pixels; frequencies of a look along each axis
+SMALL, FREQUENCIES = 64, 16  # pixels; frequencies of a look along each axis
 FLAT = 1.0  # grey values: a small picture that varies less has no look
 ALIGNED, BLUR, REACH, BRIGHTEST = 256, 8.0, 0.2, 99.0  # pixels, pixels, share of a side, percentile
 Array = NDArray[np.float32]
@@ -33,8 +33,8 @@ class Facts(NamedTuple):
     share of them that would be left in the network's plane; `ranges` the lowest, mean and highest intensity of each
     channel; `content` the SHA-256 of the image's values.
 
-    `look` has 63 bits that alike pictures share, and is None for volumes and for pictures without structure; `fit` is
-    that of the channel which the mask follows best, and None without foreground.
+    `look` has 255 bits that alike pictures share, in hexadecimal digits, and is None for volumes and for pictures
+    without structure; `fit` is that of the channel which the mask follows best, and None without foreground.
     """
 
     case: str
@@ -47,7 +47,7 @@ class Facts(NamedTuple):
     kept: tuple[float, ...]
     ranges: tuple[tuple[float, float, float], ...]
     content: str
-    look: int | None
+    look: str | None
     fit: Fit | None
 
 
@@ -85,15 +85,15 @@ def _kept(volume: Volume, counts: NDArray[np.int64], config: PreprocessConfig) -
     return tuple(float(n / (count * scale)) if count else 1.0 for n, count in zip(left, counts, strict=True))
 
 
-def look(plane: Array) -> int | None:
-    """63 bits of a picture H,W: whether each of its lowest frequencies is above their median (the perceptual hash of
+def look(plane: Array) -> str | None:
+    """255 bits of a picture H,W: whether each of its lowest frequencies is above their median (the perceptual hash of
     Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010). None without structure.
     """
     small = transform.resampled(plane[None, None], (SMALL, SMALL))[0, 0]
     if small.std() < FLAT:
         return None
-    frequencies = fft.dctn(small, norm="ortho")[:COARSE, :COARSE].ravel()[1:]
-    return int.from_bytes(np.packbits(frequencies > np.median(frequencies)).tobytes())
+    frequencies = fft.dctn(small, norm="ortho")[:FREQUENCIES, :FREQUENCIES].ravel()[1:]
+    return np.packbits(frequencies > np.median(frequencies)).tobytes().hex()
 
 
 def fit(plane: Array, mask: NDArray[np.bool_]) -> Fit:
