@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ import click
 
 from segpipe.config import settings
 from segpipe.config.sections import Config
-from segpipe.errors import FaultsError, SegpipeError, UsageError, one_line
+from segpipe.errors import FaultsError, InputError, SegpipeError, UsageError, one_line
 from segpipe.orchestration import preconditions
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import ROWS
@@ -89,7 +89,7 @@ def refusing() -> Iterator[None]:
 
 def named(session: Session, recipe: str, values: Mapping[str, Any]) -> tuple[Path | None, dict[str, str]]:
     """The recipe on this machine, if there is one, and the knobs of a command line; data.format as the folder looks,
-    where only data.root is given. Raises SegpipeError, with the exit code of a wrong command line.
+    where only data.root is given, which is told. Raises SegpipeError, with the exit code of a wrong command line.
     """
     from segpipe.files import project
 
@@ -104,9 +104,11 @@ def named(session: Session, recipe: str, values: Mapping[str, Any]) -> tuple[Pat
             recipe = str(Path(RECIPE).resolve())
         knobs = overrides(values)
         if knobs.get("data.root") and "data.format" not in {*knobs, *settings.names(recipe)}:
-            from segpipe.data import readers
+            from segpipe.data.readers import description, detect
 
-            knobs["data.format"] = readers.detect(knobs["data.root"])
+            knobs["data.format"] = detect(knobs["data.root"])
+            with suppress(InputError, UsageError):  # what is wrong is told where it is used
+                session.say(description.describe(settings.unplanned(Path(recipe) if recipe else None, knobs)))
         simulated = knobs.get("data.format", "phantom") == "phantom"
         return Path(recipe) if recipe else project.PROJECT / DEFAULT_RECIPE if simulated else None, knobs
 

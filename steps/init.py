@@ -39,7 +39,6 @@ def main(session: Session, /, folder: str, output: str, recipe: str, **values: A
     from segpipe.orchestration import first_recipe
 
     given = list(command.overrides(values))
-    session.say(first_recipe.describe(config))
     text = first_recipe.write(session.screen, config, folder, given, target)
     session.screen.answer(text.rstrip("\n"))
     session.say(f"wrote {target}: read it, change what you know better, then: segpipe run")

@@ -1,6 +1,7 @@
 """Small real data sets, a sandboxed tracking store, and the commands as a user types them."""
 
 import atexit
+import io
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ from segpipe.data import dataset_writer
 from segpipe.data.manifest import Manifest
 from segpipe.data.readers import open_reader
 from segpipe.files.project import PROJECT
+
+IMAGEJ = {270: "ImageJ=1.53t\nimages=5\nslices=5\nunit=micron\nspacing=50.0\n", 282: 0.25, 283: 0.5}
 
 if TYPE_CHECKING:
     from segpipe.models.architectures import SegmentationModel
@@ -93,6 +96,27 @@ def write_folder(root: Path, cases: int = 8, height: int = 40, width: int = 36) 
         picture, mask = disc(height, width, index)
         Image.fromarray(picture).save(root / "images" / f"case{index}.png")
         Image.fromarray(mask).save(root / "masks" / f"case{index}.png")
+    return root
+
+
+def tiff(pages: Iterable[np.ndarray], tags: dict[int, object] | None = None, **more: str) -> bytes:
+    """A TIFF of several pages, each H,W or H,W,3."""
+    first, *others = (Image.fromarray(page) for page in pages)
+    buffer = io.BytesIO()
+    first.save(buffer, format="TIFF", save_all=True, append_images=others, tiffinfo=tags or {}, **more)
+    return buffer.getvalue()
+
+
+def write_stacks(root: Path, cases: int = 8) -> Path:
+    """Stacks of 5 pages with an object at the top of the pages, and their masks."""
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for n in range(cases):
+        image = np.random.default_rng(n).integers(0, 90, (5, 40, 36), dtype=np.uint8)
+        mask = np.zeros_like(image)
+        mask[1:4, 3:12, 5 + n : 20 + n] = 255
+        (root / f"images/case{n}.tif").write_bytes(tiff(np.where(mask, 200, image).astype(np.uint8), IMAGEJ))
+        (root / f"masks/case{n}.tif").write_bytes(tiff(mask, compression="tiff_deflate"))
     return root
 
 

@@ -86,22 +86,28 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The raw data."""
 
-    format: Literal["phantom", "nifti", "folder"] = Field(
+    format: Literal["phantom", "nifti", "folder", "stacks"] = Field(
         "phantom", description="how the raw data lies on disk (default with data.root: what is found there)"
     )
     root: str = Field("", description="folder with the raw data (default: $SEGPIPE_DATA; the phantom writes to data/)")
     channels: Names = Field(
-        (), description="nifti: file suffixes, default dwi,adc; folder: 'grey' (default) or 'red,green,blue'"
+        (),
+        description="nifti: file suffixes, default dwi,adc; folder, stacks: 'grey' (default) or 'red,green,blue'",
     )
     classes: Names = Field((), description="names of mask values 1,2,...; empty: binary masks of any two values")
-    mask_suffix: str = Field("msk", min_length=1, description="nifti: suffix of the mask files under derivatives/")
+    mask_suffix: str = Field(
+        "msk",
+        min_length=1,
+        description="nifti: suffix of the mask files under derivatives/; pictures and stacks: of those in masks/",
+    )
     ignore_label: int = Field(-1, ge=-1, le=255, description="mask value left out of loss and metrics; -1: none")
     patients: int = Field(40, ge=3, le=10_000, description="phantom: how many patients to simulate")
 
     @model_validator(mode="after")
     def _known_channels(self) -> "DataConfig":
-        if self.format == "folder" and self.channels not in ((), ("grey",), ("red", "green", "blue")):
-            raise ValueError("data.channels for a folder is 'grey' or 'red,green,blue'")
+        pictures = self.format in ("folder", "stacks")
+        if pictures and self.channels not in ((), ("grey",), ("red", "green", "blue")):
+            raise ValueError("data.channels for pictures and stacks is 'grey' or 'red,green,blue'")
         if self.format == "phantom" and set(self.channels) - {"dwi", "adc"}:
             raise ValueError("data.channels for the phantom are 'dwi' and 'adc'")
         if len(set(self.classes)) < len(self.classes) or len(set(self.channels)) < len(self.channels):

@@ -10,7 +10,8 @@ from segpipe.data import codecs
 from segpipe.data.codecs import Decoded
 from segpipe.errors import InputError, nearest
 
-OUTPUTS = ("auto", "png", "nifti", "rle", "polygons", "none")
+FILES = ("png", "nifti", "tiff")
+OUTPUTS = ("auto", *FILES, "rle", "polygons", "none")
 Plane = NDArray[np.bool_]
 
 
@@ -19,22 +20,21 @@ def encode(
 ) -> str | list[dict[str, Any]] | None:
     """A mask D,H,W in the form `output`.
 
-    `png`, `nifti`: base64 text of the file that `codecs.encode_mask` writes; `auto` is the one that fits. `rle`: run
-    lengths of each class and slice as in COCO. `polygons`: outlines of each class and slice. `none`: None.
+    `png`, `nifti`, `tiff`: base64 text of the file that `codecs.encode_mask` writes; `auto` is the one that fits.
+    `rle`: run lengths of each class and slice as in COCO. `polygons`: outlines of each class and slice. `none`: None.
     Slices, rows and columns are those that the file stores: of a NIfTI `values[:, :, slice]`.
     Raises InputError for an unknown output, and for one that does not suit the file.
     """
     if output not in OUTPUTS:
         raise InputError(f"output={output}: expected one of {', '.join(OUTPUTS)}{nearest(output, list(OUTPUTS))}")
-    if output == "png" and like.nifti is not None:
-        raise InputError("output=png is for pictures; this is a volume: nifti, rle, polygons or none")
-    if output == "nifti" and like.nifti is None:
-        raise InputError("output=nifti is for volumes; this is a picture: png, rle, polygons or none")
+    own = like.geometry.form
+    if output in FILES and output != own:
+        raise InputError(f"output={output}: masks of this file are {own}; ask for {own}, rle, polygons or none")
     if output == "none":
         return None
     if output not in ("rle", "polygons"):
         return _base64(codecs.encode_mask(mask, like, len(classes)))
-    stored, found = codecs.as_stored(mask, like), list[dict[str, Any]]()
+    stored, found = like.geometry.as_stored(mask), list[dict[str, Any]]()
     for number, name in enumerate(classes, 1):
         inside = stored == number
         for k in np.flatnonzero(inside.any(axis=(0, 1))).tolist():
@@ -82,12 +82,10 @@ def _area(line: NDArray[np.float64]) -> float:
 
 
 def encode_probabilities(foreground: NDArray[np.float32], like: Decoded) -> str:
-    """Probabilities D,H,W as base64 text: a 16-bit grey PNG (65535 is 1) for a picture, .nii.gz of float32 on the
-    file's grid for a NIfTI.
+    """Probabilities D,H,W as base64 text of a file in the form of theirs: 16-bit grey (65535 is 1) of a picture or a
+    stack, float32 of a NIfTI.
     """
-    if like.nifti is None:
-        return _base64(codecs.encode_picture(np.round(foreground[0] * np.float32(65535)).astype(np.uint16)))
-    return _base64(codecs.encode_like(codecs.as_stored(foreground, like), like))
+    return _base64(like.geometry.encode_probabilities(foreground))
 
 
 def _base64(data: bytes) -> str:

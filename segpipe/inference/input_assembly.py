@@ -17,16 +17,15 @@ def gathered(files: Mapping[str, codecs.Decoded], spec: ModelSpec) -> tuple[NDAr
     """
     names = list(files)
     if len(names) > 1:
-        for name, file in files.items():
-            if file.nifti is None or len(file.array) != 1:
-                raise InputError(f"{name}: expected a NIfTI file with one volume")
-        image, elsewhere = codecs.stack(list(files.values()))
-        return image, [f"{names[n]}: resampled, it lies on another grid than {names[0]}" for n in elsewhere]
+        image, elsewhere = codecs.stack(files)
+        return image, [f"{name}: resampled, it lies on another grid than {names[0]}" for name in elsewhere]
     where, file = names[0], files[names[0]]
-    if file.nifti is not None:
+    if isinstance(file.geometry, codecs.Grid):
         return file.array, []
-    if spec.kind == "volume":
-        raise InputError(f"{where}: a picture; this model takes NIfTI volumes")
+    if file.geometry.volume and spec.kind == "picture":
+        raise InputError(f"{where}: {codecs.SEVERAL_PAGES}")
+    if not file.geometry.volume and spec.kind == "volume":
+        raise InputError(f"{where}: a picture; this model takes volumes: NIfTI, or TIFF of several pages")
     wanted = len(spec.channels)
     image = codecs.as_channels(file.array, wanted, where)
     if len(image) == len(file.array):

@@ -36,7 +36,7 @@ def findings(
 
 def _amount(mask: NDArray[np.uint8], first: codecs.Decoded) -> dict[str, Any]:
     """Voxels, mm2 of a picture or ml of a volume, and components of a mask."""
-    voxels, flat, spacing = int(np.count_nonzero(mask)), first.nifti is None, first.spacing
+    voxels, flat, spacing = int(np.count_nonzero(mask)), not first.geometry.volume, first.spacing
     return {
         "voxels": voxels,
         "mm2": voxels * spacing[1] * spacing[2] if flat and spacing is not None else None,

@@ -4,29 +4,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from segpipe.config.sections import Config
-from segpipe.data.readers import all_cases, open_reader
-from segpipe.data.volume import Case
 from segpipe.files.staging import staged
 from segpipe.orchestration import planning
 from segpipe.orchestration.screen import Screen
 from segpipe.planning import fingerprint, rules
 from segpipe.planning.rules import Setting
-
-
-def describe(config: Config) -> str:
-    """What a folder holds, and what counts as a patient, as a line. Raises InputError as the reader does."""
-    cases = all_cases(open_reader(config))
-    return f"{config.data.root}: {config.data.format}, {_counted(cases)}"
-
-
-def _counted(cases: list[Case]) -> str:
-    patients, sites = {case.patient for case in cases}, {case.site for case in cases}
-    told = f"{len(cases)} cases with masks, {len(patients)} patients"
-    if len(sites) > 1:
-        told += f" of {len(sites)} sites ({', '.join(sorted(sites))})"
-    if len(patients) == len(cases):
-        told += "; every case counts as a patient of its own, unless a table says otherwise"
-    return told
 
 
 def write(screen: Screen, config: Config, root: str, given: Collection[str], target: Path) -> str:

@@ -131,14 +131,14 @@ class Batch:
 
     def _outputs(self, case: reading.Case, mask: comparisons.Mask, record: Record) -> dict[str, bytes]:
         """The mask, in the input's geometry, and the picture, by their names in the folder."""
-        volume, name = case.first.nifti is not None, case.item.case
+        geometry, name = case.first.geometry, case.item.case
         encoded = codecs.encode_mask(mask, case.first, len(self.predictor.spec.classes))
-        files = {f"outputs/{name}{'.nii.gz' if volume else '.png'}": encoded}
+        files = {f"outputs/{name}{geometry.suffix}": encoded}
         if self.request.comparisons:
             size, dice = _size(record), "Dice -" if record["dice"] is None else f"Dice {record['dice']:.3f}"
             title = name.rpartition("/")[2]
             picture = comparisons.draw(
-                case.image, mask, case.reference, title, size, dice, volume, self.predictor.spec.classes
+                case.image, mask, case.reference, title, size, dice, geometry.volume, self.predictor.spec.classes
             )
             files[f"comparisons/{name}.png"] = picture
         return files

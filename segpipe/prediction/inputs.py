@@ -16,7 +16,6 @@ from segpipe.errors import InputError
 from segpipe.files.staging import staged
 from segpipe.inference.spec import ModelSpec
 
-VOLUMES = (".nii.gz", ".nii")
 IMAGES, MASKS = "images", "masks"
 # What a column of a list is called, as in tables.COLUMNS; further ones are channels.
 COLUMNS = {
@@ -46,7 +45,7 @@ def _several_files(spec: ModelSpec) -> bool:
 def listed(paths: Sequence[Path], folder: Path) -> Path:
     """A list of several files, and of all images below several folders, as a file in a folder, which is made."""
     every = [file for path in paths for file in ([path] if path.is_file() else _files(path))]
-    wanted = [file for file in every if file in paths or file.name.lower().endswith((*codecs.SUFFIXES, *VOLUMES))]
+    wanted = [file for file in every if file in paths or file.name.lower().endswith(codecs.SUFFIXES)]
     text = "".join(f"{file}\n" for file in dict.fromkeys(wanted))
     name = f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
     with staged(folder) as partial:
@@ -67,7 +66,7 @@ def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
         found = _table(source, spec)
     elif source.suffix.lower() == ".txt":
         found = _list(source, spec, config)
-    elif source.name.lower().endswith((*codecs.SUFFIXES, *VOLUMES)):
+    elif source.name.lower().endswith(codecs.SUFFIXES):
         found = _cases_of([source], source.parent, spec, config)
     else:
         raise InputError(
@@ -104,7 +103,7 @@ def _files(root: Path) -> list[Path]:
 
 def suffix(path: Path) -> str:
     """A file's suffix, `.nii.gz` being one."""
-    return next((path.name[-len(end) :] for end in VOLUMES if path.name.lower().endswith(end)), path.suffix)
+    return next((path.name[-len(end) :] for end in codecs.VOLUMES if path.name.lower().endswith(end)), path.suffix)
 
 
 def _stem(path: Path) -> str:
@@ -118,13 +117,13 @@ def _case(path: Path, root: Path) -> str:
 
 def _folder(root: Path, spec: ModelSpec, config: Config) -> list[Item]:
     base = root / IMAGES if (root / IMAGES).is_dir() else root
-    known = codecs.SUFFIXES if spec.kind == "picture" else VOLUMES
+    known = codecs.SUFFIXES if spec.kind == "picture" else (*codecs.VOLUMES, *codecs.STACKS)
     files = [path for path in _files(base) if path.name.lower().endswith(known)]
     masks = _files(root / MASKS)
     anywhere = files if base == root else [*files, *masks, *_files(root / "derivatives")]
     if grouped := _group_files(files, anywhere, base, spec, config):
         return grouped
-    ends = tuple(f"_{config.data.mask_suffix}{end}" for end in VOLUMES)
+    ends = tuple(f"_{config.data.mask_suffix}{end}" for end in codecs.VOLUMES)
     images = [p for p in files if MASKS not in p.relative_to(base).parts[:-1] and not p.name.endswith(ends)]
     references = _references({_case(path, base) for path in images}, masks, root / MASKS)
     return [Item(case, (path,), references.get(case)) for path in images if (case := _case(path, base))]
@@ -170,7 +169,7 @@ def _by_stem(files: list[Path], ends: tuple[str, ...]) -> dict[str, list[tuple[s
     found: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     for path in files:
         stem, _, end = _stem(path).rpartition("_")
-        if stem and end in ends and path.name.lower().endswith(VOLUMES):
+        if stem and end in ends and path.name.lower().endswith(codecs.VOLUMES):
             found[stem].append((end, path))
     return found
 

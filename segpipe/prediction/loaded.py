@@ -49,15 +49,14 @@ class Prediction:
     _shown: NDArray[np.float32]
 
     def save(self, path: str | Path) -> Path:
-        """Write the mask as PNG for a picture, as NIfTI on the image's own grid for a volume that came as one.
+        """Write the mask in the form of the image's file: a PNG, a NIfTI on the same grid, or a TIFF of as many pages.
 
         Raises InputError for another suffix than that.
         """
-        target, volume = Path(path), self._first.nifti is not None
-        suffix = ".nii.gz" if volume else ".png"
-        if not target.name.lower().endswith(suffix):
-            raise InputError(f"{target}: the mask is written as {suffix}; give a name with that suffix")
-        if not volume and self.mask.ndim == STACK:
+        target, geometry = Path(path), self._first.geometry
+        if not target.name.lower().endswith(geometry.suffix):
+            raise InputError(f"{target}: the mask is written as {geometry.suffix}; give a name with that suffix")
+        if not geometry.volume and self.mask.ndim == STACK:
             raise InputError(f"{target}: an array has no geometry of a file; write the mask with numpy or nibabel")
         target.write_bytes(codecs.encode_mask(self._whole, self._first, len(self.classes)))
         return target

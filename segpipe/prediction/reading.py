@@ -84,7 +84,7 @@ def _labels(data: bytes, item: Item, first: Decoded, spec: ModelSpec, ignore: in
     """The reference's labels on the case's grid; a picture only has to have its size."""
     where = str(item.reference)
     mask = codecs.decode(data, where, raw_labels=True)
-    kind: Kind = "picture" if first.nifti is None or mask.nifti is None else "volume"
+    kind: Kind = "volume" if first.geometry.volume and mask.geometry.volume else "picture"
     checks.check_mask(mask, where, first, item.files[0].name, kind)
     classes = () if spec.classes == ("foreground",) else spec.classes
     return checks.labels(mask.array[0], classes, ignore, where)[0]

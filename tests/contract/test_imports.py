@@ -147,8 +147,10 @@ def test_what_ships_inside_a_model_is_small():
         *("segpipe", "segpipe.errors", "segpipe.config", "segpipe.config.sections"),
         *("segpipe.data", "segpipe.data.codecs", "segpipe.data.codecs.decoded", "segpipe.data.codecs.dicom"),
         *(
+            "segpipe.data.codecs.geometry",
             "segpipe.data.codecs.nifti",
             "segpipe.data.codecs.pictures",
+            "segpipe.data.codecs.stacks",
             "segpipe.data.components",
             "segpipe.data.context",
         ),

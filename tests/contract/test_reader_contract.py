@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import write_folder, write_nifti
+from conftest import write_folder, write_nifti, write_stacks
 
 from segpipe.config import settings
 from segpipe.data import phantom
@@ -18,6 +18,7 @@ def simulated(root):
 ROWS = {
     "folder": (write_folder, {}),
     "nifti": (write_nifti, {}),
+    "stacks": (write_stacks, {}),
     "phantom": (simulated, {"data.patients": "4"}),
 }
 

@@ -107,7 +107,7 @@ def test_the_logged_model_answers_as_evaluation_measures_from_anywhere(trained, 
     predictor = Predictor.load(logged_models.folder(uri))
     for data, row in zip(files(), answer["rows"], strict=True):
         decoded = codecs.decode(data, "x")
-        image = decoded.array if decoded.nifti is not None else codecs.as_channels(decoded.array, 1, "x")
+        image = decoded.array if decoded.geometry.volume else codecs.as_channels(decoded.array, 1, "x")
         segmentation = predictor.segment(image, 0.4)
         assert base64.b64decode(row["mask"]) == codecs.encode_mask(segmentation.mask, decoded, 1)
         assert codecs.decode(base64.b64decode(row["mask"]), "x").array.shape[1:] == decoded.array.shape[1:]

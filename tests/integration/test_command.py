@@ -88,7 +88,10 @@ def test_own_data_gets_to_a_champion_in_two_lines_and_predicts(tmp_path):
     write_folder(tmp_path / "my pictures", cases=12)
     made = run(tmp_path, "init", "my pictures", "--data.channels=grey")
     assert made.returncode == 0, made.stderr
-    assert "folder, 12 cases with masks, 12 patients; every case counts as a patient of its own" in made.stderr
+    assert (
+        "folder, 12 cases with masks, the first 36x40 grey, mask values 0/255, 12 patients; every case counts as"
+        in made.stderr
+    )
     assert made.stderr.splitlines()[-1].endswith("then: segpipe run")
     recipe = (tmp_path / "segpipe.yaml").read_text(encoding="utf-8")
     assert recipe in made.stdout

@@ -114,7 +114,7 @@ OURS = {
     "output": (
         asked(output="ngp"),
         JSON,
-        "output 'ngp' (nearest: png) is none of auto, png, nifti, rle, polygons, none",
+        "output 'ngp' (nearest: png) is none of auto, png, nifti, tiff, rle, polygons, none",
     ),
     "min_area": (asked(min_area=-1), JSON, "min_area -1 is below 0"),
     "numbers N,H": (b'{"instances": [[1, 2], [3, 4]]}', JSON, "expected numbers N,C,H,W with C=1"),

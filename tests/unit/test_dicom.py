@@ -74,7 +74,7 @@ def test_uncompressed_pixels_keep_every_value(pixels, syntax):
     decoded = codecs.decode(written(dataset(pixels), syntax), "x")
     np.testing.assert_array_equal(decoded.array, np.atleast_3d(pixels).transpose(2, 0, 1)[:, None])
     assert decoded.spacing is None
-    assert decoded.nifti is None
+    assert not decoded.geometry.volume
 
 
 @pytest.mark.parametrize("pixels", [GREY, DEEP, SIGNED, COLOUR], ids=["grey", "deep", "signed", "colour"])

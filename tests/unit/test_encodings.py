@@ -110,8 +110,8 @@ def test_files_are_the_masks_of_the_codecs():
 def test_an_output_that_does_not_fit_the_file_is_refused():
     flat, solid = picture((4, 5)), volume(np.zeros((3, 4, 5), np.uint8))
     for like, output, told in (
-        (flat, "nifti", "this is a picture: png"),
-        (solid, "png", "this is a volume: nifti"),
+        (flat, "nifti", "masks of this file are png; ask for png, rle"),
+        (solid, "png", "masks of this file are nifti; ask for nifti, rle"),
         (flat, "polygon", r"nearest: polygons"),
     ):
         with pytest.raises(InputError, match=told):
@@ -134,4 +134,4 @@ def test_probabilities_of_a_volume_lie_on_its_grid():
     encoded = base64.b64decode(encodings.encode_probabilities(like.array[0], like))
     back = nib.Nifti1Image.from_bytes(gzip.decompress(encoded))
     np.testing.assert_array_equal(np.asarray(back.dataobj), values)
-    np.testing.assert_allclose(back.affine, like.nifti.affine)
+    np.testing.assert_allclose(back.affine, like.geometry.image.affine)

@@ -1,25 +1,25 @@
 """From a file's bytes to an array and, for a mask, back."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.data.codecs import nifti, pictures
 from segpipe.data.codecs.decoded import MAX_PIXELS, Decoded
-from segpipe.data.codecs.nifti import encode_like, encode_nifti, resample
-from segpipe.data.codecs.pictures import PICTURES, encode_picture
+from segpipe.data.codecs.geometry import Stack, encode_picture
+from segpipe.data.codecs.nifti import Grid, encode_nifti
+from segpipe.data.codecs.pictures import PICTURES
 from segpipe.errors import InputError
 
 # Beside what is defined here.
-__all__ = ["PICTURES", "Decoded", "encode_like", "encode_nifti", "encode_picture", "resample"]
+__all__ = ["PICTURES", "Decoded", "Grid", "Stack", "encode_nifti", "encode_picture"]
 
-SUFFIXES = (*PICTURES, ".dcm", ".nii", ".nii.gz")
+VOLUMES, STACKS = (".nii.gz", ".nii"), (".tif", ".tiff")
+SEVERAL_PAGES = "several pages in one file, expected one picture; save each as a file of its own"
+SUFFIXES = (*PICTURES, ".dcm", *VOLUMES)
 CORNER_TOLERANCE_MM = 0.1
 GROUP_LENGTH = b"\x02\0\0\0"  # what a DICOM file without its preamble begins with
-
-Value = TypeVar("Value", bound=np.generic)
 
 
 def decode(data: bytes, where: str, raw_labels: bool = False, most: int = MAX_PIXELS) -> Decoded:
@@ -59,34 +59,30 @@ def same_grid(one: Decoded, other: Decoded) -> bool:
     """Whether two files have one shape and, if NIfTI, however stored, their corner voxels within 0.1 mm."""
     if one.array.shape[1:] != other.array.shape[1:]:
         return False
-    if one.affine is None or other.affine is None:
-        return one.affine is other.affine
+    if not isinstance(one.geometry, Grid) or not isinstance(other.geometry, Grid):
+        return one.geometry.form == other.geometry.form
     depth, height, width = one.array.shape[1:]
     corners = np.array([[x, y, z, 1] for x in (0, width - 1) for y in (0, height - 1) for z in (0, depth - 1)])
-    apart = corners @ (one.affine - other.affine).T
+    apart = corners @ (one.geometry.affine - other.geometry.affine).T
     return bool(np.linalg.norm(apart[:, :3], axis=1).max() < CORNER_TOLERANCE_MM)
 
 
-def stack(files: Sequence[Decoded]) -> tuple[NDArray[np.float32], list[int]]:
-    """NIfTI files of one case as the channels C,D,H,W of one image on the grid of the first, and the indices of those
-    that had to be resampled from a different grid.
+def stack(files: Mapping[str, Decoded]) -> tuple[NDArray[np.float32], list[str]]:
+    """NIfTI files of one case as the channels C,D,H,W of one image on the grid of the first, and the names of those
+    that had to be resampled from a different grid. Raises InputError beginning with the name of another file.
     """
-    elsewhere = [n for n, file in enumerate(files) if not same_grid(files[0], file)]
-    onto = [resample(file, files[0]) if n in elsewhere else file for n, file in enumerate(files)]
-    return np.concatenate([file.array for file in onto]), elsewhere
-
-
-def as_stored(values: NDArray[Value], like: Decoded) -> NDArray[Value]:
-    """Values D,H,W as the file they belong to stores them: X,Y,Z of a NIfTI; H,W,1 of a picture or DICOM."""
-    return values.transpose(1, 2, 0) if like.nifti is None else nifti.reoriented(values, like)
+    first, elsewhere, channels = next(iter(files.values())), list[str](), list[NDArray[np.float32]]()
+    for name, file in files.items():
+        if not isinstance(file.geometry, Grid) or not isinstance(first.geometry, Grid) or len(file.array) != 1:
+            raise InputError(f"{name}: expected a NIfTI file with one volume")
+        if same_grid(first, file):
+            channels.append(file.array)
+        else:
+            elsewhere.append(name)
+            channels.append(nifti.resample(file.geometry, first.geometry))
+    return np.concatenate(channels), elsewhere
 
 
 def encode_mask(mask: NDArray[np.uint8], like: Decoded, classes: int) -> bytes:
-    """A mask D,H,W uint8 in the geometry of the file it belongs to.
-
-    NIfTI in: .nii.gz with the same shape and geometry, as its header states it. Picture or DICOM in: 8-bit grey PNG, a
-    single foreground class as 255 and several classes as their numbers.
-    """
-    if like.nifti is None:
-        return encode_picture(mask[0] * np.uint8(255 if classes == 1 else 1))
-    return encode_like(as_stored(mask, like), like)
+    """A mask D,H,W uint8 in the form and geometry of the file it belongs to: see `geometry`."""
+    return like.geometry.encode_labels(mask, single=classes == 1)

@@ -2,12 +2,12 @@
 
 import io
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.data.codecs.geometry import Geometry, Picture
 from segpipe.data.volume import Spacing
 from segpipe.errors import InputError
 
@@ -22,14 +22,12 @@ class Decoded:
     """A decoded file.
 
     `array` is C,D,H,W float32 (a grey picture 1,1,H,W; a NIfTI in RAS+ orientation, D from inferior to superior),
-    `spacing` mm along D,H,W or None; for NIfTI files `nifti` is the original image and `affine` takes W,H,D indices of
-    `array` to mm.
+    `spacing` mm along D,H,W or None, `geometry` the form of the file.
     """
 
     array: NDArray[np.float32]
     spacing: Spacing | None
-    nifti: Any = None
-    affine: NDArray[np.float64] | None = None
+    geometry: Geometry = field(default_factory=Picture)
 
 
 class Metered(io.BytesIO):

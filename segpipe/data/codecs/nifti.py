@@ -4,7 +4,8 @@ import io
 import logging
 import math
 import zlib
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,52 @@ MEMBERS = 1 << 15  # of 64 KiB each, as bgzip has them, they make 2 GiB
 QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # nibabel reports on stderr what it mends in a header
 
 Value = TypeVar("Value", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of a NIfTI: nibabel's `image` as it was stored, and the `affine` that takes indices W,H,D of the array
+    to mm. Masks are .nii.gz with the same shape and geometry, as the header states it.
+    """
+
+    image: Any
+    affine: NDArray[np.float64]
+    form: ClassVar[str] = "nifti"
+    suffix: ClassVar[str] = ".nii.gz"
+    volume: ClassVar[bool] = True
+    sided: ClassVar[bool] = True
+
+    def as_stored(self, values: NDArray[Value]) -> NDArray[Value]:
+        """Values D,H,W as X,Y,Z in the orientation in which the file stores them."""
+        import nibabel as nib
+
+        orientation = nib.io_orientation(self.image.affine)
+        to_original = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), orientation)
+        stored: NDArray[Value] = nib.orientations.apply_orientation(values.transpose(2, 1, 0), to_original)
+        return stored
+
+    def encode_labels(self, labels: NDArray[np.uint8], single: bool) -> bytes:  # noqa: ARG002  # of all geometries
+        return self._encode(labels)
+
+    def encode_probabilities(self, foreground: NDArray[np.float32]) -> bytes:
+        return self._encode(foreground)
+
+    def _encode(self, values: NDArray[np.generic]) -> bytes:
+        """A .nii.gz with the geometry copied: both forms with their codes, voxel sizes and unit; nothing else of the
+        header. The same bytes for the same values.
+        """
+        import nibabel as nib
+
+        source, array = self.image.header, np.ascontiguousarray(self.as_stored(values))
+        image = nib.Nifti1Image(array, None)
+        header = image.header
+        for form in ("sform", "qform"):
+            affine, code = getattr(source, f"get_{form}")(coded=True)
+            if code:
+                getattr(image, f"set_{form}")(affine, int(code))
+        header["pixdim"][:4] = source["pixdim"][:4]
+        header.set_xyzt_units(source.get_xyzt_units()[0])
+        return _packed(image)
 
 
 def recognised(data: bytes) -> bool:
@@ -54,7 +101,7 @@ def decode(data: bytes, where: str, most: int) -> Decoded:
         raise InputError(f"{where}: not a complete NIfTI file ({one_line(error)})") from None
     channels = values[..., None] if values.ndim == 3 else values
     array = np.ascontiguousarray(channels.transpose(3, 2, 1, 0))
-    return Decoded(array, (zooms[2], zooms[1], zooms[0]), image, affine)
+    return Decoded(array, (zooms[2], zooms[1], zooms[0]), Grid(image, affine))
 
 
 def _image(data: bytes, where: str, most: int) -> Any:
@@ -145,24 +192,14 @@ def first(data: bytes, size: int) -> bytes:
     return found.getvalue()
 
 
-def resample(moving: Decoded, fixed: Decoded) -> Decoded:
-    """Resample one NIfTI to another's grid by linear interpolation; outside its field of view it is 0."""
+def resample(moving: Grid, fixed: Grid) -> NDArray[np.float32]:
+    """The voxels 1,D,H,W of one file on another's grid, by linear interpolation; outside its field of view 0."""
     import nibabel as nib
     from nibabel.processing import resample_from_to
 
-    onto = resample_from_to(_in_mm(moving.nifti), (fixed.nifti.shape[:3], _in_mm(fixed.nifti).affine), order=1)
+    onto = resample_from_to(_in_mm(moving.image), (fixed.image.shape[:3], _in_mm(fixed.image).affine), order=1)
     values = np.asarray(nib.as_closest_canonical(onto).dataobj, dtype=np.float32)
-    return Decoded(np.ascontiguousarray(values.transpose(2, 1, 0))[None], fixed.spacing, onto, fixed.affine)
-
-
-def reoriented(values: NDArray[Value], like: Decoded) -> NDArray[Value]:
-    """Values D,H,W as X,Y,Z in the orientation in which the file `like` stores them."""
-    import nibabel as nib
-
-    orientation = nib.io_orientation(like.nifti.affine)
-    to_original = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), orientation)
-    stored: NDArray[Value] = nib.orientations.apply_orientation(values.transpose(2, 1, 0), to_original)
-    return stored
+    return np.ascontiguousarray(values.transpose(2, 1, 0))[None]
 
 
 def encode_nifti(values: NDArray[np.generic], affine: NDArray[np.float64]) -> bytes:
@@ -171,24 +208,6 @@ def encode_nifti(values: NDArray[np.generic], affine: NDArray[np.float64]) -> by
 
     image = nib.Nifti1Image(np.ascontiguousarray(values), affine)
     image.header.set_xyzt_units("mm")
-    return _packed(image)
-
-
-def encode_like(values: NDArray[np.generic], like: Decoded) -> bytes:
-    """A .nii.gz of X,Y,Z with the geometry of a file copied: both forms with their codes, voxel sizes and unit; nothing
-    else of its header. The same bytes for the same values.
-    """
-    import nibabel as nib
-
-    source, array = like.nifti.header, np.ascontiguousarray(values)
-    image = nib.Nifti1Image(array, None)
-    header = image.header
-    for form in ("sform", "qform"):
-        affine, code = getattr(source, f"get_{form}")(coded=True)
-        if code:
-            getattr(image, f"set_{form}")(affine, int(code))
-    header["pixdim"][:4] = source["pixdim"][:4]
-    header.set_xyzt_units(source.get_xyzt_units()[0])
     return _packed(image)
 
 

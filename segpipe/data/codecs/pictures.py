@@ -3,14 +3,16 @@
 import io
 import struct
 import warnings
-import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
+from segpipe.data.codecs import stacks
 from segpipe.data.codecs.decoded import MOST_SCANS, SCAN, Decoded, Metered, limit
+from segpipe.data.codecs.geometry import Stack
 from segpipe.errors import InputError, one_line
 
 # For the whole process: Pillow warns of odd metadata that nobody reads here, once for each text of it.
@@ -34,6 +36,7 @@ MIN_IS_WHITE, WHOLE_NUMBERS = 0, ("I;16", "I;16B", "I;16L", "I;16N")
 OPAQUE = 255
 PNG_DEEP = ("RGB;16B", "LA;16B", "RGBA;16B")
 TILE_WIDTH, TILE_LENGTH = 322, 323
+UNEQUAL = "pages of different sizes or kinds; save one picture, or a stack of equal ones"
 BMP_BITS = 28  # where a BMP has its bits per pixel
 
 
@@ -49,20 +52,39 @@ def decode(data: bytes, where: str, raw_labels: bool, most: int) -> Decoded:
     try:
         # Pillow reads a packed BMP byte by byte; it has no parts.
         opened = opener(io.BytesIO(data) if opener is BmpImagePlugin.BmpImageFile else Metered(data))
-        _check(opened, where, most)
+        if getattr(opened, "is_animated", False) and opener is not TiffImagePlugin.TiffImageFile:
+            raise InputError(f"{where}: several frames in one file, expected one picture")
         if opener is BmpImagePlugin.BmpImageFile and opened.mode == "1" and data[BMP_BITS] != 1:
             raise InputError(
                 f"{where}: two colours in {data[BMP_BITS]} bits a pixel, which Pillow misreads; save it as PNG"
             )
-        opened.load()
-        pixels = _shown(opened, raw_labels, where)
+        pages = [_shown(page, raw_labels, where) for page in _pages(opened, where, most)]
     except (OSError, SyntaxError, TypeError, ValueError, struct.error) as error:
         if "unknown pixel mode" in str(error):
             kinds = "8- or 16-bit grey, 32-bit real numbers or 8-bit colour"
             raise InputError(f"{where}: pixels of a kind that is not read; save it as {kinds}") from None
         raise InputError(f"{where}: damaged or cut short ({one_line(error)})") from None
-    channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return Decoded(np.ascontiguousarray(channels_first[:, None], dtype=np.float32), None)
+    if len({page.shape for page in pages}) > 1:
+        raise InputError(f"{where}: {UNEQUAL}")
+    array = np.stack([page[None] if page.ndim == 2 else page.transpose(2, 0, 1) for page in pages], axis=1)
+    if len(pages) == 1:
+        return Decoded(np.ascontiguousarray(array, dtype=np.float32), None)
+    spacing, tags = stacks.described(opened, len(pages), where)
+    return Decoded(np.ascontiguousarray(array[:, :, ::-1], dtype=np.float32), spacing, Stack(tags))
+
+
+def _pages(opened: ImageFile.ImageFile, where: str, most: int) -> Iterator[ImageFile.ImageFile]:
+    """A picture, or each page of a TIFF, with its pixels. Raises InputError for pages of several sizes."""
+    size, number = opened.size, getattr(opened, "n_frames", 1)
+    if number > 1:
+        limit(where, (number, opened.height, opened.width), most, "pixels")
+    for page in range(number):
+        opened.seek(page)
+        if opened.size != size:
+            raise InputError(f"{where}: {UNEQUAL}")
+        _check(opened, where, most)
+        opened.load()
+        yield opened
 
 
 def _shown(opened: Image.Image, raw_labels: bool, where: str) -> NDArray[Any]:
@@ -106,12 +128,10 @@ def _brightest_first(picture: Image.Image) -> bool:
 
 
 def _check(picture: ImageFile.ImageFile, where: str, most: int) -> None:
-    """Raise InputError where an opened picture's header says what is not supported."""
+    """Raise InputError where the header of a picture, or of a page, says what is not supported."""
     tags: Any = getattr(picture, "tag_v2", {})  # of a TIFF
     for grid in ((picture.height, picture.width), (tags.get(TILE_LENGTH, 1), tags.get(TILE_WIDTH, 1))):
         limit(where, grid, most, "pixels")
-    if getattr(picture, "is_animated", False):
-        raise InputError(f"{where}: several pages or frames in one file, expected one picture")
     deep = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) > 8 or any(t.args in PNG_DEEP for t in picture.tile)
     if deep and picture.mode not in PLAIN_DEEP:
         raise InputError(
@@ -126,11 +146,3 @@ def _plain(picture: Image.Image, raw_labels: bool) -> Image.Image:
     if picture.mode in ("LA", "La"):
         return picture.convert("L")
     return picture if picture.mode in PLAIN else picture.convert("RGB")
-
-
-def encode_picture(plane: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """An 8-bit or 16-bit grey PNG of H,W; the same bytes for the same values."""
-    buffer = io.BytesIO()
-    # Run lengths alone: of a 512 x 512 mask a smaller file than at the default level, in a third of its time.
-    Image.fromarray(plane).save(buffer, format="PNG", compress_type=zlib.Z_RLE)
-    return buffer.getvalue()

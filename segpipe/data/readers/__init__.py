@@ -2,12 +2,13 @@
 
 import fnmatch
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from segpipe.config.sections import Config, DataConfig
 from segpipe.data import raw
-from segpipe.data.readers.folder import FolderReader
+from segpipe.data.readers.folder import FolderReader, holds_stacks
 from segpipe.data.readers.nifti import NiftiReader
 from segpipe.data.volume import Case, Found, Kind, Volume
 from segpipe.errors import FaultsError, InputError
@@ -43,6 +44,7 @@ READERS = {
     "phantom": Format(NiftiReader, "volume", ("dwi", "adc"), simulated=True),
     "nifti": Format(NiftiReader, "volume", ("dwi", "adc"), signs=("sub-*/", "derivatives/")),
     "folder": Format(FolderReader, "picture", ("grey",), signs=("images/", "masks/")),
+    "stacks": Format(partial(FolderReader, kind="volume"), "volume", ("grey",), signs=("images/", "masks/")),
 }
 
 
@@ -84,6 +86,8 @@ def detect(root: str) -> str:
     signs = {name: row.signs for name, row in READERS.items() if row.signs}
     there = {name: [part.name for part in raw.parts(path, name)] for name in signs}
     found = [n for n, wanted in signs.items() if all(fnmatch.filter(there[n], sign.rstrip("/")) for sign in wanted)]
+    if found == ["folder", "stacks"]:
+        return "stacks" if holds_stacks(path) else "folder"
     if len(found) == 1:
         return found[0]
     known = ", or ".join(f"{' and '.join(wanted)} ({name})" for name, wanted in signs.items())

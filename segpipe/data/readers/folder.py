@@ -1,5 +1,5 @@
 """`images/` and `masks/` with matching names, at the root or below `train/`, `val/` and `test/`, and optionally a table
-such as `cases.csv` (case, patient, site, split).
+such as `cases.csv` (case, patient, site, split): of pictures, or of volumes as TIFF of several pages.
 """
 
 from collections import Counter
@@ -8,20 +8,24 @@ from pathlib import Path
 from segpipe.config.sections import DataConfig
 from segpipe.data import codecs, raw, tables
 from segpipe.data.readers import checks, pairs
-from segpipe.data.volume import Case, Found, Volume
+from segpipe.data.volume import Case, Found, Kind, Volume
 from segpipe.errors import InputError
 
 IMAGES = (*codecs.PICTURES, ".dcm")
+NOT_HERE: dict[Kind, str] = {"picture": "not a picture", "volume": "not a stack"}
 
 
 class FolderReader:
-    """PNG, JPEG, TIFF or BMP pictures, or single-frame DICOM images with masks as pictures; grey, RGB or 16-bit.
+    """PNG, JPEG, TIFF or BMP pictures, or single-frame DICOM images with masks as pictures; grey, RGB or 16-bit. Of
+    the kind `volume`: stacks, each a TIFF of several pages, its mask one of as many.
 
     Without a table every image is its own patient.
     """
 
-    def __init__(self, data: DataConfig) -> None:
-        self.root, self.data = Path(data.root), data
+    def __init__(self, data: DataConfig, kind: Kind = "picture") -> None:
+        self.root, self.data, self.kind = Path(data.root), data, kind
+        self.images = IMAGES if kind == "picture" else codecs.STACKS
+        self.masks = codecs.PICTURES if kind == "picture" else codecs.STACKS
 
     def find(self) -> Found:
         faults: list[str] = []
@@ -32,7 +36,7 @@ class FolderReader:
             for split, part in parts.items()
             for name, pair in part.items()
         }
-        listed, rows = tables.read(self.root, IMAGES, faults)
+        listed, rows = tables.read(self.root, self.images, faults)
         for name in sorted(found.keys() ^ rows.keys()) if rows else ():
             faults.append(f"{listed}: case '{name}' " + ("has no image" if name in rows else "is not listed"))
         cases = []
@@ -62,14 +66,25 @@ class FolderReader:
 
     def _pairs(self, folder: Path, faults: list[str]) -> dict[str, tuple[Path | None, Path | None]]:
         """Image and mask by the name of their case, and what is wrong with them added to the faults."""
-        images = self._stems(folder / "images", IMAGES, faults)
-        masks = self._stems(folder / "masks", codecs.PICTURES, faults)
+        images = self._stems(folder / "images", self.images, faults)
+        masks = self._stems(folder / "masks", self.masks, faults)
+        masks = self._named(masks, folder / "masks")
         images, masks = pairs.matched(images, masks)
         for stem in sorted(images.keys() - masks.keys()):
             faults.append(f"{images[stem]}: no mask of the same name in {folder / 'masks'}")
         for stem in sorted(masks.keys() - images.keys()):
             faults.append(f"{masks[stem]}: no image of the same name in {folder / 'images'}")
         return {stem: (images.get(stem), masks.get(stem)) for stem in images | masks}
+
+    def _named(self, masks: dict[str, Path], folder: Path) -> dict[str, Path]:
+        """The masks by the names of their cases, where data.mask_suffix says how they end; otherwise as they are."""
+        ending = f"_{self.data.mask_suffix}"
+        ours = {stem: path for stem, path in masks.items() if stem.endswith(ending)}
+        if self.data.mask_suffix == DataConfig.model_fields["mask_suffix"].default:
+            return masks
+        if not ours:
+            raise InputError(f"{folder}: no file ends with {ending}; leave out data.mask_suffix, or correct it")
+        return pairs.without(ours, ending)
 
     def _stems(self, folder: Path, suffixes: tuple[str, ...], faults: list[str]) -> dict[str, Path]:
         if not folder.is_dir():
@@ -80,7 +95,7 @@ class FolderReader:
             if raw.of_the_system(path):
                 continue
             if path.suffix.lower() not in suffixes:
-                faults.append(f"{path}: not a picture; allowed here: {', '.join(suffixes)}")
+                faults.append(f"{path}: {NOT_HERE[self.kind]}; allowed here: {', '.join(suffixes)}")
             elif stem in stems:
                 faults.append(f"{path}: same name as {stems[stem].name}; stems must be unique")
             else:
@@ -91,8 +106,23 @@ class FolderReader:
 
     def load(self, case: Case) -> Volume:
         (image,), mask, sha256 = checks.read_files(case)
-        checks.check_mask(mask, str(case.mask), image, case.images[0].name, "picture")
+        if image.geometry.volume and self.kind == "picture":
+            raise InputError(f"{case.images[0]}: {codecs.SEVERAL_PAGES}, or all as stacks (data.format=stacks)")
+        if not image.geometry.volume and self.kind == "volume":
+            raise InputError(f"{case.images[0]}: a single picture; a stack has several pages")
+        checks.check_mask(mask, str(case.mask), image, case.images[0].name, self.kind)
         checks.finite(image.array, str(case.images[0]))
         labels, values = checks.labels(mask.array[0], self.data.classes, self.data.ignore_label, str(case.mask))
         channels = codecs.as_channels(image.array, len(self.data.channels), str(case.images[0]))
         return Volume(channels, labels, image.spacing, sha256, values)
+
+
+def holds_stacks(root: Path) -> bool:
+    """Whether the first TIFF among the images has several pages. False where it can't be read."""
+    folders = [part for part in raw.parts(root, "folder") if part.name == "images"]
+    images = (path for folder in folders for path in sorted(folder.iterdir()) if not raw.of_the_system(path))
+    first = next((path for path in images if path.suffix.lower() in codecs.STACKS), None)
+    try:
+        return first is not None and codecs.decode(first.read_bytes(), first.name).geometry.volume
+    except (InputError, OSError):
+        return False

@@ -50,12 +50,20 @@ class NiftiReader:
     def load(self, case: Case) -> Volume:
         images, mask, sha256 = checks.read_files(case)
         for path, file in zip((*case.images, case.mask), (*images, mask), strict=True):
+            if not isinstance(file.geometry, codecs.Grid):
+                raise InputError(f"{path}: not a NIfTI file")
             if len(file.array) != 1:
                 raise InputError(f"{path}: {len(file.array)} volumes in one file, expected one per channel")
             checks.finite(file.array, str(path))
         checks.check_mask(mask, str(case.mask), images[0], case.images[0].name, "volume")
         labels, values = checks.labels(mask.array[0], self.data.classes, self.data.ignore_label, str(case.mask))
-        return Volume(codecs.stack(images)[0], labels, images[0].spacing, sha256, values)
+        return Volume(
+            codecs.stack(dict(zip(self.data.channels, images, strict=True)))[0],
+            labels,
+            images[0].spacing,
+            sha256,
+            values,
+        )
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:

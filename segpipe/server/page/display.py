@@ -68,7 +68,7 @@ def unit(like: Decoded) -> dict[str, str | float] | None:
     if like.spacing is None:
         return None
     depth, row, column = like.spacing
-    if like.nifti is None:
+    if not like.geometry.volume:
         return {"name": "mm²", "each": row * column}
     return {"name": "ml", "each": depth * row * column / 1000}
 
@@ -81,7 +81,7 @@ def encode(
     Arrays are base64 of gzipped bytes: 8 bits for intensities and classes, 16 for probabilities (65535 is 1, little
     endian), slices from inferior to superior, rows from top to bottom. `aspect` is width by height in mm.
     """
-    volume, several = like.nifti is not None, int(labels.max()) > 1
+    volume, several = like.geometry.volume, int(labels.max()) > 1
     by = step(foreground.shape, len(image) + 2 + several)
     rows = slice(None, None, -1 if volume else 1)  # volumes are stored from posterior to anterior, pictures as seen
     probability = coarser(foreground[:, rows], by)
@@ -89,6 +89,8 @@ def encode(
     row, column = (1.0, 1.0) if like.spacing is None else like.spacing[1:]
     return {
         "volume": volume,
+        "sided": like.geometry.sided,
+        "suffix": like.geometry.suffix,
         "depth": depth,
         "height": height,
         "width": width,
