@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from segpipe.config.sections import Config, PreprocessConfig
 from segpipe.data import transform
+from segpipe.data.checking.facts import Facts
 from segpipe.data.checking.reading import Check
 from segpipe.data.manifest import SPLITS, ArrayRecord, CaseRecord, Manifest, Split
 from segpipe.data.readers import READERS, Reader, channel_names
@@ -105,13 +106,13 @@ def write(config: Config, check: Check, folder: Path) -> Manifest:
             ArrayWriter(folder, f"{split}_images", np.float32 if split == "test" else np.float16, image_row) as images,
             ArrayWriter(folder, f"{split}_masks", np.uint8, mask_row) as masks,
         ):
-            for case, volume in check.read(split):
+            for case, volume, found in check.read(split):
                 if check.faults:
                     continue  # nothing that is written would be used
                 image, mask = array_rows(volume, config.preprocess, split)
                 images.append(image.ravel() if flat else image)
                 start = masks.append(mask.ravel() if flat else mask)
-                records.append(_record(case, volume, mask.shape[1:], split, start, root, config))
+                records.append(_record(case, volume, found, mask.shape[1:], start, root, config))
         arrays |= {f"{split}_images": images.record(), f"{split}_masks": masks.record()}
     check.end()
     check.refuse()
@@ -145,7 +146,7 @@ def _write_table(manifest: Manifest, path: Path) -> None:
 
 
 def _record(
-    case: Case, volume: Volume, plane: tuple[int, ...], split: Split, start: int, root: Path, config: Config
+    case: Case, volume: Volume, found: Facts, plane: tuple[int, ...], start: int, root: Path, config: Config
 ) -> CaseRecord:
     classes = config.data.class_names
     counts = np.bincount(volume.mask.ravel(), minlength=len(classes) + 1)[1 : len(classes) + 1]
@@ -154,7 +155,7 @@ def _record(
         case=case.name,
         patient=case.patient,
         site=case.site,
-        split=split,
+        split=found.split,
         shape=(depth, height, width),
         spacing=volume.spacing,
         voxels={name: int(count) for name, count in zip(classes, counts, strict=True)},
@@ -164,4 +165,5 @@ def _record(
         start=start,
         plane=None if plane == (height, width) or config.preprocess.fit == "resize" else (plane[0], plane[1]),
         attributes=case.attributes,
+        traits=found.traits,
     )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr
 
 from segpipe.config.sections import PreprocessConfig, Section
+from segpipe.data.profiles import Profile, Values
 from segpipe.data.volume import KIND_OF_READER, Kind
 from segpipe.errors import InputError, one_line
 from segpipe.files.hashes import of_json
@@ -25,7 +26,7 @@ class CaseRecord(Section):
     each foreground class as acquired, `volume_ml` all of them. `start` is the first slice in the split's arrays; where
     cases keep their own size (`Manifest.flat`), it is the first element of the flat mask array. `plane` is the height
     and width in the arrays of a case that was resampled.
-    `attributes` are additional columns of the data's own table.
+    `attributes` are additional columns of the data's own table, `traits` what the image is like (see `profiles`).
     """
 
     case: str
@@ -41,6 +42,7 @@ class CaseRecord(Section):
     start: int
     attributes: dict[str, str] = Field(default_factory=dict)
     plane: tuple[int, int] | None = None
+    traits: Values = ()
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
@@ -74,6 +76,12 @@ class Manifest(Section):
     def of(self, split: Split) -> list[CaseRecord]:
         """The cases of one split, in the order of the arrays."""
         return [case for case in self.cases if case.split == split]
+
+    def profile(self) -> Profile | None:
+        """What the images for training and validation are like; None where they are few, or were not measured."""
+        cases = [case for case in self.cases if case.split != "test"]
+        validation = [case.split == "val" for case in cases]
+        return Profile.learn(self.channels, [c.traits for c in cases], [c.patient for c in cases], validation)
 
     def flat(self, split: Split) -> bool:
         """Whether the arrays of a split hold cases of any size, one after the other, rather than slices of one size."""

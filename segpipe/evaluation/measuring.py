@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 COUNTS = ("lesions", "lesions_found", "lesions_predicted", "lesions_false")
 ELONGATION = "elongation"
+UNLIKE = "unlike"  # the distance of a case from the training data, usually below 1
 PER_CLASS = ("dice", "iou")
 THRESHOLDS = np.arange(5, 96) / 100
 Table = NDArray[np.float64]
@@ -69,7 +70,7 @@ def evaluate(
     rows, found_lesions, sweep, embeddings, seconds = [], [], [], [], []
     band, whole = (np.zeros((2, pixels.BINS), dtype=np.int64) for _ in range(2))
     confusion, constants = np.zeros(4, dtype=np.int64), trivial.learn(dataset)
-    classes = len(manifest.classes)
+    classes, profile = len(manifest.classes), predictor.spec.profile
     labels = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     for done, case in enumerate(cases, start=1):
         image, reference = dataset.native(case)
@@ -86,7 +87,10 @@ def evaluate(
             tolerance=knobs.tolerance,
             width=knobs.band,
         )
-        rows.append(_row(case, measured, manifest.classes) | _beside(reference, constants, classes))
+        row = _row(case, measured, manifest.classes) | _beside(reference, constants, classes)
+        if profile:
+            row[UNLIKE] = profile.compare(image, case.spacing)[0]
+        rows.append(row)
         labels += overlaps.confusion(found.mask, reference, classes)
         found_lesions += _lesions(case, measured, manifest.classes)
         sweep.append(by_threshold(measured.whole))

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.data import codecs
+from segpipe.data.volume import Spacing
 from segpipe.errors import InputError
 from segpipe.inference.spec import ModelSpec
 
@@ -31,3 +32,9 @@ def gathered(files: Mapping[str, codecs.Decoded], spec: ModelSpec) -> tuple[NDAr
     if len(image) == len(file.array):
         return image, []
     return image, [f"{where}: {'colour turned to grey' if wanted == 1 else f'grey repeated {wanted} times'}"]
+
+
+def unlike(image: NDArray[np.float32], spacing: Spacing | None, spec: ModelSpec) -> list[str]:
+    """A warning where a raw image C,D,H,W is unlike those that the model was trained on."""
+    told = spec.profile.compare(image, spacing)[1] if spec.profile else ""
+    return [told] if told else []

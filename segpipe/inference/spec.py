@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, Self
 from pydantic import ValidationError
 
 from segpipe.config.sections import ModelConfig, PreprocessConfig, Section
+from segpipe.data.profiles import Profile
 from segpipe.data.volume import KIND_OF_READER, Kind
 from segpipe.errors import InputError, one_line
 
@@ -52,6 +53,7 @@ class ModelSpec(Section):
     largest_component: bool = False
     min_area: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    profile: Profile | None = None
 
     @property
     def labelling(self) -> Labelling:

@@ -113,6 +113,7 @@ class Batch:
             "shape": list(mask.shape),
             "spacing_mm": case.first.spacing,
             "warnings": [*case.warnings, *self.request.labelling.less_than(self.predictor.spec.labelling)],
+            "unlike": case.unlike,
             "results": [],
             **self.origin,
             "seconds": round(seconds, 4),

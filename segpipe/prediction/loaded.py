@@ -13,7 +13,7 @@ from segpipe.data import codecs, components
 from segpipe.data.codecs import Decoded
 from segpipe.data.volume import Spacing, volume_ml
 from segpipe.errors import InputError
-from segpipe.inference.input_assembly import gathered
+from segpipe.inference.input_assembly import gathered, unlike
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import SPEC, Labelling, ModelSpec
 from segpipe.prediction import comparisons
@@ -123,7 +123,7 @@ class Model:
             mm2=total * steps[1] * steps[2] if flat and steps else None,
             ml=None if flat else volume_ml(total, steps),
             lesions=components.count(mask),
-            warnings=(*warnings, *labelling.less_than(self.spec.labelling)),
+            warnings=(*warnings, *unlike(whole, steps, self.spec), *labelling.less_than(self.spec.labelling)),
             _first=first,
             _shown=whole,
         )

@@ -12,7 +12,7 @@ from segpipe.data.codecs import Decoded
 from segpipe.data.readers import checks
 from segpipe.data.volume import Kind
 from segpipe.errors import InputError
-from segpipe.inference.input_assembly import gathered
+from segpipe.inference.input_assembly import gathered, unlike
 from segpipe.inference.spec import ModelSpec
 from segpipe.prediction.inputs import Item
 
@@ -30,8 +30,8 @@ class Contents(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A decoded case: the file that gives its geometry, image C,D,H,W float32, reference D,H,W uint8 or None; the
-    digests of `Contents`.
+    """A decoded case: the file that gives its geometry, image C,D,H,W float32, reference D,H,W uint8 or None;
+    whether a warning says that it is unlike the training data; the digests of `Contents`.
     """
 
     item: Item
@@ -39,6 +39,7 @@ class Case(NamedTuple):
     image: NDArray[np.float32]
     reference: NDArray[np.uint8] | None
     warnings: tuple[str, ...]
+    unlike: bool
     sha256: str
     reference_sha256: str | None
     parts: tuple[str, ...]
@@ -75,8 +76,17 @@ def decode(item: Item, contents: Contents, spec: ModelSpec, ignore: int) -> Case
     first = files[str(item.files[0])]
     image, warnings = gathered(files, spec)
     reference = None if contents.reference is None else _labels(contents.reference, item, first, spec, ignore)
+    strange = unlike(image, first.spacing, spec)
     return Case(
-        item, first, image, reference, tuple(warnings), contents.sha256, contents.reference_sha256, contents.parts
+        item,
+        first,
+        image,
+        reference,
+        (*warnings, *strange),
+        bool(strange),
+        contents.sha256,
+        contents.reference_sha256,
+        contents.parts,
     )
 
 

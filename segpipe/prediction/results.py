@@ -25,7 +25,7 @@ REQUEST, TABLE, SUMMARY, REPORT, LOCK = "request.json", "predictions.csv", "summ
 PARTS = ("inputs", "outputs", "comparisons", "metadata")
 COLUMNS = (
     "case", "status", "error", "foreground_voxels", "foreground_mm2", "foreground_ml", "lesions", "max_probability",
-    "mean_probability", "uncertainty", "dice", "split", "sha256", "seconds",
+    "mean_probability", "uncertainty", "dice", "split", "warnings", "sha256", "seconds",
 )  # fmt: skip
 AMOUNTS = ("voxels", "mm2", "ml", "lesions")  # of each of several classes
 Record = dict[str, Any]
@@ -135,7 +135,9 @@ def table(folder: Path, classes: Sequence[str]) -> Iterator[Callable[[Record], N
         apart = [f"{amount}_{name}" for name in classes for amount in AMOUNTS] if len(classes) > 1 else []
         writer = csv.DictWriter(file, (*COLUMNS, *apart), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        yield lambda record: writer.writerow(record | _by_class(record))
+        yield lambda record: writer.writerow(
+            record | _by_class(record) | {"warnings": "; ".join(record.get("warnings", ()))}
+        )
     partial.replace(folder / TABLE)
 
 

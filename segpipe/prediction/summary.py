@@ -19,8 +19,8 @@ SHOWN = 20  # failures in the Markdown summary; the JSON has all
 @dataclass
 class Outcome:
     """Cases asked for, done before this run, and failed with their reasons; how many the model was trained or chosen
-    on; the Dice of those with a reference (NaN where both masks are empty), their patients, and whether they are among
-    these; how long this run took.
+    on, and how many are unlike its training data; the Dice of those with a reference (NaN where both masks are empty),
+    their patients, and whether they are among the ones trained on; how long this run took.
     """
 
     files: int = 0
@@ -30,6 +30,7 @@ class Outcome:
     patients: list[str] = field(default_factory=list)
     seen: list[bool] = field(default_factory=list)
     trained_on: int = 0
+    unlike: int = 0
     seconds: float = 0.0
 
     def count(self, record: Record) -> None:
@@ -41,6 +42,7 @@ class Outcome:
             return
         seen = record.get("split") in LEARNT
         self.trained_on += seen
+        self.unlike += bool(record.get("unlike"))
         if record["reference"] is not None:
             self.seen.append(seen)
             self.dice.append(float("nan") if record["dice"] is None else record["dice"])
@@ -60,6 +62,7 @@ class Outcome:
             "files_skipped": self.skipped,
             "files_per_second": self.per_second,
             "files_trained_on": self.trained_on,
+            "files_unlike": self.unlike,
         }
 
 
@@ -68,7 +71,10 @@ def headline(outcome: Outcome) -> str:
     before = f"{outcome.skipped} of them before, " if outcome.skipped else ""
     done = outcome.files - len(outcome.failures)
     trained = f", the model was trained on {outcome.trained_on} of them" if outcome.trained_on else ""
-    return f"{done} of {outcome.files} segmented, {before}{outcome.per_second:.1f} files/s{trained}"
+    strange = (
+        f", {outcome.unlike} unlike its training data (see the warnings in {results.TABLE})" if outcome.unlike else ""
+    )
+    return f"{done} of {outcome.files} segmented, {before}{outcome.per_second:.1f} files/s{trained}{strange}"
 
 
 def agreement(outcome: Outcome) -> str:
@@ -121,6 +127,7 @@ def _markdown(
         "done before this run": str(outcome.skipped),
         "seconds": f"{outcome.seconds:.1f}, {outcome.per_second:.2f} files/s",
         "trained on": f"{outcome.trained_on} of the files",
+        "unlike the training data": f"{outcome.unlike} of the files",
         "Dice": _dice(outcome, interval),
         **({"Dice apart": agreement(outcome)} if any(outcome.seen) else {}),
     }

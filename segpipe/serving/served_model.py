@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from segpipe.config.sections import ServingConfig
 from segpipe.data import codecs, encodings
 from segpipe.errors import InputError
+from segpipe.inference.input_assembly import unlike
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.quantities import findings
 from segpipe.inference.spec import ModelSpec
@@ -115,5 +116,5 @@ class ServedModel(PythonModel):
             "mask": encodings.encode(segmentation.mask, first, spec.classes, wanted.output),
             **findings(segmentation.mask, segmentation, first, spec.classes),
             "probabilities": encodings.encode_probabilities(segmentation.foreground, first) if asked else None,
-            "warnings": [*warnings, *wanted.labelling.less_than(spec.labelling)],
+            "warnings": [*warnings, *unlike(image, first.spacing, spec), *wanted.labelling.less_than(spec.labelling)],
         }

@@ -81,6 +81,7 @@ def run(
         kind=manifest.kind,
         channels=manifest.channels,
         classes=manifest.classes,
+        profile=manifest.profile(),
     )
     if not (state or process_group.rank()):
         watcher.doing("timing some steps")

@@ -132,7 +132,7 @@ class Everything:
     """Calls every voxel foreground."""
 
     def __init__(self, *channels):
-        self.spec = SimpleNamespace(channels=channels, classes=("foreground",))
+        self.spec = SimpleNamespace(channels=channels, classes=("foreground",), profile=None)
 
     def prepare(self, image, _spacing):
         return image

@@ -489,7 +489,7 @@ def test_several_classes_have_their_colours_in_a_comparison_and_their_amounts_in
 
 def test_a_summary_has_the_interval_the_failures_and_the_warning(tmp_path):
     outcome = summary.Outcome(
-        5, 1, [("b|d", "x.png: empty file")], [0.5, 0.7, float("nan")], ["p", "q", "r"], [False] * 3, 0, 2.0
+        5, 1, [("b|d", "x.png: empty file")], [0.5, 0.7, float("nan")], ["p", "q", "r"], [False] * 3, 0, 1, 2.0
     )
     knobs = settings.load(None, {"evaluate.bootstrap_samples": "100"}).evaluate
     summary.summarise(outcome, tmp_path, request_of("in"), {"model": "models:/x/1"}, "cpu", knobs, 0)
@@ -501,7 +501,9 @@ def test_a_summary_has_the_interval_the_failures_and_the_warning(tmp_path):
     assert "not for clinical use" in text
     assert "| b\\|d | x.png: empty file |" in text
     assert "0.600 [0.500, 0.700]" in text
-    assert summary.headline(outcome) == "4 of 5 segmented, 1 of them before, 2.0 files/s"
+    assert summary.headline(outcome) == (
+        "4 of 5 segmented, 1 of them before, 2.0 files/s, 1 unlike its training data (see the warnings in predictions.csv)"
+    )
 
 
 def test_many_small_files_are_found_in_the_order_of_their_names(tmp_path):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from segpipe.config.sections import PreprocessConfig
-from segpipe.data import transform
+from segpipe.data import profiles, transform
 from segpipe.data.manifest import Split
 from segpipe.data.volume import Case, Spacing, Volume, foreground
 
@@ -34,7 +34,8 @@ class Facts(NamedTuple):
     channel; `content` the SHA-256 of the image's values.
 
     `look` has 255 bits that alike pictures share, in hexadecimal digits, and is None for volumes and for pictures
-    without structure; `fit` is that of the channel which the mask follows best, and None without foreground.
+    without structure; `fit` is that of the channel which the mask follows best, and None without foreground; `traits`
+    are those of `profiles`.
     """
 
     case: str
@@ -49,6 +50,7 @@ class Facts(NamedTuple):
     content: str
     look: str | None
     fit: Fit | None
+    traits: profiles.Values
 
 
 def measure(case: Case, split: Split, volume: Volume, classes: int, config: PreprocessConfig) -> Facts:
@@ -69,6 +71,7 @@ def measure(case: Case, split: Split, volume: Volume, classes: int, config: Prep
         content=hashlib.sha256(np.ascontiguousarray(volume.image).data).hexdigest(),
         look=look(planes.mean(axis=0)) if len(volume.mask) == 1 else None,
         fit=max((fit(plane, mask) for plane in planes), key=lambda one: abs(one.here)) if mask.any() else None,
+        traits=profiles.measure(volume.image, volume.spacing),
     )
 
 

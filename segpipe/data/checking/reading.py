@@ -45,7 +45,7 @@ class Check:
             self.faults.append(str(error))
             self.sides = {case.patient: "train" for case in found.cases}
 
-    def read(self, split: Split) -> Iterator[tuple[Case, Volume]]:
+    def read(self, split: Split) -> Iterator[Read]:
         """The cases of a split with their content, in order, without those that can't be read."""
         cases = [case for case in self.cases if self.sides[case.patient] == split]
         for case, read in _ahead(self._load, cases):
@@ -53,7 +53,7 @@ class Check:
                 self.faults.append(str(read))
             else:
                 self.facts.append(read.facts)
-                yield case, read.volume
+                yield read
             self._done += 1
             self.progress(self._done, len(self.cases), case.name)
 

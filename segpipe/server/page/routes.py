@@ -12,6 +12,7 @@ from starlette.responses import Response
 from segpipe.config.sections import ServingConfig
 from segpipe.data import components
 from segpipe.errors import InputError, one_line
+from segpipe.inference.input_assembly import unlike
 from segpipe.inference.quantities import findings
 from segpipe.plots.colours import class_colours
 from segpipe.registry import champions
@@ -89,6 +90,7 @@ def segment(row: dict[str, Any], served: Served, most: int) -> dict[str, Any]:
     predictor, spec = served.predictor, served.predictor.spec
     like, image, warnings = request.read(row, spec, most)
     prepared = predictor.prepare(image, like.spacing)
+    warnings = [*warnings, *unlike(image, like.spacing, spec)]
     found = predictor.label(prepared, 0.0, spec.tta)  # labels everywhere: the page has its threshold
     if not np.isfinite(found.foreground.max()):
         raise InputError("values too large: the network's answer is not a number")
