@@ -39,7 +39,7 @@ def main(session: Session, config: Config, preprocess: str, train: str) -> str:
     masks = measuring.examples(predictor, dataset, found.cases, choice.labelling)
 
     with artifacts.folder("evaluation") as folder:
-        Kept(found, summary, choice.val_dice, masks).write(folder)
+        Kept(found, summary, choice.val_dice, masks, choice.look_first).write(folder)
         pages.of_evaluation(runs.active().info.run_id, config, folder, kept=folder)
         runs.tag(
             precision=choice.precision,

@@ -1,6 +1,7 @@
 """A small Evidence, whole or with parts missing, for the tests of the report."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pandas as pd
@@ -106,6 +107,7 @@ def evidence(**changes: object) -> page.Evidence:
         whole=band * 3,
         embeddings=rng.normal(size=(len(cases), 16)),
         shown={"worst": volume(5, 3), "median": volume(6, 4), "best": volume(1, 5)},
+        suspects=[page.Suspect(volume(4, 6), 0.0123, 0.25), page.Suspect(volume(1, 7), 0.5, math.nan)],
         history=[losses] * 3,
         lineage=[("train", "run 12ab"), ("commit", "2812a0c")],
         tree=[
@@ -140,6 +142,7 @@ def nothing() -> page.Evidence:
         whole=np.zeros_like(empty.whole),
         embeddings=empty.embeddings[:1],
         shown={},
+        suspects=[],
         history=[],
         lineage=[],
         tree=[],

@@ -17,6 +17,7 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.manifest import CaseRecord
 from segpipe.data.volume import IGNORE
 from segpipe.errors import InputError
+from segpipe.evaluation import suspects
 from segpipe.evaluation.measuring import THRESHOLDS, Mask, Table, by_threshold, mean_of_known
 from segpipe.inference.spec import Labelling
 from segpipe.metrics import overlaps, pixels
@@ -34,7 +35,8 @@ NOTHING, LARGEST = (False, 0), (True, 0)
 
 class Choice(NamedTuple):
     """A labelling, where its threshold comes from, in words, the mean Dice on the validation set at `THRESHOLDS`, what
-    was found of flips and components, each as a sentence without a full stop, and the precision all this holds for.
+    was found of flips and components, each as a sentence without a full stop, the precision all this holds for, and
+    the validation cases whose masks are to be looked at first, None where there is no such case.
     """
 
     labelling: Labelling
@@ -42,6 +44,7 @@ class Choice(NamedTuple):
     val_dice: Table
     reasons: tuple[str, ...] = ()
     precision: str = "fp32"
+    look_first: suspects.Suspects | None = None
 
 
 def in_precision(predictor: "Predictor", dataset: Dataset, asked: str) -> "Predictor":
@@ -81,51 +84,93 @@ def choose(predictor: "Predictor", dataset: Dataset, knobs: EvaluateConfig) -> C
             raise InputError(f"evaluate.{name}={asked}: the validation split has no case to choose on; give a value")
     if knobs.postprocess == "min_area" and not own_scale:
         raise InputError("evaluate.postprocess=min_area: resized cases have no areas; those at their own scale have")
+    drops = _drops(knobs.postprocess, own_scale=own_scale)
+    flips = (False, True) if knobs.tta == "auto" else (knobs.tta,)
+    thresholds = np.append(THRESHOLDS, [] if knobs.threshold == "auto" else [knobs.threshold])
+    with tempfile.TemporaryDirectory(prefix="segpipe-") as folder:
+        seen = _Seen(predictor, dataset, Path(folder))
+        looks = {tta: _look(seen, cases, tta, thresholds, again=len(flips) * len(drops) > 1) for tta in flips}
+        found = {tta: _threshold(look.dice, cases, knobs.threshold) for tta, look in looks.items()}
+        ways = [Labelling(found[tta][0], tta, *dropped) for tta, dropped in product(flips, drops)]
+        labelling, reasons = _best(ways, _by_class(seen, cases, ways)) if len(ways) > 1 else (ways[0], ())
+        look = looks[labelling.tta]
+        first = _look_first(seen, cases, look, thresholds, labelling) if cases else None
+    curve = mean_of_known(look.dice[:, : len(THRESHOLDS)])
+    return Choice(labelling, found[labelling.tta][1], curve, reasons, predictor.spec.precision, first)
+
+
+def _drops(asked: str, *, own_scale: bool) -> list[tuple[bool, int]]:
+    """Which components may be dropped; areas only of cases at their own scale."""
     areas = [(False, area) for area in AREAS] if own_scale else []
-    drops = {
+    return {
         "none": [NOTHING],
         "largest_component": [LARGEST],
         "min_area": [NOTHING, *areas],
         "auto": [NOTHING, *areas, LARGEST],
-    }[knobs.postprocess]
-    flips = (False, True) if knobs.tta == "auto" else (knobs.tta,)
-    with tempfile.TemporaryDirectory(prefix="segpipe-") as folder:
-        seen = _Seen(predictor, dataset, Path(folder) if len(flips) * len(drops) > 1 else None)
-        curves = {tta: _by_threshold(seen, cases, tta) for tta in flips}
-        found = {tta: _threshold(curve, cases, knobs.threshold) for tta, curve in curves.items()}
-        ways = [Labelling(found[tta][0], tta, *dropped) for tta, dropped in product(flips, drops)]
-        labelling, reasons = _best(ways, _by_class(seen, cases, ways)) if len(ways) > 1 else (ways[0], ())
-    curve = mean_of_known(curves[labelling.tta])
-    return Choice(labelling, found[labelling.tta][1], curve, reasons, predictor.spec.precision)
+    }[asked]
 
 
 class _Seen(NamedTuple):
-    """What a model says of the cases of a data set; where there is a `folder`, each is segmented once."""
+    """What a model says of the cases of a data set: each is segmented once, until it is forgotten."""
 
     predictor: "Predictor"
     dataset: Dataset
-    folder: Path | None
+    folder: Path
 
     def of(self, case: CaseRecord, *, tta: bool) -> tuple[Foreground, Mask, Mask]:
         """The foreground's probability, the most probable class, and the reference, each D,h,w."""
         image, reference = self.dataset.stored(case)
-        kept = self.folder / f"{case.start}_{tta}.npz" if self.folder else None
-        if kept and kept.is_file():
+        kept = self._place(case, tta)
+        if kept.is_file():
             with np.load(kept, allow_pickle=False) as stored:
                 return stored["foreground"], stored["labels"], reference
         found = self.predictor.label(self.predictor.fit(image.astype(np.float32)), 0.0, tta)
-        if kept:
-            np.savez(kept, foreground=found.foreground, labels=found.mask)
+        np.savez(kept, foreground=found.foreground, labels=found.mask)
         return found.foreground, found.mask, reference
 
+    def forget(self, case: CaseRecord, *, tta: bool) -> None:
+        """Give back the space of a case that is not asked for again."""
+        self._place(case, tta).unlink()
 
-def _by_threshold(seen: _Seen, cases: Sequence[CaseRecord], tta: bool) -> Table:
-    """Dice of the foreground of each case at each of `THRESHOLDS`, NaN where there is none and none is found."""
-    rows = [np.full(len(THRESHOLDS), np.nan)] if not cases else []
-    for case in cases:
-        foreground, _, reference = seen.of(case, tta=tta)
-        rows.append(by_threshold(pixels.histograms(foreground, reference > 0, reference != IGNORE)))
-    return np.stack(rows)
+    def _place(self, case: CaseRecord, tta: bool) -> Path:
+        return self.folder / f"{case.start}_{tta}.npz"
+
+
+class _Look(NamedTuple):
+    """Of each case the Dice of its foreground at some thresholds, NaN where there is none and none is found, and how
+    far the model agrees with its mask (`suspects.score`).
+    """
+
+    dice: Table
+    scores: list[float]
+
+
+def _look(seen: _Seen, cases: Sequence[CaseRecord], tta: bool, thresholds: Table, *, again: bool) -> _Look:
+    """A first look at all cases; those that `_look_first` shows are kept, and all where they are asked for `again`."""
+    dice = [np.full(len(thresholds), np.nan)] if not cases else []
+    scores, held = list[float](), set[int]()
+    for number, case in enumerate(cases):
+        foreground, labels, reference = seen.of(case, tta=tta)
+        dice.append(by_threshold(pixels.histograms(foreground, reference > 0, reference != IGNORE), thresholds))
+        scores.append(suspects.score(foreground, labels, reference))
+        before, held = {*held, number}, {*suspects.lowest(scores)}
+        for gone in before - held if not again else ():
+            seen.forget(cases[gone], tta=tta)
+    return _Look(np.stack(dice), scores)
+
+
+def _look_first(
+    seen: _Seen, cases: Sequence[CaseRecord], look: _Look, thresholds: Table, labelling: Labelling
+) -> suspects.Suspects:
+    """The cases by their scores, with what is found at the chosen threshold, before components are dropped."""
+    dice = look.dice[:, np.flatnonzero(thresholds == labelling.threshold)[-1]]
+    table = suspects.table([(case.case, case.patient) for case in cases], look.scores, dice)
+    found = (seen.of(cases[k], tta=labelling.tta) for k in suspects.lowest(look.scores))
+    return suspects.Suspects(table, tuple(_labels(*one[:2], labelling.threshold) for one in found))
+
+
+def _labels(foreground: Foreground, classes: Mask, threshold: float) -> Mask:
+    return np.where(foreground >= threshold, classes, np.uint8(0))
 
 
 def _threshold(dice: Table, cases: Sequence[CaseRecord], asked: float | str) -> tuple[float, str]:
@@ -147,7 +192,7 @@ def _by_class(seen: _Seen, cases: Sequence[CaseRecord], ways: Sequence[Labelling
     for case, tta in product(cases, {way.tta for way in ways}):
         foreground, labels, reference = seen.of(case, tta=tta)
         for way in (way for way in ways if way.tta == tta):
-            whole = np.where(foreground >= way.threshold, labels, np.uint8(0))
+            whole = _labels(foreground, labels, way.threshold)
             mask = components.clean(whole, way.largest_component, way.min_area)
             dice = overlaps.overlap("dice", overlaps.count(mask, reference, len(seen.dataset.manifest.classes)))
             rows[way].append(np.where(np.isnan(dice), 1.0, dice))

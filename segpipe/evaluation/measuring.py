@@ -163,10 +163,11 @@ def mean_of_known(values: Table) -> Table:
     return pd.DataFrame(values).mean().to_numpy(dtype=np.float64)
 
 
-def by_threshold(histogram: NDArray[np.int64]) -> Table:
-    """Dice of the foreground at each of THRESHOLDS, NaN if reference and prediction are empty."""
+def by_threshold(histogram: NDArray[np.int64], thresholds: Table = THRESHOLDS) -> Table:
+    """Dice of the foreground at each threshold, NaN if reference and prediction are empty."""
     dice: Table = pixels.dice_by_threshold(histogram)[1]
-    return dice[(THRESHOLDS * pixels.BINS).round().astype(np.int64)]
+    bins = (thresholds * pixels.BINS).round().astype(np.int64)
+    return dice[np.minimum(bins, pixels.BINS - 1)]
 
 
 def summarise(found: Measurement, choice: "Choice", weights: tuple[str, float], samples: int, seed: int) -> Summary:

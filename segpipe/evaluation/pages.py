@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from segpipe.config.sections import Config
@@ -39,6 +40,7 @@ def write(kept: Kept, dataset: Dataset, config: Config, trained: "Training", ori
         whole=found.whole,
         embeddings=found.embeddings,
         shown=_shown(kept, dataset),
+        suspects=_suspects(kept, dataset),
         history=trained.history,
         lineage=origin.rows(),
         tree=origin.picture(),
@@ -57,3 +59,15 @@ def _shown(kept: Kept, dataset: Dataset) -> dict[str, page.Shown]:
         rank: page.Shown(names[rank], *dataset.native(records[names[rank]]), predicted)
         for rank, predicted in kept.masks.items()
     }
+
+
+def _suspects(kept: Kept, dataset: Dataset) -> list[page.Suspect]:
+    """The validation cases whose masks are to be looked at first, as the data set holds them."""
+    if kept.look_first is None:
+        return []
+    records, found = {case.case: case for case in dataset.manifest.of("val")}, []
+    for row, predicted in zip(kept.look_first.table.to_dict("records"), kept.look_first.labels, strict=False):
+        image, reference = dataset.stored(records[row["case"]])
+        shown = page.Shown(row["case"], image.astype(np.float32), reference, predicted)
+        found.append(page.Suspect(shown, row["score"], row["dice"]))
+    return found

@@ -32,6 +32,12 @@ def busiest_slice(mask: Mask) -> int:
     return int(areas.argmax()) if areas.any() else len(mask) // 2
 
 
+def differing_slice(reference: Mask, predicted: Mask) -> int:
+    """The slice of D,H,W in which most voxels differ, without those that are ignored; the busiest where none does."""
+    areas = ((reference != predicted) & (reference != IGNORE)).sum(axis=(1, 2))
+    return int(areas.argmax()) if areas.any() else busiest_slice(reference)
+
+
 def _upright(plane: NDArray[Any], kind: Kind) -> NDArray[Any]:
     """Rows from top to bottom: volumes are stored from posterior to anterior, pictures as they are seen."""
     return plane[::-1] if kind == "volume" else plane

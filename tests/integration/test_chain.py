@@ -127,9 +127,10 @@ def test_evaluation_leaves_a_table_a_summary_and_pictures(chain, client):
     summary = Summary.read(folder)
     assert "left out of the mean" in summary.convention
     assert summary.metrics["dice"].n_valid <= summary.metrics["dice"].n
-    tables = {"cases.csv", "lesions.csv", "subgroups.csv", "sweep.csv", "failures.csv"}
+    tables = {"cases.csv", "lesions.csv", "look_first.csv", "subgroups.csv", "sweep.csv", "failures.csv"}
     assert {p.name for p in folder.iterdir()} >= {"summary.json", "report.html", "model_card.md", *tables}
     assert {p.name for p in (folder / "plots").iterdir()} >= {"distributions.png", "sweep.png", "lineage.png"}
+    assert "Look at these first" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_second_run_reuses_everything(chain):

@@ -15,7 +15,7 @@ from segpipe.tracking import run_tags
 
 MODEL = "paged"
 STEPS = ("preprocess", "train", "evaluate", "register")
-MEASURED = ("cases.csv", "lesions.csv", "summary.json", "measured.npz")
+MEASURED = ("cases.csv", "lesions.csv", "look_first.csv", "summary.json", "measured.npz")
 # A driver that can't import torch, and is killed where a MOMENT says.
 DRIVER = """
 import os, pathlib, signal, sys

@@ -71,7 +71,7 @@ def test_the_page_shows_all_its_pictures_and_asks_nobody(page, tmp_path):
     tree = [{"id": "a", "lines": [NASTY], "parents": []}]
     decided = report_page.with_decision(page, decision, [(NASTY, "x")], tree)
     seen = opened(decided, tmp_path)
-    assert len(seen.sizes) == 9 + 3 * 4
+    assert len(seen.sizes) == 9 + (3 + 2) * 4
     assert all(size > 0 for size in seen.sizes)
     assert seen.console == []
     assert seen.loaded == []

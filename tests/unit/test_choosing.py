@@ -1,5 +1,6 @@
 """How a model's probabilities become labels, chosen on validation cases."""
 
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from segpipe.data import dataset_writer
 from segpipe.data.dataset import Dataset
 from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
-from segpipe.evaluation import choosing
+from segpipe.evaluation import choosing, suspects
 from segpipe.evaluation.measuring import THRESHOLDS
 from segpipe.inference.predictor import Segmentation
 from segpipe.inference.spec import Labelling
@@ -117,7 +118,8 @@ def test_nothing_can_be_chosen_without_a_validation_case(three, knobs):
     alone = Dataset(dataset.folder, tested)
     with pytest.raises(InputError, match=r"evaluate\.\w+=auto: the validation split has no case"):
         choosing.choose(Certain(masks, []), alone, EvaluateConfig(**knobs))
-    assert choosing.choose(Certain(masks, []), alone, EvaluateConfig(threshold=0.3)).labelling == Labelling(0.3)
+    choice = choosing.choose(Certain(masks, []), alone, EvaluateConfig(threshold=0.3))
+    assert (choice.labelling, choice.look_first) == (Labelling(0.3), None)
 
 
 # --- flips
@@ -137,6 +139,7 @@ def test_flips_are_averaged_only_if_that_helps(three, better, kept):
     )
     assert __import__("re").match(told, reason)
     assert choice.val_dice[45] == pytest.approx(1)
+    assert (choice.look_first.table[["score", "dice"]] == 1).all(axis=None)
 
 
 def test_what_is_asked_for_is_done_without_a_look(three):
@@ -205,3 +208,19 @@ def test_each_case_is_segmented_once_each_way(own_scale):
     model = Painted(own_scale, lambda reference, tta: reference == 1)
     choosing.choose(model, own_scale, EvaluateConfig(tta="auto", postprocess="auto"))
     assert sorted(model.asked) == [(n, tta) for n in range(len(model.stored)) for tta in (False, True)]
+
+
+def test_masks_to_look_at_cost_no_further_segmentation_and_no_more_space_than_they_take(three, tmp_path, monkeypatch):
+    monkeypatch.setattr(suspects, "COUNT", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept = []
+
+    def paint(reference, tta):
+        kept.append(len([*tmp_path.glob("segpipe-*/*.npz")]))
+        return reference > 0
+
+    model = Painted(three[1], paint)
+    table, labels = choosing.choose(model, three[1], EvaluateConfig()).look_first
+    assert model.asked == [(n, False) for n in range(3)]
+    assert kept == [0, 1, 1]
+    assert (len(table), len(labels)) == (3, 1)

@@ -14,6 +14,7 @@ from segpipe.data.readers import open_reader
 from segpipe.errors import InputError
 from segpipe.evaluation import kept, measuring
 from segpipe.evaluation.choosing import Choice
+from segpipe.evaluation.suspects import Suspects
 from segpipe.inference.spec import Labelling
 from segpipe.metrics import pixels
 from segpipe.metrics.catalogue import CONVENTION, METRICS
@@ -60,15 +61,22 @@ def summarised(**columns):
     return measuring.summarise(measurement(cases(**columns)), CHOICE, WEIGHTS, 200, seed=0)
 
 
-def keep(folder):
+def first(count=2):
+    """Three cases to look at first, one without a Dice, one without a score, and the labels of some."""
+    names = {"case": ["7", "NA", "003"], "patient": ["07", "nan", "3"]}
+    table = pd.DataFrame(names | {"score": [0.01, 0.25, np.nan], "dice": [0.5, np.nan, 1.0]})
+    return Suspects(table, tuple(np.full((k + 1, 4, 5), k, np.uint8) for k in range(count)))
+
+
+def keep(folder, look_first=None):
     masks = {"worst": np.eye(3, dtype=np.uint8)[None], "best": np.zeros((2, 4, 5), np.uint8)}
-    whole = kept.Kept(measurement(cases()), summarised(), CHOICE.val_dice + 0.5, masks)
+    whole = kept.Kept(measurement(cases()), summarised(), CHOICE.val_dice + 0.5, masks, look_first)
     whole.write(folder)
     return whole
 
 
 def test_what_is_kept_reads_back_equal_whatever_its_cases_are_called(tmp_path):
-    wrote = keep(tmp_path)
+    wrote = keep(tmp_path, first())
     read = kept.Kept.read(tmp_path)
     pd.testing.assert_frame_equal(read.found.cases, cases(), check_dtype=False)
     pd.testing.assert_frame_equal(read.found.lesions, wrote.found.lesions)
@@ -79,12 +87,26 @@ def test_what_is_kept_reads_back_equal_whatever_its_cases_are_called(tmp_path):
     assert read.masks.keys() == wrote.masks.keys()
     for rank, mask in read.masks.items():
         np.testing.assert_array_equal(mask, wrote.masks[rank], strict=True)
+    pd.testing.assert_frame_equal(read.look_first.table, wrote.look_first.table)
+    for labels, written in zip(read.look_first.labels, wrote.look_first.labels, strict=True):
+        np.testing.assert_array_equal(labels, written, strict=True)
 
 
-@pytest.mark.parametrize("file", ["cases.csv", "lesions.csv", "measured.npz", "summary.json"])
+def test_an_evaluation_without_masks_to_look_at_first_has_no_such_table(tmp_path):
+    keep(tmp_path)
+    assert not (tmp_path / kept.LOOK_FIRST).exists()
+    assert kept.Kept.read(tmp_path).look_first is None
+
+
+def test_cases_without_a_score_are_in_the_table_alone(tmp_path):
+    keep(tmp_path, first(0))
+    pd.testing.assert_frame_equal(kept.Kept.read(tmp_path).look_first.table, first().table)
+
+
+@pytest.mark.parametrize("file", ["cases.csv", "lesions.csv", "look_first.csv", "measured.npz", "summary.json"])
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"PK"), pickled])
 def test_what_is_kept_and_damaged_is_refused_in_a_line(tmp_path, file, spoil):
-    keep(tmp_path)
+    keep(tmp_path, first())
     spoil(tmp_path / file)
     with pytest.raises(InputError, match=r"no summary of an evaluation|not what evaluate keeps"):
         kept.Kept.read(tmp_path)

@@ -34,6 +34,15 @@ def test_the_busiest_slice_is_not_the_most_ignored_one():
     assert cases.busiest_slice(mask) == 2
 
 
+def test_the_slice_that_differs_most_is_where_most_voxels_that_count_are_of_another_label():
+    reference, predicted = np.zeros((2, 3, 4, 4), np.uint8)
+    reference[0] = predicted[0] = predicted[1] = 1
+    reference[1] = IGNORE
+    assert cases.differing_slice(reference, predicted) == 0
+    reference[2, 0, 0], predicted[2, 0, 0] = 1, 2
+    assert cases.differing_slice(reference, predicted) == 2
+
+
 def test_agreement_has_one_colour_for_each_answer(slices):
     _, reference, predicted = slices
     found = cases._agreement(reference, predicted)

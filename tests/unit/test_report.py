@@ -16,8 +16,8 @@ from segpipe.metrics.catalogue import METRICS
 from segpipe.plots.colours import class_colours
 
 SECTIONS = (
-    *("result", "decision", "cases", "failures", "distributions", "subgroups", "lesions", "threshold", "pixels"),
-    *("embedding", "training", "lineage", "convention"),
+    *("result", "decision", "cases", "look-first", "failures", "distributions", "subgroups", "lesions", "threshold"),
+    *("pixels", "embedding", "training", "lineage", "convention"),
 )
 CHARTS = (
     *("distributions", "sweep", "roc_pr", "reliability", "confusion", "lesion_sizes", "embedding", "curves", "lineage"),
@@ -175,6 +175,7 @@ def test_names_from_data_are_shown_and_never_obeyed(tmp_path):
             cases=cases,
             subgroups=by_group(cases),
             shown={"worst": volume(3)._replace(case=NASTY)},
+            suspects=[page.Suspect(volume(3)._replace(case=NASTY), 0.1, 0.2)],
             lineage=[(NASTY, "<!-- decision: end --></section>")],
             facts=[(NASTY, NASTY)],
             tree=[{"id": "a", "lines": [NASTY, NASTY * 5], "parents": []}],
@@ -247,6 +248,25 @@ def test_a_volume_has_a_slider_that_begins_at_its_busiest_slice(whole):
     assert text.count('type="range"') == 2
     assert "slice 2 of 5" in text
     assert "slice 3 of 6" in text
+
+
+def test_masks_to_look_at_first_are_shown_at_the_slice_where_the_model_disagrees_most(tmp_path):
+    one, other = evidence().suspects
+    one.shown.predicted[:] = one.shown.reference
+    one.shown.predicted[2, 5:9, 5:9] = 1
+    text = written(evidence(suspects=[one, other]), tmp_path)
+    section = Page(text.partition('<section id="look-first">')[2].partition("</section>")[0])
+    assert "case6 · score 0.012 · Dice 0.250 · slice 3 of 4 image reference prediction agreement" in section.words
+    assert "case7 · score 0.500 · Dice \N{EN DASH} image" in section.words
+    assert "a wrong mask, or a hard case" in section.words
+    assert "look_first.csv" in section.words
+    assert len(section.images) == 2 * 4
+    assert len({image["src"] for image in section.images}) == 2
+    assert '"#look-first"' in text
+
+
+def test_a_report_without_masks_to_look_at_does_not_speak_of_them(tmp_path):
+    assert "look-first" not in written(evidence(suspects=[]), tmp_path)
 
 
 def test_what_is_ignored_is_told(tmp_path):

@@ -44,6 +44,7 @@ TABLE = {
     "the Dice that a training watches too": ("metrics/overlaps.py", "", MORE, TRAIN, True),
     "a metric's formula": ("metrics/surface.py", "percentile(p, 95)", "percentile(p, 94)", EVALUATE, True),
     "the threshold rule": ("evaluation/choosing.py", "ROUNDING = 1e-9", "ROUNDING = 1e-6", EVALUATE, False),
+    "which masks are looked at first": ("evaluation/suspects.py", "COUNT = 6", "COUNT = 9", EVALUATE, True),
     "what an evaluation keeps": ("evaluation/kept.py", "", MORE, EVALUATE, True),
     "what a model must beat": ("evaluation/trivial.py", "64, 64", "32, 32", EVALUATE, True),
     "the gate's guards": ("evaluation/guards.py", "TUBES = 15.0", "TUBES = 12.0", REGISTER, False),

@@ -20,7 +20,7 @@ from segpipe.metrics import overlaps, pixels
 from segpipe.metrics.catalogue import METRICS
 from segpipe.plots import evidence as charts
 from segpipe.plots import training
-from segpipe.plots.cases import COLOURED, overlay, slices
+from segpipe.plots.cases import COLOURED, differing_slice, overlay, slices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +40,14 @@ class Shown(NamedTuple):
     predicted: NDArray[np.uint8]
 
 
+class Suspect(NamedTuple):
+    """A validation case whose mask may be wrong, its `suspects.score` and the Dice of its foreground."""
+
+    shown: Shown
+    score: float
+    dice: float
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Everything the report is made from; any part but title and kind may be empty.
@@ -48,8 +56,9 @@ class Evidence:
     metric, patients, mean, low, high, n, n_valid, and so has `by_class` but for the first; `labels` K+1,K+1 counts
     voxels by the label of the reference and the predicted one. `sweep` has threshold, val_dice, test_dice. `band` and
     `whole` are histograms (2, bins) of the foreground probability, negatives above positives, summed over the test
-    cases. `embeddings` N,E are in the order of `cases`; `shown` has a case for each of RANKS; `history` one row per
-    epoch; `tree` is what `plots.evidence.lineage` draws; `lineage` and `facts` are rows of label and value.
+    cases. `embeddings` N,E are in the order of `cases`; `shown` has a case for each of RANKS; `suspects` has the
+    most suspicious first; `history` has one row per epoch; `tree` is what `plots.evidence.lineage` draws; `lineage` and
+    `facts` are rows of label and value.
     """
 
     title: str
@@ -66,6 +75,7 @@ class Evidence:
     whole: NDArray[np.int64]
     embeddings: NDArray[np.floating[Any]]
     shown: dict[str, Shown]
+    suspects: Sequence[Suspect]
     history: list[dict[str, float]]
     lineage: Sequence[tuple[str, str]]
     tree: Sequence[dict[str, Any]]
@@ -91,8 +101,9 @@ def write(evidence: Evidence, folder: Path) -> None:
             classes=tables.classes(evidence.by_class, evidence.classes),
             mean_iou=overlaps.mean_iou(evidence.labels),
             charts=drawn,
-            coloured=evidence.kind == "picture" and any(len(one.image) == COLOURED for one in evidence.shown.values()),
+            coloured=_coloured(evidence),
             viewers=_viewers(evidence, folder / "plots"),
+            suspects=[_suspect(one, evidence.kind, evidence.classes) for one in evidence.suspects],
             lineage=evidence.lineage,
             picture=drawn.get("lineage"),
             decision=None,
@@ -208,6 +219,30 @@ def _viewers(evidence: Evidence, folder: Path) -> list[dict[str, Any]]:
         }
         found.append(viewer)
     return found
+
+
+def _coloured(evidence: Evidence) -> bool:
+    """Whether cases are shown in colour."""
+    shown = (*evidence.shown.values(), *(one.shown for one in evidence.suspects))
+    return evidence.kind == "picture" and any(len(one.image) == COLOURED for one in shown)
+
+
+def _suspect(suspect: Suspect, kind: Kind, classes: Sequence[str]) -> dict[str, Any]:
+    """A case whose mask may be wrong: a picture of the slice in which mask and prediction differ most."""
+    case, image, reference, predicted = suspect.shown
+    z = differing_slice(reference, predicted)
+    plane = slice(z, z + 1)
+    picture = slices(image[:, plane], reference[plane], predicted[plane], kind, classes)
+    return {
+        "case": case,
+        "score": suspect.score,
+        "dice": suspect.dice,
+        "slice": z + 1,
+        "depth": len(reference),
+        "src": uri("webp", picture.shown[0].webp),
+        "size": picture.size,
+        "ignored": bool((reference[z] == IGNORE).any()),
+    }
 
 
 def uri(kind: str, content: bytes) -> str:
