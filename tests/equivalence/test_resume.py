@@ -3,9 +3,11 @@
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +282,19 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_killed(undisturbed, raw, tmp_p
     check_equal(result(client, client.get_run(run_id)), undisturbed)
 
 
+def stop_while_it_writes_nothing(process, database):
+    """Stop a process that does not hold the lock of an SQLite database, which nobody else could write to then."""
+    while process.poll() is None:
+        process.send_signal(signal.SIGSTOP)
+        with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_one_that_is_at_work_is_not_continued(store, raw, tmp_path):
     from segpipe.tracking import connection, runs
@@ -287,8 +302,8 @@ def test_one_that_is_at_work_is_not_continued(store, raw, tmp_path):
     first = start(raw, tmp_path, "--seed=7")
     wait_for(first, lambda: checkpoints(tmp_path))
     run_id = checkpoints(tmp_path)[0].parent.name
-    first.send_signal(signal.SIGSTOP)
     try:
+        stop_while_it_writes_nothing(first, store / "mlflow.db")
         code, shown = finish(start(raw, tmp_path, "--seed=7", f"--train.resume={run_id}"))
         assert code == 1
         assert "at work right now" in shown

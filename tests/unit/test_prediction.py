@@ -502,7 +502,8 @@ def test_a_summary_has_the_interval_the_failures_and_the_warning(tmp_path):
     assert "| b\\|d | x.png: empty file |" in text
     assert "0.600 [0.500, 0.700]" in text
     assert summary.headline(outcome) == (
-        "4 of 5 segmented, 1 of them before, 2.0 files/s, 1 unlike its training data (see the warnings in predictions.csv)"
+        "4 of 5 segmented, 1 of them before, 2.0 files/s, 1 unlike its training data "
+        "(see the warnings in predictions.csv)"
     )
 
 

@@ -74,7 +74,7 @@ def test_own_cases_are_alike_and_at_most_one_in_twenty_of_new_ones_is_not():
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda a: a + 500, "percentile of grey"),
+        (lambda a: a + 500, "median of grey 5"),
         (lambda a: a * 10, "percentile of grey"),
         (lambda a: a + RNG.normal(0, 60, a.shape).astype(np.float32), "grey"),
         (np.zeros_like, "grey"),
