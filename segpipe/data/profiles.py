@@ -102,8 +102,10 @@ def _log(value: float) -> float:
 
 
 def _skewness(detail: Planes) -> float:
-    spread = float(detail.std())
-    return float(np.mean(((detail - detail.mean()) / spread) ** 3)) if spread > FLAT else 0.0
+    apart = detail - detail.mean()
+    squares = apart * apart
+    spread = float(np.sqrt(squares.mean()))
+    return float((squares * apart).mean()) / spread**3 if spread > FLAT else 0.0
 
 
 def _correlation(one: Table, other: Table) -> float:

@@ -19,6 +19,15 @@ def of_the_system(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in SYSTEM
 
 
+def fault_of_name(path: Path) -> str:
+    """What is wrong with the path of a file, which tables and manifests have to hold; empty where nothing is."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return f"{os.fsencode(path).decode('utf-8', 'backslashreplace')}: a name that is not UTF-8; rename the file"
+    return ""
+
+
 def parts(root: Path, layout: str) -> list[Path]:
     """The folders of a layout, `nifti` or `folder`, that a root has; `folder` at the root and below its splits."""
     if layout == "nifti":

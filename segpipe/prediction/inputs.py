@@ -75,8 +75,17 @@ def find(source: Path, spec: ModelSpec, config: Config) -> list[Item]:
     if not found:
         wanted = f"*_{'.nii.gz, *_'.join(spec.channels)}.nii.gz" if _several_files(spec) else "images"
         raise InputError(f"predict.input {source}: nothing to segment; the model takes {wanted}")
-    _check_names(found, source)
-    return found
+    named = [_with_a_name(item) for item in found]
+    _check_names(named, source)
+    return named
+
+
+def _with_a_name(item: Item) -> Item:
+    """The case, or where the name of a file is not UTF-8 one that says so, by a name that can be written."""
+    faults = [fault for path in item.files if (fault := raw.fault_of_name(path))]
+    if not faults:
+        return item
+    return Item(os.fsencode(item.case).decode("utf-8", "backslashreplace"), (), fault=faults[0])
 
 
 def _check_names(items: list[Item], source: Path) -> None:

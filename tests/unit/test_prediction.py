@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -510,3 +511,14 @@ def test_a_summary_has_the_interval_the_failures_and_the_warning(tmp_path):
 def test_many_small_files_are_found_in_the_order_of_their_names(tmp_path):
     root = write_folder(tmp_path / "in", cases=12)
     assert [i.case for i in find(root, spec_of("folder"), config_of("folder"))] == sorted(f"case{n}" for n in range(12))
+
+
+def test_a_name_that_is_not_utf_8_is_one_bad_case(predictors, tmp_path):
+    root = write_folder(tmp_path / "in", cases=3) / "images"
+    (root / "case1.png").rename(os.fsdecode(os.fsencode(root) + b"/bad\xff.png"))
+    outcome = run(predictors["folder"], root, tmp_path / "out")
+    ((case, error),) = outcome.failures
+    assert case == "bad\\xff"
+    assert error.endswith("bad\\xff.png: a name that is not UTF-8; rename the file")
+    lines = (tmp_path / "out/predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert [row["status"] for row in csv.DictReader(lines)] == ["failed", "ok", "ok"]

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import nibabel as nib
@@ -248,3 +249,26 @@ def test_an_empty_root_is_named(tmp_path):
 def test_an_unknown_label_is_named(folder):
     with pytest.raises(InputError, match=r"unknown label value 255; data\.classes declares 1\.\.1"):
         load_all("folder", folder, **{"data.classes": "vessel"})
+
+
+@pytest.mark.parametrize("kind", ["folder", "nifti"])
+def test_a_name_that_is_not_utf_8_is_refused_by_name(kind, request):
+    root = request.getfixturevalue(kind)
+    for path in sorted(root.rglob("*case0*")):
+        if path.is_file():
+            path.rename(
+                os.fsdecode(os.fsencode(path.parent) + b"/" + os.fsencode(path.name).replace(b"case0", b"c\xff"))
+            )
+    with pytest.raises(InputError, match=r"c\\xff.*a name that is not UTF-8; rename the file"):
+        load_all(kind, root)
+
+
+def test_a_suffix_tells_the_masks_of_a_folder_that_has_several(folder):
+    for path in sorted((folder / "masks").iterdir()):
+        Image.new("L", (36, 40)).save(path.with_stem(f"{path.stem}_roi"))
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+    assert all(volume.mask.any() for volume in load_all("folder", folder, **{"data.mask_suffix": "mask"}))
+    with pytest.raises(InputError, match="24 faults, the first: .*no mask of the same name"):
+        load_all("folder", folder)
+    with pytest.raises(InputError, match=r"masks: no file ends with _mak; leave out data\.mask_suffix, or correct it"):
+        load_all("folder", folder, **{"data.mask_suffix": "mak"})

@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from segpipe.data.checking.facts import Facts
 
-ROWS = 128  # pictures that are compared with all others at a time
+ROWS = 16  # pictures that are compared with all others at a time
 
 
 def same(facts: Sequence[Facts]) -> list[list[int]]:

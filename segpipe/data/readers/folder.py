@@ -94,7 +94,9 @@ class FolderReader:
             stem = tables.tidy(path.stem)
             if raw.of_the_system(path):
                 continue
-            if path.suffix.lower() not in suffixes:
+            if fault := raw.fault_of_name(path):
+                faults.append(fault)
+            elif path.suffix.lower() not in suffixes:
                 faults.append(f"{path}: {NOT_HERE[self.kind]}; allowed here: {', '.join(suffixes)}")
             elif stem in stems:
                 faults.append(f"{path}: same name as {stems[stem].name}; stems must be unique")

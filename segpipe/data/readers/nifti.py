@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from segpipe.config.sections import DataConfig
-from segpipe.data import codecs, tables
+from segpipe.data import codecs, raw, tables
 from segpipe.data.readers import checks
 from segpipe.data.volume import Case, Found, Volume
 from segpipe.errors import InputError
@@ -45,6 +45,9 @@ class NiftiReader:
         subject = session.parts[0]
         images = tuple(_find_one(self.root / session, channel) for channel in self.data.channels)
         mask = _find_one(self.root / "derivatives" / session, self.data.mask_suffix)
+        for path in (*images, mask):
+            if fault := raw.fault_of_name(path):
+                raise InputError(fault)
         return checks.case_of(rows.get(subject, {}), "_".join(session.parts), subject, images, mask)
 
     def load(self, case: Case) -> Volume:
