@@ -21,6 +21,7 @@ COLUMNS = {
     "split": ("split", "subset", "set"),
 }
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MISSING = ("na", "n/a", "nan", "null", "none", "-", "?")  # in a column that is understood, as an empty cell
 RESERVED = {"outcome", "size", *get_args(MetricName)}
 Rows = dict[str, dict[str, str]]
 
@@ -45,7 +46,7 @@ def read(root: Path, suffixes: Sequence[str], faults: list[str]) -> tuple[Path |
         raise InputError(f"{path}: no column of cases among {', '.join(header)}; {how}")
     rows: Rows = {}
     for number, cells in lines:
-        row = {name: tidy(cell) for name, cell in zip_longest(names, cells) if name}
+        row = {name: _known(name, tidy(cell)) for name, cell in zip_longest(names, cells) if name}
         if any(row.values()):
             row["case"] = _without_suffix(row["case"], suffixes)
             if fault := _fault(row, rows):
@@ -108,6 +109,11 @@ def means(path: Path, header: Sequence[str], columns: Mapping[str, Sequence[str]
         if len(alike) > 1:
             raise InputError(f"{path}: columns {' and '.join(alike)} both mean {name}; keep one")
     return names
+
+
+def _known(name: str, cell: str) -> str:
+    """A cell, empty where it says that a patient, a site or a split is not known."""
+    return "" if name in COLUMNS and name != "case" and cell.lower() in MISSING else cell
 
 
 def _without_suffix(case: str, suffixes: Sequence[str]) -> str:

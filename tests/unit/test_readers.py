@@ -268,7 +268,7 @@ def test_a_suffix_tells_the_masks_of_a_folder_that_has_several(folder):
         Image.new("L", (36, 40)).save(path.with_stem(f"{path.stem}_roi"))
         path.rename(path.with_stem(f"{path.stem}_mask"))
     assert all(volume.mask.any() for volume in load_all("folder", folder, **{"data.mask_suffix": "mask"}))
-    with pytest.raises(InputError, match="24 faults, the first: .*no mask of the same name"):
+    with pytest.raises(InputError, match=r"24 faults, the first: .*no mask of the same name"):
         load_all("folder", folder)
     with pytest.raises(InputError, match=r"masks: no file ends with _mak; leave out data\.mask_suffix, or correct it"):
         load_all("folder", folder, **{"data.mask_suffix": "mak"})

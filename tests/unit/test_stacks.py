@@ -119,6 +119,8 @@ def test_a_set_of_stacks_is_found_read_and_shown_upright(stacks, tmp_path):
 
 def test_pictures_and_stacks_are_told_apart(stacks, folder, tmp_path):
     assert readers.detect(str(write_folder(tmp_path / "pictures"))) == "folder"
+    (stacks / "images/case0.tif").write_bytes(b"")
+    assert readers.detect(str(stacks)) == "stacks"
     (stacks / "images/case0.tif").write_bytes(tiff(PAGES[:1]))
     reader = readers.open_reader(config_of(stacks))
     with pytest.raises(InputError, match=r"case0.tif: a single picture; a stack has several pages"):

@@ -51,6 +51,8 @@ def test_a_table_is_read_however_it_is_written(root, name, text):
         ("cases.csv", "name,patient\nx,y", r"no column of cases among name, patient; call it case"),
         ("cases.csv", "case,patient,Patient ID\na,b,c", r"columns patient and Patient ID both mean patient; keep one"),
         ("cases.csv", "case,patient\ncase0,p0\ncase1,\n", r"case 'case1' has no patient, like 1 of 2 rows; write it"),
+        ("cases.csv", "case,patient\ncase0,p0\ncase1,n/a\n", r"case 'case1' has no patient, like 1 of 2 rows"),
+        ("cases.csv", "case,patient\ncase0,p0\ncase1,NA\n", r"case 'case1' has no patient, like 1 of 2 rows"),
         ("cases.csv", "case,patient\ncase0,p0\n,p1\n", r"cases.csv, line 3: no case; name one"),
         ("cases.csv", "case\ncase0\ncase0.png\n", r"cases.csv, line 3: case 'case0' stands twice"),
         ("cases.csv", "case,split\ncase0,dev\n", r"cases.csv, line 2: split 'dev'; allowed: train, val, test"),

@@ -29,6 +29,16 @@ OPENERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"MM\0+": TiffImagePlugin.TiffImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
 }
+READ = "PNG, JPEG, TIFF, BMP, NIfTI or DICOM"
+NOT_READ = {
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"%PDF": "PDF",
+    b"8BPS": "Photoshop",
+    b"gimp xcf": "GIMP",
+}
 PLAIN_DEEP = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 PLAIN = ("1", "L", "P", "RGB", *PLAIN_DEEP)
 TRANSPARENT = ("LA", "La", "RGBA", "RGBa", "PA")
@@ -46,7 +56,9 @@ def decode(data: bytes, where: str, raw_labels: bool, most: int) -> Decoded:
     """
     opener = next((opener for start, opener in OPENERS.items() if data.startswith(start)), None)
     if opener is None:
-        raise InputError(f"{where}: not a PNG, JPEG, TIFF, BMP, NIfTI or DICOM file")
+        found = next((name for start, name in NOT_READ.items() if data.startswith(start)), "")
+        what = f"a {found} file, which is not read; save it as PNG" if found else f"not a {READ} file"
+        raise InputError(f"{where}: {what}")
     if opener is JpegImagePlugin.JpegImageFile and data.count(SCAN) > MOST_SCANS:
         raise InputError(f"{where}: over {MOST_SCANS} scans in one JPEG, save it again with fewer")
     try:

@@ -120,11 +120,13 @@ class FolderReader:
 
 
 def holds_stacks(root: Path) -> bool:
-    """Whether the first TIFF among the images has several pages. False where it can't be read."""
+    """Whether the first TIFF among the images that can be read has several pages."""
     folders = [part for part in raw.parts(root, "folder") if part.name == "images"]
     images = (path for folder in folders for path in sorted(folder.iterdir()) if not raw.of_the_system(path))
-    first = next((path for path in images if path.suffix.lower() in codecs.STACKS), None)
-    try:
-        return first is not None and codecs.decode(first.read_bytes(), first.name).geometry.volume
-    except (InputError, OSError):
-        return False
+    for path in images:
+        if path.suffix.lower() in codecs.STACKS:
+            try:
+                return codecs.decode(path.read_bytes(), path.name).geometry.volume
+            except (InputError, OSError):  # told by the reader, whatever the layout is
+                continue
+    return False
