@@ -207,7 +207,7 @@ def _reproduce(
     knobs = commands.overrides(values)
     root, experiment = (knobs.pop(name, None) for name in ("data.root", "tracking.experiment"))
     if not model:
-        raise UsageError("reproduce what? python pipeline.py reproduce models:/NAME@champion")
+        raise UsageError("reproduce what? give a run ID, models:/NAME@champion or models:/NAME/VERSION")
     if recipe or knobs:
         given = ", ".join(["--config"] * bool(recipe) + list(knobs))
         raise UsageError(f"reproduce takes its config from the model's runs; leave out {given}")

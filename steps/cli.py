@@ -62,6 +62,8 @@ def main() -> None:
         if name in CHAINS and not _has_data(arguments):
             told = f"no {RECIPE} here, and no --data.root: segpipe init FOLDER writes one; segpipe demo simulates data"
             _refuse(f"segpipe {name}: {told}")
+        if name == "check" and arguments and not arguments[0].startswith("-"):
+            arguments = ["--data.root", *arguments]
         entry = COMMANDS[name]
         module = import_module(entry.module)
         command: click.Command = module.command() if entry.module == "pipeline" else module.main

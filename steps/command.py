@@ -258,7 +258,7 @@ class Command(click.Command):
         except (Exception, KeyboardInterrupt) as error:
             met = error.__cause__ or KeyboardInterrupt() if isinstance(error, click.Abort) else error
             _note(session, str(self.name), met)
-            _leave(session, self.name, met)
+            _leave(session, kwargs.get("prog_name") or f"segpipe {self.name}", met)
         finally:
             terminal.close()
             atexit.register(session.signals.ignore)
@@ -310,13 +310,13 @@ def _note(session: Session, step: str, error: BaseException) -> None:
         session.say(f"(not noted on the run: {one_line(second)})")
 
 
-def _leave(session: Session, name: str | None, error: BaseException) -> None:
+def _leave(session: Session, command: str, error: BaseException) -> None:
     for more in getattr(error, "__notes__", []):
         session.say(f"({more})")
     if isinstance(error, FaultsError) and len(error.faults) > 1:
         for fault in error.faults:
             session.say(f"- {fault}")
-    session.say(f"segpipe {name}: {reason(error)}")
+    session.say(f"{command}: {reason(error)}")
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # where torchrun looks for what became of a process
         told = {"message": reason(error), "timestamp": int(time.time()), "type": type(error).__name__}
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")

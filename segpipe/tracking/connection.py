@@ -5,7 +5,7 @@ import os
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -187,6 +187,8 @@ def _make(path: Path) -> None:
 
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        with closing(sqlite3.connect(partial)):  # MLflow would try for minutes to open what can't be
+            pass
         mlflow.MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
         _put(partial, path)
     finally:

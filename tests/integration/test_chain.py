@@ -271,7 +271,7 @@ def test_a_stack_of_channels_is_as_good_as_two_files(chain, server):
         ({"dataframe_records": [{"dwi": "!"}]}, "row 0: dwi: not base64"),
         ({"dataframe_records": [{"dwi": "aGVsbG8="}]}, "row 0: dwi: not a PNG"),
         ({"dataframe_records": [{"image": CUBE}]}, "row 0: 1 channels, the model takes 2"),
-        ({"dataframe_records": [{"image": PIXEL}]}, "row 0: image: a picture; this model takes NIfTI"),
+        ({"dataframe_records": [{"image": PIXEL}]}, "row 0: image: a picture; this model takes volumes: NIfTI"),
         ({"dataframe_records": [{"dwi": PIXEL, "adc": PIXEL}]}, "row 0: dwi: expected a NIfTI file with one volume"),
         ({"dataframe_records": [{"wrong": "x"}]}, "unknown column 'wrong'; this model takes dwi, adc, image, spacing"),
         ({"dataframe_records": [{"image": "x"}], "params": {"threshold": 2}}, "threshold 2.0 is not between"),

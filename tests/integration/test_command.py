@@ -70,10 +70,11 @@ def test_help_all_tells_each_knob(tmp_path):
         (["init"], "segpipe init: Missing argument 'FOLDER'"),
         (["init", "nowhere"], "segpipe init: data.root"),
         (["init", "pictures", "--config", "x.yaml"], "segpipe init: init looks at FOLDER and writes a recipe"),
+        (["check", "nowhere"], "segpipe check: data.root nowhere: no such folder"),
         (["predict"], "segpipe predict: predict.input: not given; files, a folder"),
         (["predict", "no such.png"], "segpipe predict: predict.input=no such.png: no such file or folder"),
         (["predict", "pictures", "--predict.input", "pictures"], "segpipe predict: predict.input: give files after"),
-        (["approve"], "segpipe register: VERSION goes with approve"),
+        (["approve"], "segpipe approve: VERSION goes with approve"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line_and_nothing_is_made(tmp_path, words, told):
@@ -128,7 +129,7 @@ def test_own_data_gets_to_a_champion_in_two_lines_and_predicts(tmp_path):
     images = sorted((tmp_path / "my pictures" / "images").iterdir())
     found = run(tmp_path, "predict", str(images[0]), str(images[1]), "my pictures/images")
     assert found.returncode == 0, found.stderr
-    assert re.search(r"^12 of 12 segmented, .*, the model was trained on 9 of them: ", found.stderr, re.MULTILINE)
+    assert re.search(r"^12 of 12 segmented, .*, the model was trained on 9 of them", found.stderr, re.MULTILINE)
     whole = run(tmp_path, "predict", "my pictures")
     apart = r"^Dice 0\.\d+ over 1[0-2] cases, \d+ of them trained on; 0\.\d+ over the others$"
     assert re.search(apart, whole.stderr, re.MULTILINE), whole.stderr

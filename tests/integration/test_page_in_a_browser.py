@@ -254,6 +254,6 @@ def test_a_new_champion_for_volumes_takes_two_files_and_shows_their_slices(serve
     browser.choose("#file-adc", tmp_path / "sub-1_adc.nii")  # the next patient: the last one's DWI is gone
     browser.wait("document.getElementById('viewer').hidden && Object.keys(row).join() === 'adc'")
     assert browser.run("document.getElementById('save').hidden")
-    assert text(browser, "zone-dwi").endswith("NIfTI: .nii or .nii.gz")
+    assert text(browser, "zone-dwi").endswith("NIfTI, or TIFF of several pages")
     assert browser.console == []
     assert asked_nobody_else(browser, server)

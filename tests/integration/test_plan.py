@@ -96,7 +96,8 @@ def test_what_a_folder_holds_is_found_out_or_asked_for(command, tmp_path):
     done = command("pipeline.py", f"--data.root={tmp_path / 'nothing known'}")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
-        "nothing known: holds neither sub-*/ and derivatives/ (nifti), or images/ and masks/ (folder); give data.format"
+        "nothing known: holds neither sub-*/ and derivatives/ (nifti), or images/ and masks/ (folder or stacks); "
+        "give data.format"
     )
     assert sorted(path.name for path in (tmp_path / "nothing known").iterdir()) == ["notes.txt"]
 

@@ -90,5 +90,6 @@ def detect(root: str) -> str:
         return "stacks" if holds_stacks(path) else "folder"
     if len(found) == 1:
         return found[0]
-    known = ", or ".join(f"{' and '.join(wanted)} ({name})" for name, wanted in signs.items())
+    named = {wanted: " or ".join(n for n in signs if signs[n] == wanted) for wanted in signs.values()}
+    known = ", or ".join(f"{' and '.join(wanted)} ({names})" for wanted, names in named.items())
     raise InputError(f"data.root {path}: holds {'more than one of' if found else 'neither'} {known}; give data.format")
