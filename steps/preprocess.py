@@ -5,9 +5,11 @@ import steps
 if __name__ == "__main__":
     steps.start_quietly()
 
+from functools import partial
+
 from segpipe.config.sections import Config
 from segpipe.data.manifest import SPLITS
-from segpipe.orchestration import preprocessing
+from segpipe.orchestration import checking, preprocessing
 from segpipe.orchestration.session import Session
 from steps import command
 
@@ -26,7 +28,7 @@ def main(session: Session, config: Config) -> str:
     from segpipe.tracking import artifacts, runs
 
     with artifacts.folder("dataset") as folder:
-        manifest = preprocessing.build(session.screen, config, folder)
+        manifest = preprocessing.build(session.screen, config, folder, partial(checking.show, session.screen, config))
     for split in SPLITS:
         artifacts.log_dataset(manifest.reader, f"runs:/{runs.active().info.run_id}/dataset", manifest.digest, split)
     runs.tag(dataset_digest=manifest.digest, test_digest=manifest.test_digest)

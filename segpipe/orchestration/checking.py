@@ -5,6 +5,7 @@ from pathlib import Path
 from segpipe.config.sections import Config
 from segpipe.data.checking.reading import Check
 from segpipe.orchestration.screen import Screen
+from segpipe.orchestration.step_table import CHECK
 
 
 def tell(screen: Screen, check: Check) -> None:
@@ -12,6 +13,16 @@ def tell(screen: Screen, check: Check) -> None:
     for one in check.findings:
         if one.severity != "error":
             screen.say(f"{one.severity}: {one.told}")
+
+
+def show(screen: Screen, config: Config, check: Check) -> None:
+    """Make the page of a check an artifact of the active run, and say where it is."""
+    from segpipe.evaluation.report import data_page
+    from segpipe.tracking import artifacts, runs
+
+    with artifacts.folder(CHECK.output) as folder:
+        data_page.write(check, config, folder)
+    screen.say(f"see {artifacts.place(runs.active(), CHECK.page)}")
 
 
 def run(screen: Screen, config: Config, folder: Path) -> Check:

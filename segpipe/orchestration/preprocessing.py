@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segpipe.config.sections import Config
 from segpipe.data.manifest import FILE, Manifest
@@ -10,9 +12,14 @@ from segpipe.orchestration import checking
 from segpipe.orchestration.screen import Screen
 from segpipe.orchestration.session import Session
 
+if TYPE_CHECKING:
+    from segpipe.data.checking.reading import Check
 
-def build(screen: Screen, config: Config, folder: Path) -> Manifest:
-    """Write a dataset with pictures of a few training cases into an empty folder."""
+
+def build(screen: Screen, config: Config, folder: Path, show: Callable[["Check"], None] | None = None) -> Manifest:
+    """Write a dataset with pictures of a few training cases into an empty folder. `show` is called where the check
+    finds something, before that ends it.
+    """
     from segpipe.data import dataset_writer, splits
     from segpipe.data.checking.reading import Check
     from segpipe.data.dataset import Dataset
@@ -26,6 +33,8 @@ def build(screen: Screen, config: Config, folder: Path) -> Manifest:
         manifest = dataset_writer.write(config, check, folder)
     finally:
         checking.tell(screen, check)
+        if show and check.findings:
+            show(check)
     cases.dataset(Dataset(folder, manifest), folder / "samples.png")
     return manifest
 
