@@ -43,11 +43,18 @@ def write(check: Check, config: Config, folder: Path) -> None:
         )
     )
     (folder / FILE).write_text(page, encoding="utf-8")
-    numbers = {
-        "findings": [one._asdict() for one in found],
-        "cases": [{n: v for n, v in one._asdict().items() if n != "patient"} for one in check.facts],
-    }
-    (folder / NUMBERS).write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    _write_numbers(check, folder / NUMBERS)
+
+
+def _write_numbers(check: Check, path: Path) -> None:
+    """The findings and the facts of each case but its patient, a line each: of many cases never all in memory twice."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"findings": [one._asdict() for one in check.findings]}, indent=1).removesuffix("\n}"))
+        file.write(',\n "cases": [')
+        for number, one in enumerate(check.facts):
+            facts = {name: value for name, value in one._asdict().items() if name != "patient"}
+            file.write(("," if number else "") + "\n  " + json.dumps(facts))
+        file.write("\n ]\n}\n")
 
 
 def _shown(
