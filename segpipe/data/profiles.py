@@ -140,13 +140,15 @@ class Profile(Section):
         """
         if len({*patients}) < FEWEST or not all(measured):
             return None
-        table, names = np.stack([_array(row) for row in measured]), np.array(patients)
+        table, owners = np.stack([_array(row) for row in measured]), np.unique(patients, return_inverse=True)[1]
         spread = _spread(table, channels)
-        scaled = (table - table.mean(axis=0)) / spread
+        scaled = np.nan_to_num((table - table.mean(axis=0)) / spread)
+        total, squares = scaled.sum(axis=0), scaled.T @ scaled
         distances = np.empty(len(table))
-        for name in dict.fromkeys(patients):
-            mean, inverse = _fit(scaled[names != name])
-            distances[names == name] = [_distance(row - mean, inverse) for row in scaled[names == name]]
+        for owner in range(owners.max() + 1):
+            own = scaled[owners == owner]
+            mean, inverse = _fit(len(scaled) - len(own), total - own.sum(axis=0), squares - own.T @ own)
+            distances[owners == owner] = [_distance(row - mean, inverse) for row in own]
         chosen = np.array(validation, dtype=bool)
         limit = max(FLAT, *(_quantile(part) for part in (distances, distances[chosen]) if len(part)))
         return cls(
@@ -155,7 +157,7 @@ class Profile(Section):
             spread=_values(spread),
             lowest=_values(table.min(axis=0)),
             highest=_values(table.max(axis=0)),
-            inverse=tuple(tuple(row) for row in _fit(scaled)[1].tolist()),
+            inverse=tuple(tuple(row) for row in _fit(len(scaled), total, squares)[1].tolist()),
             limit=limit,
             false_alarms=float((distances[chosen] > limit).mean()) if chosen.any() else None,
         )
@@ -187,18 +189,19 @@ def _spread(table: Table, channels: Sequence[str]) -> Table:
     return np.asarray(np.maximum(table.std(axis=0), np.maximum(LEAST * units, FLAT)), dtype=np.float64)
 
 
-def _fit(scaled: Table) -> tuple[Table, Table]:
-    """The mean of cases with their scaled traits, and the inverse of the shrunk covariance; NaN counts as 0."""
-    known = np.nan_to_num(scaled)
-    covariance = np.cov(known, rowvar=False)
+def _fit(count: int, total: Table, squares: Table) -> tuple[Table, Table]:
+    """The mean of so many cases and the inverse of their shrunk covariance, from the sum of their scaled traits and the
+    sum of the products of these.
+    """
+    mean = total / count
+    covariance = (squares - count * np.outer(mean, mean)) / (count - 1)
     size = max(float(np.trace(covariance)) / len(covariance), FLAT)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance))
-    return np.asarray(known.mean(axis=0)), np.asarray(np.linalg.inv(shrunk), dtype=np.float64)
+    return mean, np.asarray(np.linalg.inv(shrunk), dtype=np.float64)
 
 
 def _distance(apart: Table, inverse: Table) -> float:
-    known = np.nan_to_num(apart)
-    return float(np.sqrt(known @ inverse @ known))
+    return float(np.sqrt(apart @ inverse @ apart))
 
 
 def _quantile(distances: Table) -> float:

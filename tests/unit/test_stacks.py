@@ -72,7 +72,10 @@ def test_the_spacing_of_imagej_is_read_and_given_back():
     assert codecs.same_grid(decoded, mask)
 
 
-@pytest.mark.parametrize("text", ["ImageJ=1.53t\nslices=5\n", "ImageJ=1\nunit=furlong\nspacing=2\n", "anything"])
+@pytest.mark.parametrize(
+    "text",
+    ["ImageJ=1.53t\nslices=5\n", "ImageJ=1\nunit=furlong\nspacing=2\n", "ImageJ=1\nframes=some\n", "anything"],
+)
 def test_an_unknown_spacing_is_none(text):
     assert codecs.decode(tiff(PAGES, {**IMAGEJ, 270: text}), "x").spacing is None
 

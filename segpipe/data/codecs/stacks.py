@@ -24,7 +24,9 @@ def described(opened: Image.Image, pages: int, where: str) -> tuple[Spacing | No
     text = str(tags.get(DESCRIPTION, ""))
     if text.startswith("ImageJ="):
         told = dict(IMAGEJ.findall(text))
-        _check_slices(where, {name: int(told.get(name) or 1) for name in ("channels", "frames")})
+        _check_slices(
+            where, {name: int(told[name]) for name in ("channels", "frames") if told.get(name, "").isdecimal()}
+        )
         kept = {tag: tags[tag] for tag in (DESCRIPTION, ACROSS, DOWN) if tag in tags}
         return _spacing(told, kept), kept
     sizes = {axis: int(number) for axis, number in OME.findall(text)}
