@@ -27,6 +27,9 @@ HELP = """Take a folder of images and masks to a promoted model: preprocess, tra
 
 With `compare` it trains every combination that the knobs compare.* name, ranks them, and goes on with the best.
 
+With `federate` it trains at each site of the data set alone, on all cases together, and with each federated strategy,
+compares them on every site's test cases, and goes on with the best federation.
+
 With `reproduce MODEL` (models:/NAME@champion, models:/NAME/VERSION, or the run ID of an evaluation) it runs a model's
 recorded steps once more, in an experiment of their own, and tells what came out differently; of the knobs it takes
 data.root, where the raw data has moved, and tracking.experiment. The registry stays as it is.
@@ -36,7 +39,7 @@ code, requirements, inputs and raw data are those of a finished run is not run a
 why.
 """
 FLAGS: tuple[click.Parameter, ...] = (
-    click.Argument(["what"], type=click.Choice(["pipeline", "compare", "reproduce"]), default="pipeline"),
+    click.Argument(["what"], type=click.Choice(["pipeline", "compare", "federate", "reproduce"]), default="pipeline"),
     click.Argument(["model"], default=""),
     click.Option(["--plan", "only_plan"], is_flag=True, help="tell what would run, and why; run nothing"),
     click.Option(
@@ -78,7 +81,7 @@ FLAGS: tuple[click.Parameter, ...] = (
         type=click.Choice(["promote", "evaluate", "stop"]),
         default="promote",
         show_default=True,
-        help="compare: what becomes of the best model afterwards; promote is evaluate and register",
+        help="compare, federate: what becomes of the best model afterwards; promote is evaluate and register",
     ),
     click.Option(
         ["--tolerance"],
@@ -111,8 +114,8 @@ def callback(
     **values: str | None,
 ) -> None:
     """Resolve the config, run what was asked for, print what came of it."""
-    if what == "compare" and (start or until):
-        raise UsageError("compare takes no --from and --until; --then says how far it goes")
+    if what in ("compare", "federate") and (start or until):
+        raise UsageError(f"{what} takes no --from and --until; --then says how far it goes")
     if what == "reproduce" and (only_plan or fresh or start or until or run_name):
         raise UsageError("reproduce runs every step anew; leave out --plan, --fresh, --from, --until and --run-name")
     if model and what != "reproduce":
@@ -129,17 +132,19 @@ def callback(
         config = given.unplanned()
     if not config.tracking.enabled:
         raise UsageError("the chain hands results on through MLflow; without it: python -m steps.train --no-mlflow")
-    from segpipe.orchestration import compare, plan, preconditions
+    from segpipe.orchestration import compare, federate, plan, preconditions
 
     with commands.refusing():
         asked = plan.Asked(start or "", until or "", fresh or "")
-        configs = [member.config for member in compare.members(config)] if what == "compare" else [config]
-        preconditions.check_encoders(configs, asked)
+        tried = {"compare": compare.members, "federate": federate.federations}.get(what)
+        configs = [member.config for member in tried(config)] if tried else [config]
+        preconditions.check_trainings(configs, asked)
     how = _how(env_manager, backend, backend_config, in_process, config)
     session.store.connect()
     chosen = planning.choose(session, config, asked) if given.planned else None
     planned = planning.follow(chosen, given) if chosen else config
-    coming = partial(compare.planned if what == "compare" else plan.plan, session, planned, asked)
+    foreseen = {"compare": compare.planned, "federate": federate.planned}.get(what, plan.plan)
+    coming = partial(foreseen, session, planned, asked)
     if backend == "local":
         with commands.refusing():
             preconditions.check_device(planned, coming)
@@ -168,8 +173,8 @@ def _show(
 def _run(
     session: Session, what: str, given: "Given", asked: "Asked", how: "launch.How", then: str, run_name: str
 ) -> None:
-    """Run the chain or the comparison below one run, after a plan if there is one."""
-    from segpipe.orchestration import chain, compare, driver, launch, orphans, planning
+    """Run the chain or a comparison below one run, after a plan if there is one."""
+    from segpipe.orchestration import chain, compare, driver, federate, launch, orphans, planning
     from segpipe.tracking import runs
 
     config, results = given.unplanned(), dict[str, chain.Result]()
@@ -180,6 +185,8 @@ def _run(
             results["plan"], config = planning.obtain(launcher, config, given, asked)
         if what == "compare":
             compare.run(launcher, config, then, asked, results)
+        elif what == "federate":
+            federate.run(launcher, config, then, asked, results)
         else:
             driver.run(launcher, config, asked, results)
 

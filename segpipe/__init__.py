@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from segpipe.prediction.loaded import Model, Prediction, load
 
-__version__ = "0.8.0"
+__version__ = "0.9.0"
 __all__ = ["Model", "Prediction", "__version__", "load"]
 LATE = ("Model", "Prediction", "load")  # torch and mlflow are imported when one of these is first asked for
 

@@ -308,6 +308,38 @@ class TrainConfig(Section):
     resume: str = Field("auto", min_length=1, description="auto: continue an interrupted run; never; or a run ID")
 
 
+class FederateConfig(Section):
+    """Sites that train together; their images stay with them."""
+
+    strategy: Literal["central", "local", "fedavg", "fedprox", "fedbn"] = Field(
+        "central",
+        description="central: all cases together; local: one site's own; else sites train, weights are averaged",
+    )
+    sites: Names = Field((), description="sites of the data set to train on; empty: all")
+    rounds: int = Field(
+        0, ge=0, le=100_000, description="how often weights are averaged; 0: until train.epochs are done"
+    )
+    local_epochs: int = Field(1, ge=1, le=1000, description="epochs at each site in a round")
+    mu: float = Field(0.01, ge=0, le=1000, description="fedprox: pull towards the weights that a round began with")
+    quorum: int = Field(0, ge=0, description="fewest sites that make a round; 0: more than half of them")
+    deadline: float = Field(0.0, ge=0, description="seconds a site may take for a round; 0: any time")
+    first_deadline: float = Field(0.0, ge=0, description="the same for the first round; 0: as federate.deadline")
+    optimizer: Literal["keep", "reset"] = Field("keep", description="a site's optimizer state from round to round")
+
+    @property
+    def averages(self) -> bool:
+        """Whether sites train apart and their weights are averaged."""
+        return self.strategy not in ("central", "local")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FederateConfig":
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError("sites: a site is named twice")
+        if self.strategy == "local" and len(self.sites) != 1:
+            raise ValueError("strategy local: name one site in federate.sites")
+        return self
+
+
 class EvaluateConfig(Section):
     """How the test set is measured."""
 
@@ -466,6 +498,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+    federate: FederateConfig = FederateConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
     registry: RegistryConfig = RegistryConfig()
@@ -477,6 +510,11 @@ class Config(Section):
     driver: DriverConfig = DriverConfig()
     compare: CompareConfig = CompareConfig()
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random draw")
+
+    @property
+    def epochs(self) -> int:
+        """Passes over each training case, in one training or through all rounds of a federation."""
+        return self.federate.rounds * self.federate.local_epochs or self.train.epochs
 
     def narrowed(self, sections: Iterable[str]) -> "Config":
         """The same with no other section than these: to ask for one raises AttributeError."""

@@ -37,10 +37,18 @@ class Batches:
     """Cases of train or val, in batches of train.batch_size samples over all processes, the same whatever their number.
 
     What a sample is depends on how the data set was made (preprocess.fit). Raises InputError where there is no case or
-    none has foreground.
+    none has foreground, unless `foreground` does not ask for it.
     """
 
-    def __init__(self, selected: Selection, config: TrainConfig, device: torch.device, *, training: bool) -> None:
+    def __init__(
+        self,
+        selected: Selection,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        training: bool,
+        foreground: bool = True,
+    ) -> None:
         manifest, split, self.cases = selected.dataset.manifest, selected.split, selected.cases
         if not self.cases:
             raise InputError(f"the {split} split has no case; give more patients or a larger share (split.*)")
@@ -49,7 +57,7 @@ class Batches:
             raise InputError(f"the data set has preprocess.fit={manifest.preprocess.fit}; preprocess again with patch")
         self.samples = SAMPLES[manifest.preprocess.fit](selected, config, training=training)
         self.size, self.device = config.batch_size, device
-        if not self.samples.areas.any():
+        if foreground and not self.samples.areas.any():
             raise InputError(f"the {split} split has no foreground at the network's size; change seed, split.* or size")
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,9 +78,16 @@ class Manifest(Section):
         """The cases of one split, in the order of the arrays."""
         return [case for case in self.cases if case.split == split]
 
-    def profile(self) -> Profile | None:
-        """What the images for training and validation are like; None where they are few, or were not measured."""
-        cases = [case for case in self.cases if case.split != "test"]
+    def sites(self, asked: Collection[str] = ()) -> tuple[str, ...]:
+        """The sites asked for, or all, sorted. Raises InputError where no case is of one asked for."""
+        known = {case.site for case in self.cases}
+        if unknown := sorted({*asked} - known):
+            raise InputError(f"federate.sites: no case is of {unknown[0]}; the data set has {', '.join(sorted(known))}")
+        return tuple(sorted(asked or known))
+
+    def profile(self, sites: Collection[str]) -> Profile | None:
+        """What some sites' images for training and validation are like; None where they are few, or not measured."""
+        cases = [case for case in self.cases if case.split != "test" and case.site in sites]
         validation = [case.split == "val" for case in cases]
         return Profile.learn(self.channels, [c.traits for c in cases], [c.patient for c in cases], validation)
 

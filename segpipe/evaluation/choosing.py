@@ -67,7 +67,8 @@ def _label(predictor: "Predictor", image: Foreground) -> None:
 
 
 def choose(predictor: "Predictor", dataset: Dataset, knobs: EvaluateConfig) -> Choice:
-    """How the model's probabilities are to become labels: as asked for, or for `auto` by the validation cases.
+    """How the model's probabilities are to become labels: as asked for, or for `auto` by the validation cases of the
+    sites that it was trained at.
 
     The threshold is the one nearest to 0.5 that is not worse than the best by more than one standard error over
     patients (the rule of Breiman et al. 1984, applied to a threshold). Flips are averaged, and components dropped, only
@@ -76,7 +77,8 @@ def choose(predictor: "Predictor", dataset: Dataset, knobs: EvaluateConfig) -> C
 
     Raises InputError for `auto` without a validation case, and for an area to be found on resized cases.
     """
-    preprocess, cases = dataset.manifest.preprocess, dataset.where(split="val").cases
+    preprocess = dataset.manifest.preprocess
+    cases = dataset.where(split="val", site=predictor.spec.sites or None).cases
     own_scale = preprocess.fit == "patch" and not (preprocess.spacing or preprocess.longest)
     for name in ("threshold", "tta", "postprocess"):
         asked = getattr(knobs, name)

@@ -40,7 +40,9 @@ class Labelling(NamedTuple):
 
 
 class ModelSpec(Section):
-    """How to build the network, what to feed it and how to read its answer."""
+    """How to build the network, what to feed it and how to read its answer; `sites` are those of the data set that it
+    was trained at, where those were not all.
+    """
 
     format: int = FORMAT
     model: ModelConfig
@@ -54,6 +56,7 @@ class ModelSpec(Section):
     min_area: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     profile: Profile | None = None
+    sites: tuple[str, ...] = ()
 
     @property
     def labelling(self) -> Labelling:

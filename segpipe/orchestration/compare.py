@@ -30,15 +30,14 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One model to compare."""
+    """One model to compare; `recipe` is where its config is among the artifacts of the comparison."""
 
     name: str
     config: Config
+    recipe: str
 
-    @property
-    def recipe(self) -> str:
-        """Its config among the artifacts of the comparison."""
-        return f"compare/configs/{self.name}.yaml"
+
+Outcomes = dict[Member, chain.Result | SegpipeError]
 
 
 def members(config: Config) -> list[Member]:
@@ -52,7 +51,8 @@ def members(config: Config) -> list[Member]:
         model = {**config.model.model_dump(), "arch": arch, "encoder": encoder, "encoder_weights": weight}
         mine = settings.build({**config.model_dump(), "model": model, "seed": seed})
         parts = [arch] + [encoder] * (len(encoders) > 1) + [mine.model.initialisation] * (len(weights) > 1)
-        found.append(Member("_".join(parts + [f"seed{seed}"] * (len(seeds) > 1)).replace("/", "-"), mine))
+        name = "_".join(parts + [f"seed{seed}"] * (len(seeds) > 1)).replace("/", "-")
+        found.append(Member(name, mine, f"compare/configs/{name}.yaml"))
     if len({member.name for member in found}) < len(found):
         raise InputError("compare: the same model stands twice in compare.*")
     return found
@@ -77,10 +77,7 @@ def run(launcher: Launcher, config: Config, then: str, asked: Asked, results: di
 
     began, all_members = time.perf_counter(), members(config)
     driver.advance(("preprocess",), config, results, launcher, asked)
-    for member in all_members:
-        runs.log_text(settings.dump(member.config), member.recipe)
-    outcomes = _train(all_members, results, launcher, config.compare.parallel, asked)
-    trained = dict(zip(all_members, outcomes, strict=True))
+    trained = train(all_members, results, launcher, config.compare.parallel, asked)
     board = leaderboard(trained, config)
     _save(board, trained)
     _show(launcher.session.screen, board)
@@ -95,10 +92,14 @@ def run(launcher: Launcher, config: Config, then: str, asked: Asked, results: di
         driver.show_champion(launcher.session.screen, config.registry.model_name)
 
 
-def _train(
+def train(
     all_members: list[Member], results: dict[str, chain.Result], launcher: Launcher, parallel: int, asked: Asked
-) -> Iterator[chain.Result | SegpipeError]:
-    """What became of each member, in order, `parallel` at a time; a failure is a result like any other."""
+) -> Outcomes:
+    """Train members `parallel` at a time; what became of each, in order. A failure is a result like any other."""
+    from segpipe.tracking import runs
+
+    for member in all_members:
+        runs.log_text(settings.dump(member.config), member.recipe)
     inputs = {"preprocess": results["preprocess"].run}
 
     def obtain(member: Member) -> chain.Result | SegpipeError:
@@ -110,13 +111,12 @@ def _train(
             return error
 
     if parallel == 1:
-        yield from map(obtain, all_members)
-        return
+        return {member: obtain(member) for member in all_members}
     with ThreadPoolExecutor(parallel) as pool:
-        yield from pool.map(obtain, all_members)
+        return dict(zip(all_members, pool.map(obtain, all_members), strict=True))
 
 
-def leaderboard(trained: dict[Member, chain.Result | SegpipeError], config: Config) -> "pd.DataFrame":
+def leaderboard(trained: Outcomes, config: Config) -> "pd.DataFrame":
     """One row per member with `COLUMNS`, the best validation Dice first, failures last. Members that share a letter of
     `group` do not differ significantly.
     """
@@ -124,7 +124,7 @@ def leaderboard(trained: dict[Member, chain.Result | SegpipeError], config: Conf
 
     from segpipe.metrics import statistics
     from segpipe.recording import artifact_tree
-    from segpipe.tracking import artifacts, runs
+    from segpipe.tracking import artifacts
 
     samples, dice = config.evaluate.bootstrap_samples, {}
     rows: list[dict[str, Any]] = []
@@ -133,7 +133,6 @@ def leaderboard(trained: dict[Member, chain.Result | SegpipeError], config: Conf
             rows.append({"model": member.name, "status": str(outcome)})
             continue
         metrics, params = outcome.run.data.metrics, outcome.run.data.params
-        history = runs.history(outcome.run.info.run_id, "val_dice")
         cases = pd.read_csv(
             artifacts.local(f"runs:/{outcome.run.info.run_id}/{artifact_tree.VALIDATION}"), dtype={"patient": str}
         )
@@ -144,7 +143,7 @@ def leaderboard(trained: dict[Member, chain.Result | SegpipeError], config: Conf
             "val_dice": metrics["best_val_dice"],
             "val_dice_ci_low": interval.low,
             "val_dice_ci_high": interval.high,
-            "best_epoch": 1 + history.index(max(history)),
+            "best_epoch": metrics["best_epoch"],
             "seconds_per_epoch": 60 * metrics["training_time_minutes"] / metrics["total_epochs_trained"],
             "parameters": int(params["cfg.model.parameters"]),
             "inference_ms": metrics["inference_ms"],
@@ -182,7 +181,7 @@ def groups(dice: "dict[str, pd.DataFrame]", samples: int, seed: int) -> dict[str
     return statistics.letters(list(dice), [pair for pair, p in zip(pairs, adjusted, strict=True) if p <= ALPHA])
 
 
-def _save(board: "pd.DataFrame", trained: dict[Member, chain.Result | SegpipeError]) -> None:
+def _save(board: "pd.DataFrame", trained: Outcomes) -> None:
     from segpipe.plots import training
     from segpipe.tracking import artifacts, runs
 

@@ -49,7 +49,7 @@ def differences(run: "Run", config: Config, wanted: Key, now: Mapping[str, Files
     parts = changed(run, wanted)
     if keys.FORMAT in parts:
         return [EARLIER]
-    detailed = {keys.CODE, keys.REQUIREMENTS, keys.RAW} & set(parts)
+    detailed = {keys.CODE, keys.FEDERATION, keys.REQUIREMENTS, keys.RAW} & set(parts)
     before = _made_of(run) if detailed else {}
     said = []
     for part in parts:
@@ -101,7 +101,7 @@ def files(part: str, before: Files, now: Files) -> list[str]:
         "added": [name for name in now if name not in before],
         "removed": [name for name in before if name not in now],
     }
-    if part == keys.CODE:
+    if part in (keys.CODE, keys.FEDERATION):
         return _few([f"{name} {kind}" for kind, names in kinds.items() for name in sorted(names)])
     return [
         f"{len(names)} raw file{'s' * (len(names) != 1)} {kind}: {', '.join(_few(sorted(names)))}"

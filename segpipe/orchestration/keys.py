@@ -18,7 +18,10 @@ from segpipe.orchestration.step_table import ROWS
 MADE_OF = "config/made_of.json"
 SECTION, RESULT = "config ", "result of "
 CODE, REQUIREMENTS, PYTHON, RAW = "code", "requirements", "python", "raw data"
+FEDERATION = "code of federations"  # of a training that averages sites, beside its code
 FORMAT, CURRENT = "key format", "2"  # keys of segpipe 0.5 name none: they are of the bytes of more files
+# This checkout's and this interpreter's parts of a key.
+MADE_HERE = (FORMAT, CODE, FEDERATION, REQUIREMENTS, PYTHON)
 
 # Where things are and how many work on them: the result is the same.
 WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_restarts")
@@ -36,6 +39,15 @@ AS_BEFORE: Mapping[str, object] = {
     "train.minutes": 0.0,
     "train.patches": 0,
     "train.foreground": 0.33,
+    "federate.strategy": "central",
+    "federate.sites": [],
+    "federate.rounds": 0,
+    "federate.local_epochs": 1,
+    "federate.mu": 0.01,
+    "federate.quorum": 0,
+    "federate.deadline": 0.0,
+    "federate.first_deadline": 0.0,
+    "federate.optimizer": "keep",
     "evaluate.tta": False,
     "evaluate.postprocess": "none",
     "evaluate.precision": "auto",
@@ -81,6 +93,8 @@ class Keys:
         parts |= {RESULT + upstream: digest[:16] for upstream, digest in inputs.items()}
         if "data" in step.sections:
             parts[RAW] = raw.digest(self._raw_files(config))
+        if _averages(name, config):
+            parts[FEDERATION] = hashes.of_json(self._federation())[:16]
         if "model" in step.sections and config.model.initialisation == "file":
             parts["initial weights"] = _hash_weights(Path(config.model.encoder_weights))
         return Key(parts)
@@ -98,6 +112,12 @@ class Keys:
         """The project's files that decide a step's result, each with a digest of what it does."""
         return self.code.meanings(self.code.closure(ROWS[name].code, WITHOUT_EFFECT_ON_RESULTS))
 
+    def _federation(self) -> dict[str, str]:
+        """Those files that decide the result of a training which averages sites, and of no other."""
+        others = self.deciding("train")
+        files = self.code.closure(["segpipe.federation.federated"], WITHOUT_EFFECT_ON_RESULTS)
+        return {name: meaning for name, meaning in self.code.meanings(files).items() if name not in others}
+
     def pages(self, config: Config) -> dict[str, str]:
         """What the pages of an evaluation are made from, each knob and file with a digest (8 hex digits) of it."""
         files = self.code.meanings(
@@ -112,10 +132,17 @@ class Keys:
         """
         raw_files = self._raw_files(config) if "data" in ROWS[name].sections else {}
         parts = {CODE: self.deciding(name), REQUIREMENTS: project.requirements(), RAW: raw_files}
+        if _averages(name, config):
+            parts[FEDERATION] = self._federation()
         return json.dumps(parts, indent=1)
 
     def _raw_files(self, config: Config) -> dict[str, str]:
         return raw.files(config.data, self.screen.progress("raw data"))
+
+
+def _averages(name: str, config: Config) -> bool:
+    """Whether a step is a training of sites whose weights are averaged."""
+    return "federate" in ROWS[name].sections and config.federate.averages
 
 
 def section_digests(

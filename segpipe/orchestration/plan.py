@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
 from segpipe.orchestration import chain, explain, pages
-from segpipe.orchestration.keys import Key
+from segpipe.orchestration.keys import MADE_HERE, Key
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
 from segpipe.registry import champions
@@ -116,9 +116,7 @@ def _together(
             run = runs.upstream(last.data.tags.get(run_tags.INPUT + step, ""), step) if kept else last
         except InputError as error:
             return {}, str(error)
-        essential = {
-            part: key.parts[part] for part in explain.changed(run, key) if part not in session.keys.made_with(step)
-        }
+        essential = {part: key.parts[part] for part in explain.changed(run, key) if part not in MADE_HERE}
         fault = ", ".join(explain.differences(run, config, Key(essential), now)) or chain.damage(step, run)
         if fault:
             return {}, f"{step} run {run.info.run_id}: {fault}"

@@ -20,15 +20,30 @@ def check(command: str, config: Config) -> None:
     """Raise InputError for an encoder or a device that a command needs in this process."""
     if command == TRAIN:
         encoders.check(config.model)
+        _check_federation(config)
     if command in ON_DEVICE:
         devices.check(config.train, training=command == TRAIN)
 
 
-def check_encoders(configs: Iterable[Config], asked: "Asked") -> None:
-    """Raise InputError for an encoder that one of the trainings of a chain, or a comparison, can't have."""
+def check_trainings(configs: Iterable[Config], asked: "Asked") -> None:
+    """Raise InputError for what one of the trainings of a chain, or a comparison, can't have."""
     if TRAIN in asked.names:
         for config in configs:
             encoders.check(config.model)
+            _check_federation(config)
+
+
+def _check_federation(config: Config) -> None:
+    """Raise InputError for knobs of train that sites whose weights are averaged can't follow."""
+    if not config.federate.averages:
+        return
+    told, train = f"federate.strategy={config.federate.strategy}", config.train
+    if train.minutes:
+        raise InputError(f"{told}: train.minutes measures one training; give federate.rounds instead")
+    if train.processes > 1:
+        raise InputError(f"{told}: train.processes={train.processes}, but a site trains in one process; give 1")
+    if train.schedule == "plateau":
+        raise InputError(f"{told}: train.schedule=plateau waits for every epoch's validation; give cosine or another")
 
 
 def check_device(config: Config, coming: "Callable[[], Iterable[tuple[str, Choice]]]") -> None:

@@ -133,7 +133,7 @@ def checked(session: Session, uri: str, made_by: "dict[str, Run]", moved: dict[s
             configs[step] = settings.recorded(recipe, here)
             inputs = chain.upstream_keys({i: made_by[i] for i in STEPS[step].inputs})
             wanted = session.keys.key(step, configs[step], inputs).parts
-            others = {part: value for part, value in wanted.items() if part not in session.keys.made_with(step)}
+            others = {part: value for part, value in wanted.items() if part not in keys.MADE_HERE}
             now = json.loads(session.keys.made_of(step, configs[step]))
             said += explain.differences(made, configs[step], keys.Key(others), now)
         except InputError as error:

@@ -62,7 +62,7 @@ STEPS = {
         ),
         Step(
             "train",
-            sections=("model", "loss", "augment", "train", "seed"),
+            sections=("model", "loss", "augment", "train", "federate", "seed"),
             reads=tuple(Config.model_fields),  # all of it is recorded; `trainer.run` narrows what decides
             inputs=("preprocess",),
             code=("segpipe.training.trainer",),

@@ -2,6 +2,7 @@
 
 from segpipe.config.sections import Config
 from segpipe.data.dataset import Dataset
+from segpipe.federation import federated
 from segpipe.orchestration import preprocessing, resume, workers
 from segpipe.orchestration.session import Session
 from segpipe.recording import offline
@@ -58,9 +59,11 @@ def _train(session: Session, job: Job, dataset: Dataset, recorder: Recorder) -> 
         accelerator = process_group.start(job.config.train)
         process_group.share(job)
         if process_group.world() == 1:
-            show = workers.Reporter(session.screen)
+            averages = job.config.federate.averages
+            show = workers.Reporter(session.screen, "round" if averages else "epoch")
+            train = federated.run if averages else trainer.run
             with session.signals.stoppable() as stop:
-                figure = trainer.run(job, dataset, accelerator, recorder, session.say, show, stop)
+                figure = train(job, dataset, accelerator, recorder, session.say, show, stop)
         else:
             figure = workers.take_part(session.screen, job, accelerator, recorder)
     resume.release(job.checkpoints)

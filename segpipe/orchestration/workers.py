@@ -122,10 +122,10 @@ def take_part(screen: Screen, job: "Job", accelerator: Any, recorder: "Recorder 
 
 
 class Reporter:
-    """Shows a training: a line for each finished epoch, on a terminal above a bar for the one at work."""
+    """Shows a training: a line for each finished epoch (or `unit`), on a terminal above a bar for the one at work."""
 
-    def __init__(self, screen: Screen) -> None:
-        self.screen, self._began, self._first = screen, 0.0, 0.0
+    def __init__(self, screen: Screen, unit: str = "epoch") -> None:
+        self.screen, self.unit, self._began, self._first = screen, unit, 0.0, 0.0
         self._advance = screen.progress("train", timed=False) if screen.live else None
 
     def doing(self, what: str) -> None:
@@ -136,7 +136,7 @@ class Reporter:
         """An epoch is finished."""
         from segpipe.recording import artifact_tree
 
-        self.screen.say(artifact_tree.line(epoch, epochs))
+        self.screen.say(artifact_tree.line(epoch, epochs, self.unit))
 
     def batch(self, epoch: int, epochs: int, done: int, batches: int) -> None:
         """So many batches of an epoch, counted from 0, are done."""
@@ -148,7 +148,7 @@ class Reporter:
         passed = share - self._first
         left = (time.monotonic() - self._began) * (1 - share) / passed if passed else 0.0
         told = f", {_duration(left)} left" if left else ""
-        self._advance(done, batches, f"epoch {epoch + 1}/{epochs}{told}")
+        self._advance(done, batches, f"{self.unit} {epoch + 1}/{epochs}{told}")
 
 
 def _duration(seconds: float) -> str:

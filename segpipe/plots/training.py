@@ -98,14 +98,14 @@ def leaderboard(board: "pd.DataFrame", path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def overlaid(histories: dict[str, list[float]], title: str, path: Path) -> None:
-    """One curve over the epochs, counted from 1, for each model."""
+def overlaid(histories: dict[str, list[float]], title: str, path: Path, unit: str = "epoch") -> None:
+    """One curve over the epochs (or another `unit`), counted from 1, for each model."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for name, values in histories.items():
         axes.plot(range(1, len(values) + 1), values, label=name, linewidth=1.4)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set(xlabel="epoch", title=title)
+    axes.set(xlabel=unit, title=title)
     axes.grid(alpha=0.25)
     if histories:
         axes.legend(fontsize=8)

@@ -39,6 +39,7 @@ PLANNED = {name: f"cfg.train.{name}_planned" for name in ("epochs", "patches", "
 HISTORY = "final_model/training_history/training_history.json"
 VALIDATION = "final_model/validation/cases.csv"
 BEST = "checkpoints/best_model"
+ROUNDS = "federation/rounds.json"  # of a federation: what became of each site in each round
 LARGEST_DIFF = 5_000_000
 SHOWN = 4
 Json = dict[str, Any] | list[Any]
@@ -47,22 +48,35 @@ Json = dict[str, Any] | list[Any]
 class Recorder(Protocol):
     """Where a training is recorded: settings and facts that don't change, tags to find runs by, the values of an epoch,
     the trained model with the metrics that belong to it. `files` gives a folder whose content, when the block ends
-    well, becomes part of the tree; `discard` removes a folder of it. Recording anything twice changes nothing.
+    well, becomes part of the tree; `discard` removes a folder of it. Recording anything twice changes nothing. The
+    metrics of a `site` are kept apart from the training's own.
     """
 
     def params(self, values: dict[str, str]) -> None: ...
     def tags(self, values: dict[str, str]) -> None: ...
-    def metrics(self, values: dict[str, float], step: int, ended_ms: int) -> None: ...
+    def metrics(self, values: dict[str, float], step: int, ended_ms: int, site: str = "") -> None: ...
     def files(self) -> AbstractContextManager[Path]: ...
     def discard(self, path: str) -> None: ...
     def model(self, predictor: "Predictor", values: dict[str, float], ended_ms: int) -> None: ...
 
 
 class Journal:
-    """Writes the tree of one training through a recorder; `planned` is what became of its epochs and windows."""
+    """Writes the tree of one training through a recorder; `planned` is what became of its epochs and windows.
 
-    def __init__(self, recorder: Recorder, config: Config, val: "Batches", planned: TrainConfig) -> None:
+    What it reports is an epoch, or so many (`count`) of another `unit`.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        config: Config,
+        val: "Batches",
+        planned: TrainConfig,
+        unit: str = "epoch",
+        count: int = 0,
+    ) -> None:
         self.recorder, self.config, self.val, self.planned = recorder, config, val, planned
+        self.unit, self.count = unit, count or planned.epochs
 
     def begin(self, train: "Batches", facts: dict[str, str]) -> None:
         """Record environment, uncommitted changes, an augmented batch and parameters, before the first epoch."""
@@ -89,14 +103,14 @@ class Journal:
         """Record the last epoch of `history`, which is about `network`; `predictor` saves it."""
         report = history[-1]
         self.recorder.metrics(report.metrics(), report.epoch, report.ended_ms)
-        last = report.epoch + 1 == self.planned.epochs
+        last = report.epoch + 1 == self.count
         if not (report.is_best or last or report.epoch % self.config.tracking.artifact_every == 0):
             return
         name = f"epoch_{report.epoch:03d}"
         with self.recorder.files() as folder:
             _write(folder / "metrics" / name / "metrics.json", report.metrics())
-            _write(folder / "summaries" / name / "summary.md", summary(history))
-            _write(folder / "logs/training/train.log", log(history, self.planned.epochs))
+            _write(folder / "summaries" / name / "summary.md", summary(history, self.unit))
+            _write(folder / "logs/training/train.log", log(history, self.count, self.unit))
             self._pictures(history, network, folder, name)
             if report.is_best:
                 spec = predictor.spec.model_dump(mode="json")
@@ -147,7 +161,7 @@ class Journal:
             "inference_ms": inference_ms,
         }
         self.recorder.model(predictor, values, final.ended_ms)
-        text = summary(history)
+        text = summary(history, self.unit)
         with self.recorder.files() as folder:
             predictor.save(folder / "final_model/weights")
             _write(folder / "final_model/configuration/resolved.yaml", settings.dump(self.config))
@@ -155,7 +169,7 @@ class Journal:
             _write(folder / HISTORY, [{"epoch": r.epoch, **r.metrics()} for r in history])
             _write(folder / "final_model/summary/summary.md", text)
             _write(folder / "summaries/training/summary.md", text)
-            _write(folder / "logs/training/train.log", log(history, self.planned.epochs))
+            _write(folder / "logs/training/train.log", log(history, self.count, self.unit))
             written = inventory.of(folder / FINAL)
         with self.recorder.files() as folder:
             inventory.save(written, _make(folder / FINAL))
@@ -181,28 +195,28 @@ def run_name(config: Config, at: float) -> str:
     return config.tracking.run_name or f"{model.arch}_{encoder}_{model.initialisation}_{stamp}"
 
 
-def line(report: "EpochReport", epochs: int) -> str:
-    """One epoch as a line."""
+def line(report: "EpochReport", count: int, unit: str) -> str:
+    """One epoch, or what else is reported, as a line."""
     return (
-        f"epoch {report.epoch + 1}/{epochs}  loss {report.train_loss:.4f} val {report.val_loss:.4f}  "
+        f"{unit} {report.epoch + 1}/{count}  loss {report.train_loss:.4f} val {report.val_loss:.4f}  "
         f"Dice {report.train_dice:.4f} val {report.val_dice:.4f}{' * ' if report.is_best else '   '}"
         f"{report.epoch_time_seconds:.1f} s  {report.images_per_second:.0f} images/s"
     )
 
 
-def log(history: "list[EpochReport]", epochs: int) -> str:
+def log(history: "list[EpochReport]", count: int, unit: str) -> str:
     """The whole training, a line an epoch; * marks a new best."""
     stamps = (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(r.ended_ms / 1000)) for r in history)
-    return "".join(f"{stamp}  {line(r, epochs)}\n" for stamp, r in zip(stamps, history, strict=True))
+    return "".join(f"{stamp}  {line(r, count, unit)}\n" for stamp, r in zip(stamps, history, strict=True))
 
 
-def summary(history: "list[EpochReport]") -> str:
+def summary(history: "list[EpochReport]", unit: str) -> str:
     """The last epoch and the best one as a Markdown table."""
-    last, best = history[-1], max(history, key=lambda r: r.val_dice)
+    last, best = history[-1], next((r for r in reversed(history) if r.is_best), history[-1])
     names = list(last.metrics())
     rows = [f"| {name} | {last.metrics()[name]:.5g} | {best.metrics()[name]:.5g} |" for name in names]
-    head = f"| | epoch {last.epoch + 1} | best: epoch {best.epoch + 1} |\n|---|---|---|\n"
-    return f"# Training after {len(history)} epochs\n\n{head}" + "\n".join(rows) + "\n"
+    head = f"| | {unit} {last.epoch + 1} | best: {unit} {best.epoch + 1} |\n|---|---|---|\n"
+    return f"# Training after {len(history)} {unit}s\n\n{head}" + "\n".join(rows) + "\n"
 
 
 def environment() -> str:

@@ -41,7 +41,7 @@ def new_folder(outputs: Path, name: str) -> Path:
 
 
 class FolderRecorder:
-    """Records a training in a folder: the tree, and params.json, tags.json, metrics.jsonl, run.json."""
+    """Records a training in a folder: the tree, and params.json, tags.json, metrics.jsonl, sites.jsonl, run.json."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -52,13 +52,14 @@ class FolderRecorder:
     def tags(self, values: dict[str, str]) -> None:
         self._update("tags.json", values)
 
-    def metrics(self, values: dict[str, float], step: int, ended_ms: int) -> None:
-        path = self.root / "metrics.jsonl"
+    def metrics(self, values: dict[str, float], step: int, ended_ms: int, site: str = "") -> None:
+        path, told = self.root / ("sites.jsonl" if site else "metrics.jsonl"), {"site": site} if site else {}
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        if lines and json.loads(lines[-1])["epoch"] >= step:
+        own = [line for line in map(json.loads, lines) if line.get("site", "") == site]
+        if own and own[-1]["epoch"] >= step:
             return
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": step, "ended_ms": ended_ms, **values}) + "\n")
+            file.write(json.dumps({**told, "epoch": step, "ended_ms": ended_ms, **values}) + "\n")
 
     def files(self) -> AbstractContextManager[Path]:
         return staged(self.root)

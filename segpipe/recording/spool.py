@@ -40,6 +40,7 @@ class Spool:
         self.run_id, self.folder, self.warn = run_id, folder, warn
         self.root = locations.local_root(MlflowClient().get_run(run_id).info.artifact_uri)
         self.away, self.tried, self.refused = False, 0.0, ""
+        self.sites: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.number = 0
         for path in folder.iterdir():
@@ -59,8 +60,8 @@ class Spool:
     def tags(self, values: dict[str, str]) -> None:
         self._put({"kind": "tags", "values": values})
 
-    def metrics(self, values: dict[str, float], step: int, ended_ms: int) -> None:
-        self._put({"kind": "metrics", "values": values, "step": step, "ended_ms": ended_ms})
+    def metrics(self, values: dict[str, float], step: int, ended_ms: int, site: str = "") -> None:
+        self._put({"kind": "metrics", "values": values, "step": step, "ended_ms": ended_ms, "site": site})
 
     def files(self) -> AbstractContextManager[Path]:
         return self._attaching({"kind": "files"}) if self.root is None else staged(self.root)
@@ -136,7 +137,9 @@ class Spool:
                 client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in record["values"].items()])
             case "metrics":
                 step, at = record["step"], record["ended_ms"]
-                client.log_batch(self.run_id, [Metric(k, v, at, step) for k, v in record["values"].items()])
+                site = record.get("site", "")  # a spool of segpipe 0.8 has none
+                run_id = self._of_site(site) if site else self.run_id
+                client.log_batch(run_id, [Metric(k, v, at, step) for k, v in record["values"].items()])
             case "files":
                 client.log_artifacts(self.run_id, str(folder))
             case "discard":
@@ -152,6 +155,11 @@ class Spool:
             case "end":
                 client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in record["tags"].items()])
                 client.set_terminated(self.run_id, record["status"], record["ended_ms"])
+
+    def _of_site(self, site: str) -> str:
+        if site not in self.sites:
+            self.sites[site] = runs.of_site(self.run_id, site)
+        return self.sites[site]
 
 
 def _listening(uri: str) -> bool:

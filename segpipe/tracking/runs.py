@@ -158,6 +158,23 @@ def continue_run(run_id: str, system_metrics: bool) -> None:
     client.delete_run(opened.info.run_id)
 
 
+def of_site(run_id: str, site: str) -> str:
+    """The run below a training's that holds what one of its sites showed; it is made where there is none, and has ended
+    as soon as it is there, so that nothing can leave it running.
+    """
+    client, parent = MlflowClient(), MlflowClient().get_run(run_id)
+    experiment = parent.info.experiment_id
+    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'"
+    below = (found for found in client.search_runs([experiment], query) if found.data.tags.get(run_tags.SITE) == site)
+    found = next(below, None)
+    if found is None:
+        tags = {MLFLOW_PARENT_RUN_ID: run_id, run_tags.SITE: site}
+        found = client.create_run(experiment, run_name=site, tags=tags)
+    if found.info.status == "RUNNING":
+        client.set_terminated(found.info.run_id)
+    return str(found.info.run_id)
+
+
 def unfinished(step: str, key: str) -> list[Run]:
     """Runs of a step with that key that have not finished, newest first."""
     return _search(step, key, "!= 'FINISHED'")

@@ -47,6 +47,7 @@ class Learner:
         decay = config.ema_decay
         self.average = AveragedModel(network, multi_avg_fn=averaging(decay), use_buffers=True) if decay else None
         self.model, self.optimizer = accelerator.prepare(network, _optimizer(network, config))
+        self.pull: tuple[float, list[Tensor]] | None = None
 
     @property
     def evaluated(self) -> architectures.SegmentationModel:
@@ -60,15 +61,26 @@ class Learner:
         return losses.loss(logits, batch.labels, config.loss), logits
 
     def step(self, config: TrainConfig, rate: float) -> None:
-        """Move the weights by the accumulated gradients."""
+        """Move the weights by the accumulated gradients and, where there is a `pull` of mu towards other weights, by
+        mu times the distance: the gradient of FedProx's term, mu / 2 times its square (Li et al. 2020).
+        """
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
+        if self.pull:
+            self._add_pull(*self.pull)
         if config.clip_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update_parameters(self.network)
+
+    def _add_pull(self, mu: float, towards: list[Tensor]) -> None:
+        scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
+        with torch.no_grad():
+            for weights, anchor in zip(self.network.parameters(), towards, strict=True):
+                if weights.grad is not None:
+                    weights.grad.add_(weights - anchor, alpha=mu * scale)
 
     def state(self) -> dict[str, Any]:
         """Everything that training changes, for a checkpoint."""
@@ -83,9 +95,13 @@ class Learner:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
+        self.restore_optimizer(state)
+
+    def restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Continue with the optimizer of what `state` gave, and with the factor that losses are scaled by."""
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +15,7 @@ from torch import nn
 from segpipe.config.sections import Config, Section
 from segpipe.data.batches import Batches
 from segpipe.data.dataset import Dataset
+from segpipe.data.manifest import Manifest
 from segpipe.inference.predictor import Predictor
 from segpipe.inference.spec import ModelSpec
 from segpipe.models import architectures, losses
@@ -69,20 +70,12 @@ def run(
     began = time.perf_counter()
     config, device, manifest = job.config, accelerator.device, dataset.manifest
     losses.check(config.loss, len(manifest.classes))
-    train = Batches(dataset.where(split="train"), config.train, device, training=True)
-    val = Batches(dataset.where(split="val"), config.train, device, training=False)
+    sites = manifest.sites(config.federate.sites)
+    train = Batches(dataset.where(split="train", site=sites), config.train, device, training=True)
+    val = Batches(dataset.where(split="val", site=sites), config.train, device, training=False)
     checkpoints = Checkpoints(job.checkpoints, job.key, say)
     state = checkpoints.newest()
-    sizes = len(manifest.channels) * manifest.preprocess.planes, len(manifest.classes)
-    network = architectures.build(config.model, *sizes, config.seed, pretrained=state is None)
-    spec = ModelSpec(
-        model=config.model.model_copy(update={"encoder_weights": "none"}),
-        preprocess=manifest.preprocess,
-        kind=manifest.kind,
-        channels=manifest.channels,
-        classes=manifest.classes,
-        profile=manifest.profile(),
-    )
+    network, spec = build(config, manifest, pretrained=state is None), describe(config, manifest, sites)
     if not (state or process_group.rank()):
         watcher.doing("timing some steps")
     found = state["planned"] if state else {"precision": precision.choose(network, train, config, accelerator)}
@@ -119,6 +112,25 @@ def run(
         predictor = Predictor(spec, network, device)
         journal.finish(result, predictor, milliseconds(predictor, val))
     return f"val Dice {result.best.val_dice:.3f} in epoch {result.best.epoch + 1} of {len(result.history)}"
+
+
+def build(config: Config, manifest: Manifest, *, pretrained: bool) -> architectures.SegmentationModel:
+    """A network for a data set, with initial weights from elsewhere only where it is `pretrained`."""
+    sizes = len(manifest.channels) * manifest.preprocess.planes, len(manifest.classes)
+    return architectures.build(config.model, *sizes, config.seed, pretrained=pretrained)
+
+
+def describe(config: Config, manifest: Manifest, sites: Collection[str]) -> ModelSpec:
+    """What is saved beside the weights of a network that is trained at some sites of a data set."""
+    return ModelSpec(
+        model=config.model.model_copy(update={"encoder_weights": "none"}),
+        preprocess=manifest.preprocess,
+        kind=manifest.kind,
+        channels=manifest.channels,
+        classes=manifest.classes,
+        profile=manifest.profile(sites),
+        sites=config.federate.sites,
+    )
 
 
 def facts(precision: str, network: nn.Module, device: torch.device) -> dict[str, str]:

@@ -130,7 +130,7 @@ def test_a_profile_travels_from_the_data_set_to_the_warning(tmp_path):
     manifest = Manifest.read(tmp_path / "dataset" / "manifest.json")
     spec = ModelSpec(
         model=config.model, preprocess=config.preprocess, kind="picture", channels=("grey",), classes=("foreground",),
-        profile=manifest.profile(),
+        profile=manifest.profile({"site"}),
     )  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec.model_dump(mode="json")), encoding="utf-8")
     spec = ModelSpec.read(tmp_path)
