@@ -34,6 +34,9 @@ COMMANDS = {
     "check": Entry("steps.check", (), "list all that is wrong with a data set, on a page with pictures"),
     "run": Entry("pipeline", (), "preprocess, train, evaluate, register: to a promoted model"),
     "compare": Entry("pipeline", ("compare",), "train several models, compare them, promote the best"),
+    "federate": Entry(
+        "pipeline", ("federate",), "train at each site, together and apart, and compare; promote the best"
+    ),
     "predict": Entry("steps.predict", (), "segment files and folders with the champion"),
     "serve": Entry("steps.serve", (), "answer requests with the champion"),
     "page": Entry("steps.demo_page", (), "try the champion in a browser"),
@@ -50,7 +53,7 @@ COMMANDS = {
     "moved": Entry("steps.moved", (), "let a store whose folder was moved find its artifacts again"),
     "send": Entry("steps.send", (), "send records of trainings that a server has not got yet"),
 }
-CHAINS = ("run", "compare")
+CHAINS = ("run", "compare", "federate")
 
 
 def main() -> None:

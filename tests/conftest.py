@@ -99,6 +99,15 @@ def write_folder(root: Path, cases: int = 8, height: int = 40, width: int = 36) 
     return root
 
 
+def write_sites(root: Path, sites: str = "abc", cases: int = 8) -> Path:
+    """Pictures of several sites; of each a half is for training, a quarter for validation, a quarter for testing."""
+    write_folder(root, cases * len(sites))
+    splits = ("train", "train", "val", "test")
+    rows = (f"case{n},p{n},{sites[n // cases]},{splits[n % 4]}" for n in range(cases * len(sites)))
+    (root / "cases.csv").write_text("\n".join(["case,patient,site,split", *rows]) + "\n", encoding="utf-8")
+    return root
+
+
 def tiff(pages: Iterable[np.ndarray], tags: dict[int, object] | None = None, **more: str) -> bytes:
     """A TIFF of several pages, each H,W or H,W,3."""
     first, *others = (Image.fromarray(page) for page in pages)

@@ -378,7 +378,10 @@ class GateConfig(Section):
     margin: float = Field(0.01, ge=0, description="non_inferiority: largest loss in gate.metric, in its unit")
     guard: MetricName = Field("hd95", description="non_inferiority: metric that must be significantly better")
     subgroup_margin: float = Field(0.05, ge=0, description="largest loss of a subgroup in gate.metric, in its unit")
-    subgroup_patients: int = Field(3, ge=1, description="fewest patients of a subgroup that is looked at")
+    subgroup_patients: int = Field(3, ge=1, description="fewest patients of a subgroup, or site, that is looked at")
+    site_margin: float = Field(
+        0.05, ge=0, description="federations: largest loss of a site in gate.metric against its own model, in its unit"
+    )
     lesions: Literal["auto"] | bool = Field(
         "auto", description="whether lesions count; auto: not where the references are tubes, such as vessels"
     )

@@ -33,8 +33,8 @@ class Comparison:
 class Decision:
     """Whether the challenger becomes champion, by which rule, why, and all numbers.
 
-    `rule` is one of: value, floors, patients, trivial, limits, first model, superiority, non-inferiority, guards. The
-    first reason is the decisive one; if several criteria fail, the others follow.
+    `rule` is one of: value, floors, patients, trivial, sites, limits, first model, superiority, non-inferiority and
+    guards. The first reason is the decisive one; if several criteria fail, the others follow.
     """
 
     promote: bool

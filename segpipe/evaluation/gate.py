@@ -1,7 +1,8 @@
 """The gate: a pure decision on two tables of test cases whether a model becomes champion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -32,16 +33,18 @@ def decide(
     samples: int,
     seed: int,
     subgroups: Sequence[str] = (),
+    of_sites: Mapping[str, pd.DataFrame | None] = MappingProxyType({}),
 ) -> Decision:
     """Promote if every criterion is met: a value of gate.metric, floors, enough patients, better than what needs no
     network, limits on time and size and, against a champion, the paired test and the guards. All are checked; the first
-    failure decides. Both tables are cases.csv; the champion's may lack cases that it was trained on, which are then
+    failure decides. `of_sites` has the table of each site's own model where the challenger was trained at several, None
+    where a site has none. Tables are cases.csv; the champion's may lack cases that it was trained on, which are then
     excluded. Raises InputError if it has cases that the challenger lacks, or a table lacks a required column.
     """
     check_columns(challenger, ("case", "patient", gate.metric, *gate.floors), "challenger")
     mean = statistics.bootstrap_mean(challenger[gate.metric], challenger["patient"], samples, seed)
     demands = [_value(mean, gate), *_floors(challenger, gate, samples, seed), _patients(challenger, gate)]
-    demands += _trivial(challenger, gate, samples, seed)
+    demands += [*_trivial(challenger, gate, samples, seed), *guards.sites(challenger, of_sites, gate, samples, seed)]
     primary: list[Comparison] = []
     if champion is None:
         demands += _limits(gate, footprint)

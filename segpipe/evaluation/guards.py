@@ -1,12 +1,12 @@
 """The gate's guards: no subgroup may lose, and no more lesions be missed or false than by the champion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from segpipe.config.sections import GateConfig
-from segpipe.evaluation.decision import Comparison, compared, interval, number, titled
+from segpipe.evaluation.decision import NAN, Comparison, compared, interval, number, titled
 from segpipe.evaluation.paired import ELONGATION, Shared
 from segpipe.metrics import statistics
 from segpipe.metrics.statistics import Counted
@@ -28,6 +28,33 @@ def subgroups(shared: Shared, gate: GateConfig, columns: Sequence[str]) -> list[
             told = f"{name} {interval(gain, gate.metric, '+')}, {gain.patients} patients"
             detail = f"{told}: {'within' if passed else 'beyond'} {margin}"
             found.append(compared(name, gain, -gate.subgroup_margin, passed, detail, "guards"))
+    return found
+
+
+def sites(
+    cases: pd.DataFrame, of_sites: Mapping[str, pd.DataFrame | None], gate: GateConfig, samples: int, seed: int
+) -> list[Comparison]:
+    """Whether a federation's model loses against the model of a site alone, on that site's cases. No such model, or too
+    few patients, is told and decides nothing.
+    """
+    found, title = [], titled(gate.metric)
+    for site, theirs in of_sites.items():
+        name = f"site {site}: gain in mean {title} over its own model"
+        if theirs is None:
+            told = f"{name}: not judged, as no model of that site alone was evaluated; pipeline.py federate makes one"
+            found.append(Comparison(name, NAN, -gate.site_margin, True, detail=told, rule="sites"))
+            continue
+        here = cases[cases["site"] == site].set_index("case")
+        gain = Shared(here, theirs.set_index("case").loc[here.index], samples, seed).difference(gate.metric)
+        passed, knob = (
+            gain.mean >= -gate.site_margin - ROUNDING,
+            f"gate.site_margin {number(gate.site_margin, gate.metric)}",
+        )
+        verdict = f"{'within' if passed else 'beyond'} {knob}"
+        if gain.patients < gate.subgroup_patients:
+            passed, verdict = True, f"too few to judge: fewer than gate.subgroup_patients {gate.subgroup_patients}"
+        detail = f"{name} {interval(gain, gate.metric, '+')}, {gain.patients} patients: {verdict}"
+        found.append(compared(name, gain, -gate.site_margin, passed, detail, "sites"))
     return found
 
 

@@ -19,7 +19,7 @@ def cases_of(champion: ModelVersion, preprocess: str, config: Config, progress: 
     """
     tags = champion.tags
     if tags.get("test_digest") == runs.tag_of(preprocess, "segpipe.test_digest"):
-        known = _evaluated(tags["evaluate_run"], config)
+        known = evaluated(tags["evaluate_run"], config)
         if known is not None:
             return known
     from segpipe.data.dataset import Dataset
@@ -39,7 +39,7 @@ def cases_of(champion: ModelVersion, preprocess: str, config: Config, progress: 
     return cases[cases["case"].isin(unseen)]
 
 
-def _evaluated(run_id: str, config: Config) -> pd.DataFrame | None:
+def evaluated(run_id: str, config: Config) -> pd.DataFrame | None:
     """The table of an evaluation, unless it is gone, or was made with another tolerance, band or set of metrics."""
     path = f"evaluation/{kept.CASES}"
     if not artifacts.has(run_id, path):

@@ -25,7 +25,7 @@ def show(screen: Screen, decision: "Decision", figure: str) -> str:
 
 def number(value: float) -> str:
     """A number of a demand, and 0 without a sign."""
-    return f"{value + 0.0:.4g}"
+    return f"{value + 0.0:.4g}" if math.isfinite(value) else ""
 
 
 def span(low: float, high: float) -> str:

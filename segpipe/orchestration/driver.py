@@ -43,7 +43,9 @@ def advance(
             results[step] = chain.reuse(step, choice.run, choice, config, launcher, step)
             continue
         inputs = {i: results[i].run for i in STEPS[step].inputs}
-        results[step] = chain.obtain(step, config, inputs, launcher, plan.validity(step, config), asked.anew(step))
+        results[step] = chain.obtain(
+            step, config, inputs, launcher, plan.validity(launcher.session, step, config), asked.anew(step)
+        )
     runs.tag(**{f"run.{step}": result.run.info.run_id for step, result in results.items()})
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from segpipe.config import settings
 from segpipe.config.sections import Config
 from segpipe.data.manifest import FILE, Manifest
 from segpipe.errors import InputError, SegpipeError, StepError
-from segpipe.orchestration import chain, compare, driver, plan
+from segpipe.orchestration import chain, compare, driver, plan, site_models
 from segpipe.orchestration.compare import Member
 from segpipe.orchestration.launch import Launcher
 from segpipe.orchestration.plan import Asked
@@ -32,27 +31,22 @@ NOT_IN_METRICS = r"[^\w\-. /]"
 
 def members(config: Config, sites: tuple[str, ...]) -> list[Member]:
     """One training at each site, one on all their cases, one with each federated strategy; all of as many epochs."""
-    found = []
-    for number, site in enumerate(sites):
-        found.append(_member(config, f"local:{site}", f"local_{number}", strategy="local", sites=(site,)))
-    found.append(_member(config, "central", "central", strategy="central", sites=config.federate.sites))
-    return found + federations(config)
+    apart = [_member(f"local:{site}", f"local_{n}", site_models.alone(config, site)) for n, site in enumerate(sites)]
+    central = site_models.variant(config, strategy="central", sites=config.federate.sites)
+    return [*apart, _member("central", "central", central), *federations(config)]
 
 
 def federations(config: Config) -> list[Member]:
     """A training with each federated strategy."""
-    given = config.federate.model_dump()
-    without_mu = {knob: value for knob, value in given.items() if knob != "mu"}
-    of = {
-        strategy: {**(given if strategy == "fedprox" else without_mu), "strategy": strategy} for strategy in FEDERATED
-    }
-    return [_member(config, strategy, strategy, **knobs) for strategy, knobs in of.items()]
+    given, found = config.federate.model_dump(exclude={"strategy", "mu"}), []
+    for strategy in FEDERATED:
+        knobs = {**given, "mu": config.federate.mu} if strategy == "fedprox" else given
+        found.append(_member(strategy, strategy, site_models.variant(config, strategy=strategy, **knobs)))
+    return found
 
 
-def _member(config: Config, name: str, file: str, **federate: Any) -> Member:
-    values = {**config.model_dump(), "federate": federate}
-    values["train"]["epochs"] = config.epochs
-    return Member(name, settings.build(values), f"federate/configs/{file}.yaml")
+def _member(name: str, file: str, config: Config) -> Member:
+    return Member(name, config, f"federate/configs/{file}.yaml")
 
 
 def sites(config: Config, manifest: Manifest) -> tuple[str, ...]:
@@ -122,8 +116,7 @@ def _manifest(preprocess: "Run") -> Manifest:
 def _evaluate(member: Member, built: dict[str, chain.Result], launcher: Launcher, asked: Asked) -> chain.Result:
     inputs = {step: result.run for step, result in built.items()}
     mine, fresh = replace(launcher, recipe=member.recipe), asked.anew("evaluate")
-    valid = plan.validity("evaluate", member.config)
-    return chain.obtain("evaluate", member.config, inputs, mine, valid, fresh, label=f"evaluate {member.name}")
+    return chain.obtain("evaluate", member.config, inputs, mine, fresh=fresh, label=f"evaluate {member.name}")
 
 
 def _cases(evaluated: chain.Result) -> "pd.DataFrame":

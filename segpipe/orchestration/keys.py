@@ -48,6 +48,7 @@ AS_BEFORE: Mapping[str, object] = {
     "federate.deadline": 0.0,
     "federate.first_deadline": 0.0,
     "federate.optimizer": "keep",
+    "gate.site_margin": 0.05,
     "evaluate.tta": False,
     "evaluate.postprocess": "none",
     "evaluate.precision": "auto",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from segpipe.config.sections import Config
 from segpipe.errors import InputError
-from segpipe.orchestration import chain, explain, pages
+from segpipe.orchestration import chain, explain, pages, site_models
 from segpipe.orchestration.keys import MADE_HERE, Key
 from segpipe.orchestration.session import Session
 from segpipe.orchestration.step_table import STEPS
@@ -60,18 +60,29 @@ def plan(session: Session, config: Config, asked: Asked) -> Iterator[tuple[str, 
         else:
             upstream = {i: known[i].key for i in STEPS[step].inputs}
             there = [made.run.info.run_id for made in known.values() if made.run]
-            choice = chain.choose(session, step, config, upstream, validity(step, config), asked.anew(step), there)
+            choice = chain.choose(
+                session, step, config, upstream, validity(session, step, config), asked.anew(step), there
+            )
         known[step] = choice
         yield step, choice
 
 
-def validity(step: str, config: Config) -> chain.Valid:
-    """What may speak against a whole run of a step with the right key: of register that the champion is another one."""
+def validity(session: Session, step: str, config: Config) -> chain.Valid:
+    """What may speak against a whole run of a step with the right key: of register that the champion is another one, or
+    that sites have other models of their own.
+    """
 
     def still_champion(run: "Run") -> str:
         holder = champions.holder(config.registry.model_name)
         was, now = run.data.tags.get("segpipe.champion", ""), str(holder.version) if holder else ""
-        return "" if was == now else f"the champion was version {was or 'none'}, now it is {now or 'none'}"
+        if was != now:
+            return f"the champion was version {was or 'none'}, now it is {now or 'none'}"
+        judged = json.loads(run.data.tags.get(run_tags.SITE_MODELS, "{}"))
+        try:
+            known = site_models.evaluations(session.keys, run.data.tags[f"{run_tags.INPUT}evaluate"])
+        except InputError as error:
+            return str(error)
+        return "" if judged == known else "sites have other models of their own"
 
     return still_champion if step == "register" else chain.always
 

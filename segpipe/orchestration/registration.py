@@ -1,7 +1,7 @@
 """Registering one evaluated model: what is known of it, the gate's decision, and what that means for the registry."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,18 +126,21 @@ def register(session: Session, config: Config, challenger: Challenger, dry_run: 
     """Compare a challenger with the champion until the registry has stood still meanwhile, move what the decision says,
     and show it; the key figure. With `dry_run` nothing moves.
     """
-    from segpipe.orchestration import decisions
+    from segpipe.orchestration import decisions, site_models
     from segpipe.registry import champions, lock
     from segpipe.tracking import artifacts, runs
 
     name, screen = config.registry.model_name, session.screen
+    evaluations = site_models.evaluations(session.keys, challenger.evaluate)
+    of_sites = site_models.cases(evaluations, config)
+    runs.tag(site_models=json.dumps(evaluations))
     if dry_run:
         runs.tag(step=DRY_RUN)
     else:
         champions.ensure_model(name)
     while True:
         champion = champions.holder(name)
-        decision = compare(screen, challenger, champion, config)
+        decision = compare(screen, challenger, champion, config, of_sites)
         if dry_run:
             decision = champions.withheld(decision, champions.find(name, challenger.model_id))
             would_be = outcome(decision, config, "")
@@ -155,8 +158,16 @@ def register(session: Session, config: Config, challenger: Challenger, dry_run: 
     return decisions.show(screen, decision, outcome(decision, config, decided["version"]["version"]))
 
 
-def compare(screen: Screen, challenger: Challenger, champion: "ModelVersion | None", config: Config) -> "Decision":
-    """The gate's decision about a challenger and today's champion, which is measured first where that is needed."""
+def compare(
+    screen: Screen,
+    challenger: Challenger,
+    champion: "ModelVersion | None",
+    config: Config,
+    of_sites: "Mapping[str, pd.DataFrame | None]",
+) -> "Decision":
+    """The gate's decision about a challenger and today's champion, which is measured first where that is needed;
+    `of_sites` has the cases of sites' own models.
+    """
     from segpipe.evaluation import gate
     from segpipe.evaluation.decision import Decision
     from segpipe.orchestration import champion_cases
@@ -177,6 +188,7 @@ def compare(screen: Screen, challenger: Challenger, champion: "ModelVersion | No
         knobs.bootstrap_samples,
         config.seed,
         subgroups=knobs.subgroups,
+        of_sites=of_sites,
     )
 
 

@@ -10,6 +10,7 @@ CONTINUED, RESUMED = "segpipe.continued", "segpipe.resumed"
 PASSING = "segpipe.passing"
 INPUT = "segpipe.input."
 SCRATCH = "segpipe.scratch"
+SITE_MODELS = "segpipe.site_models"  # the evaluations of sites' own models that a decision looked at, as JSON
 SITE = "segpipe.site"  # the site that a run below a training is about
 PAGES = "segpipe.pages"  # what the pages of a run were made from (see orchestration.pages)
 PRECISION = "segpipe.precision"  # of the network, in an evaluation

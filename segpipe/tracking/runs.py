@@ -238,6 +238,14 @@ def finished(step: str, key: str | None = None, most: int = 5, deleted: bool = F
     return _search(step, key, "= 'FINISHED'", run_view_type=view, max_results=most)
 
 
+def built_on(step: str, upstream: str, run_id: str) -> Run | None:
+    """The newest finished run of a step that was built on that run of `upstream`."""
+    query = f"tags.`{run_tags.STEP}` = '{step}' and attributes.status = 'FINISHED'"
+    query += f" and tags.`{run_tags.INPUT}{upstream}` = '{run_id}'"
+    order = ["attributes.start_time DESC"]
+    return next(iter(MlflowClient().search_runs(experiments.built_on(), query, order_by=order, max_results=1)), None)
+
+
 def last(step: str, knob: str, value: str) -> Run | None:
     """The newest finished run of a step, but scratch ones, with that value of a knob."""
     query = f"tags.`{run_tags.STEP}` = '{step}' and attributes.status = 'FINISHED' and params.`cfg.{knob}` = '{value}'"

@@ -40,7 +40,7 @@ def test_knobs_and_flags_are_those_of_the_kept_list():
 
 def test_entry_points_are_the_chains_steps():
     project = yaml.safe_load((PROJECT / "MLproject").read_text(encoding="utf-8"))
-    assert set(project["entry_points"]) == {"main", "check", "compare", "plan", "predict", *STEPS}
+    assert set(project["entry_points"]) == {"main", "check", "compare", "federate", "plan", "predict", *STEPS}
     assert project["conda_env"] == "conda.yaml"
     for name, step in STEPS.items():
         entry = project["entry_points"][name]

@@ -249,7 +249,8 @@ def test_a_killed_training_is_ended_by_the_next_step_and_goes_on_with_its_log(cl
     assert len(set(told)) == 200
     assert len(told) <= 201  # the last one before the end is told again
     assert f"continues run {left.info.run_id}" in lines
-    assert lines[-1].startswith("epoch 200/200")
+    assert told[-1].startswith("epoch 200/200")
+    assert lines[-1].startswith("train: val Dice ")
     assert not list(tmp_path.glob("logs/*"))
 
 

@@ -8,7 +8,7 @@ from itertools import chain, repeat
 
 import pytest
 import torch
-from conftest import Watched, training_set, with_knobs, write_folder
+from conftest import Watched, training_set, with_knobs, write_sites
 
 from segpipe.data.dataset import Dataset
 from segpipe.errors import InputError, StepError
@@ -17,16 +17,6 @@ from segpipe.federation.messages import Task
 from segpipe.recording.offline import FolderRecorder
 from segpipe.runtime import process_group
 from segpipe.training import engine, trainer
-
-SPLITS = ("train", "train", "val", "test")
-
-
-def write_sites(root, sites="abc", cases=8):
-    """Pictures of several sites, each with four for training and two for validation."""
-    write_folder(root, cases * len(sites))
-    rows = (f"case{n},p{n},{sites[n // cases]},{SPLITS[n % 4]}" for n in range(cases * len(sites)))
-    (root / "cases.csv").write_text("\n".join(["case,patient,site,split", *rows]) + "\n", encoding="utf-8")
-    return root
 
 
 @pytest.fixture(scope="module")

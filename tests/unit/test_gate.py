@@ -23,8 +23,8 @@ def cases(*dice, **columns):
     return pd.DataFrame(table | columns)
 
 
-def decide(challenger, champion, footprint=SMALL, subgroups=(), samples=300, seed=0, **knobs):
-    return gate.decide(challenger, champion, GateConfig(**knobs), footprint, samples, seed, subgroups)
+def decide(challenger, champion, footprint=SMALL, subgroups=(), samples=300, seed=0, of_sites=None, **knobs):
+    return gate.decide(challenger, champion, GateConfig(**knobs), footprint, samples, seed, subgroups, of_sites or {})
 
 
 def demand(decision, name):
@@ -331,6 +331,34 @@ def by_site(*sites_and_gains):
     """A champion at 0.7 and a challenger with these gains, case by case."""
     sites, gains = zip(*sites_and_gains, strict=True)
     return cases(*(0.7 + g for g in gains), site=list(sites)), cases(*[0.7] * len(gains))
+
+
+OF_SITES = {"site": ["a"] * 3 + ["b"] * 3}
+
+
+@pytest.mark.parametrize(("own", "promoted"), [(0.06, False), (0.049, True), (0.05, True), (-0.3, True)])
+def test_a_federation_in_which_a_site_loses_against_its_own_model_is_refused(own, promoted):
+    ours = cases(*RISING, **OF_SITES)
+    alone = {"a": cases(*(np.array(RISING) + own), **OF_SITES), "b": cases(*(np.array(RISING) - 0.1), **OF_SITES)}
+    decision = decide(ours, None, of_sites=alone)
+    assert (decision.promote, decision.rule) == (promoted, "first model" if promoted else "sites")
+    found = demand(decision, "site a: gain in mean Dice over its own model")
+    assert (found.passed, found.n, found.required) == (promoted, 3, -0.05)
+    assert found.value == pytest.approx(-own)
+    assert ("beyond" if own > 0.05 else "within") + " gate.site_margin 0.0500" in found.detail
+    assert demand(decision, "site b: gain in mean Dice over its own model").passed
+    assert decide(ours, None, of_sites=alone, site_margin=0.1).promote
+
+
+def test_a_site_with_few_patients_or_no_model_of_its_own_is_told_and_decides_nothing():
+    ours = cases(*RISING, site=["a"] * 4 + ["b"] * 2)
+    decision = decide(ours, None, of_sites={"a": None, "b": cases(*(np.array(RISING) + 0.1))})
+    assert decision.promote
+    unknown, few = (demand(decision, f"site {s}: gain in mean Dice over its own model") for s in "ab")
+    assert "not judged, as no model of that site alone was evaluated" in unknown.detail
+    assert math.isnan(unknown.value)
+    assert few.detail.endswith("2 patients: too few to judge: fewer than gate.subgroup_patients 3")
+    assert few.value == pytest.approx(-0.1)
 
 
 def test_a_subgroup_that_loses_too_much_keeps_the_champion():

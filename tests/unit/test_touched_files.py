@@ -106,6 +106,19 @@ def test_a_touched_file_runs_again_what_it_decides_and_nothing_else(copy, config
         path.write_text(text, encoding="utf-8")
 
 
+def test_the_code_of_federations_decides_what_they_train_and_nothing_else(copy, config):
+    path = copy / "segpipe/federation/site.py"
+    text = path.read_text(encoding="utf-8")
+    together = settings.load(None, {"data.format": "phantom", "federate.strategy": "fedavg"})
+    before = [chain_of(made(copy), one) for one in (config, together)]
+    try:
+        path.write_text(text + MORE, encoding="utf-8")
+        after = [chain_of(made(copy), one) for one in (config, together)]
+    finally:
+        path.write_text(text, encoding="utf-8")
+    assert [changed(*pair) for pair in zip(before, after, strict=True)] == [NONE, TRAIN]
+
+
 def test_whatever_computes_is_in_a_key():
     found = made(PROJECT)
     covered = {name for step in STEPS for name in found.deciding(step)}
@@ -123,6 +136,7 @@ def test_whatever_computes_is_in_a_key():
         ("evaluate.subgroups=site", EVALUATE, []),
         ("gate.alpha=0.01", REGISTER, []),
         ("train.lr=0.5", TRAIN, []),
+        ("federate.strategy=fedavg", TRAIN, []),
         ("data.root=elsewhere", NONE, []),
         ("tracking.experiment=another", NONE, []),
         ("serving.port=1", NONE, []),
