@@ -102,6 +102,9 @@ class DataConfig(Section):
     )
     ignore_label: int = Field(-1, ge=-1, le=255, description="mask value left out of loss and metrics; -1: none")
     patients: int = Field(40, ge=3, le=10_000, description="phantom: how many patients to simulate")
+    site_gap: float = Field(
+        1.0, ge=0, le=3, description="phantom: how far apart its three sites' scanners are; 0: alike"
+    )
 
     @model_validator(mode="after")
     def _known_channels(self) -> "DataConfig":

@@ -63,20 +63,33 @@ VOLUME_ML = (0.2, 60.0)
 MEDIAN_ML, LOG_SPREAD = 9.0, 1.2
 
 
-def simulate(base: Path, patients: int, seed: int) -> Path:
-    """Write `patients` patients in the ISLES'22 BIDS layout below `base` and return the folder.
+def scanners(gap: float) -> tuple[Site, ...]:
+    """The sites' scanners, their values `gap` times as far from the mean of all three as those in `SITES`; no voxel,
+    noise or gain gets smaller than half the smallest there.
+    """
+    if gap == 1:
+        return SITES
+    values = np.array([[*site.voxel, *site[2:]] for site in SITES])
+    mean = values.mean(axis=0)
+    moved = np.maximum(mean + gap * (values - mean), values.min(axis=0) / 2)
+    return tuple(Site(site.name, tuple(row[:3]), *row[3:]) for site, row in zip(SITES, moved.tolist(), strict=True))
+
+
+def simulate(base: Path, patients: int, seed: int, gap: float = 1.0) -> Path:
+    """Write `patients` patients in the ISLES'22 BIDS layout below `base`, of sites with `scanners(gap)`, and return the
+    folder.
 
     The folder is named after the arguments and this file, so an existing one is used as it is; it appears complete or
     not at all. The same arguments give the same bytes.
     """
-    root = base / f"phantom-{hashes.of_json([hashes.digest([Path(__file__)]), patients, seed])[:10]}"
+    root = base / f"phantom-{hashes.of_json([hashes.digest([Path(__file__)]), patients, seed, gap])[:10]}"
     if root.is_dir():
         return root
     partial = base / f"{root.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
-    template, rows = _load_template(), [("participant_id", "patient", "site")]
+    template, rows, sites = _load_template(), [("participant_id", "patient", "site")], scanners(gap)
     for index in range(patients):
-        site = SITES[index % len(SITES)]
+        site = sites[index % len(sites)]
         name = f"sub-phantom{index:04d}"
         _write_patient(partial, name, site, template, np.random.default_rng([seed, index]))
         rows.append((name, name, site.name))

@@ -44,10 +44,8 @@ class Server:
             report()
         while True:
             number = len(course.rounds)
-            done = number == self.count
-            epochs = (
-                0 if done else min(federate.local_epochs, self.config.train.epochs - number * federate.local_epochs)
-            )
+            done, left = number == self.count, self.config.train.epochs - number * federate.local_epochs
+            epochs = min(federate.local_epochs, max(0, left))
             task = Task(kind="validate" if done else "train", round=number, epochs=epochs)
             began = time.perf_counter()
             message, answers, failures = self.ask(task, course.weights, stop)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FEDERATED = ("fedavg", "fedprox", "fedbn")
 ALL = "all sites"
 COLUMNS = ("model", "site", "dice", "dice_ci_low", "dice_ci_high", "group", "cases", "patients")
+BY_SITE, CURVES = "sites.png", "curves.png"
 NOT_IN_METRICS = r"[^\w\-. /]"
 
 
@@ -76,6 +77,7 @@ def run(launcher: Launcher, config: Config, then: str, asked: Asked, results: di
 
     Raises InputError where there are not two sites, StepError where no federation could be trained.
     """
+    from segpipe.evaluation.report import federation_page
     from segpipe.tracking import artifacts, runs
 
     began, screen = time.perf_counter(), launcher.session.screen
@@ -90,11 +92,13 @@ def run(launcher: Launcher, config: Config, then: str, asked: Asked, results: di
     named = {member.name: result for member, result in trained.items()}
     cases = {member.name: _cases(result) for member, result in evaluated.items()}
     board = by_site(cases, taking_part, config.evaluate.bootstrap_samples, config.seed)
+    best = _best(outcomes)
     with artifacts.files("federate") as folder:
-        _save(board, named, folder)
+        rounds = _save(board, named, folder)
+        federation_page.write(board, rounds, best.name, cases[best.name], folder, [BY_SITE, CURVES])
     _log_by_site(board, named)
     _show(screen, board, taking_part)
-    best = _best(outcomes)
+    screen.answer(f"Sites apart and together: {artifacts.place(runs.active(), f'federate/{federation_page.FILE}')}")
     results |= {"train": trained[best], "evaluate": evaluated[best]}
     val_dice = results["train"].run.data.metrics["best_val_dice"]
     runs.tag(best=best.name, figure=f"best federation: {best.name}, val Dice {val_dice:.3f}")
@@ -120,15 +124,11 @@ def _evaluate(member: Member, built: dict[str, chain.Result], launcher: Launcher
 
 
 def _cases(evaluated: chain.Result) -> "pd.DataFrame":
-    """What an evaluation measured of each test case: index case; patient, site, dice."""
-    import pandas as pd
-
-    from segpipe.evaluation.kept import CASES
+    """What an evaluation measured of each test case, with the case as the index."""
+    from segpipe.evaluation import kept
     from segpipe.tracking import artifacts
 
-    path = artifacts.local(f"runs:/{evaluated.run.info.run_id}/evaluation/{CASES}")
-    found = pd.read_csv(path, dtype={"case": str, "patient": str, "site": str}, keep_default_na=False, na_values=[""])
-    return found.set_index("case")[["patient", "site", "dice"]]
+    return kept.table(artifacts.local(f"runs:/{evaluated.run.info.run_id}/evaluation/{kept.CASES}")).set_index("case")
 
 
 def by_site(cases: "dict[str, pd.DataFrame]", taking_part: tuple[str, ...], samples: int, seed: int) -> "pd.DataFrame":
@@ -167,8 +167,10 @@ def _best(trained: compare.Outcomes) -> Member:
     return max(dice, key=lambda member: dice[member])
 
 
-def _save(board: "pd.DataFrame", trained: "dict[str, chain.Result]", folder: "Path") -> None:
-    """Write the table, its picture, how trainings went, and what became of each site in each round."""
+def _save(board: "pd.DataFrame", trained: "dict[str, chain.Result]", folder: "Path") -> "pd.DataFrame":
+    """Write the table, its picture, how trainings went, and what became of each site in each round, which is returned:
+    one row per model, round and site.
+    """
     import pandas as pd
 
     from segpipe.plots import federation, training
@@ -176,7 +178,7 @@ def _save(board: "pd.DataFrame", trained: "dict[str, chain.Result]", folder: "Pa
     from segpipe.tracking import artifacts, runs
 
     board.to_csv(folder / "sites.csv", index=False)
-    federation.by_site(board, folder / "sites.png")
+    federation.by_site(board, folder / BY_SITE)
     curves, rounds = dict[str, list[float]](), list[dict[str, Any]]()
     for name, outcome in trained.items():
         run_id = outcome.run.info.run_id
@@ -185,8 +187,11 @@ def _save(board: "pd.DataFrame", trained: "dict[str, chain.Result]", folder: "Pa
         if name in FEDERATED:
             path = artifacts.local(f"runs:/{run_id}/{artifact_tree.ROUNDS}")
             rounds += [{"model": name, **row} for row in json.loads(path.read_text(encoding="utf-8"))]
-    training.overlaid(curves, "validation Dice", folder / "curves.png", unit="epoch or round")
-    pd.json_normalize(rounds, "sites", ["model", "round", "bytes_down"]).to_csv(folder / "rounds.csv", index=False)
+    training.overlaid(curves, "validation Dice", folder / CURVES, unit="epoch or round")
+    table = pd.json_normalize(rounds, "sites", ["model", "round", "bytes_down"])
+    table["bytes_down"] = table["bytes_down"].astype(int)
+    table.to_csv(folder / "rounds.csv", index=False)
+    return table
 
 
 def _log_by_site(board: "pd.DataFrame", trained: "dict[str, chain.Result]") -> None:

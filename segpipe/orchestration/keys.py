@@ -27,6 +27,7 @@ MADE_HERE = (FORMAT, CODE, FEDERATION, REQUIREMENTS, PYTHON)
 WITHOUT_EFFECT = ("data.root", "train.resume", "train.processes", "train.max_restarts")
 # Knobs that came after keys had been made, with the value at which all is as before: a key leaves them out then.
 AS_BEFORE: Mapping[str, object] = {
+    "data.site_gap": 1.0,
     "preprocess.spacing": [],
     "preprocess.longest": 0,
     "preprocess.window": [],

@@ -1,5 +1,7 @@
 """Comparisons of sites that train apart and together."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from conftest import TINY, write_folder, write_sites
@@ -29,8 +31,8 @@ def table_of(run):
     }
 
 
-def test_each_training_is_measured_at_each_site_and_the_best_federation_goes_on(federate):
-    from segpipe.tracking import connection, runs
+def test_each_training_is_measured_at_each_site_and_the_best_federation_goes_on(federate, tmp_path_factory):
+    from segpipe.tracking import artifacts, connection, runs
 
     done = federate()
     assert done.returncode == 0, done.stderr
@@ -45,6 +47,10 @@ def test_each_training_is_measured_at_each_site_and_the_best_federation_goes_on(
     assert (board["dice_ci_low"] <= board["dice"]).all()
     assert set(tables["rounds"]["model"]) == {"fedavg", "fedprox", "fedbn"}
     assert len(tables["rounds"]) == 3 * 2 * 3
+    page = Path(artifacts.local(f"runs:/{run.info.run_id}/federate/report.html")).read_text(encoding="utf-8")
+    assert all(f"<td>{name}</td>" in page for name in MODELS)
+    assert page.count("data:image/png") == 2
+    assert str(tmp_path_factory.getbasetemp()) not in page
     assert all(name in done.stdout for name in MODELS)
 
     children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")

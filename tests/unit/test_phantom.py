@@ -28,6 +28,20 @@ def test_same_seed_same_bytes(tmp_path):
     assert phantom.simulate(tmp_path / "a", 3, 6) != phantom.simulate(tmp_path / "a", 3, 5)
 
 
+def test_sites_are_as_far_apart_as_asked(tmp_path):
+    assert phantom.scanners(1.0) == phantom.SITES
+    alike, apart = phantom.scanners(0.0), phantom.scanners(2.0)
+    assert len({site[1:] for site in alike}) == 1
+    for usual, far in zip(phantom.SITES, apart, strict=True):
+        assert far.name == usual.name
+        assert far.b - alike[0].b == pytest.approx(2 * (usual.b - alike[0].b))
+    extreme = phantom.scanners(3.0)
+    assert min(min(*site.voxel, site.noise, site.gain, site.bias) for site in extreme) > 0
+    roots = [phantom.simulate(tmp_path, 3, 0, gap) for gap in (0.0, 2.0)]
+    zooms = [[volume(root, index, "dwi").header.get_zooms() for index in range(3)] for root in roots]
+    assert [len(set(found)) for found in zooms] == [1, 3]
+
+
 def test_more_patients_keep_the_first_ones(patients, tmp_path):
     few = phantom.simulate(tmp_path, 3, 0)
     one, other = (np.asarray(volume(root, 2, "dwi").dataobj) for root in (few, patients))

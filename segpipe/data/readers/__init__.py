@@ -62,7 +62,7 @@ def open_reader(config: Config) -> Reader:
         from segpipe.data import phantom
 
         base = Path(config.data.root or project.home() / "data").resolve()
-        return reader_of(config.data, phantom.simulate(base, config.data.patients, config.seed))
+        return reader_of(config.data, phantom.simulate(base, config.data.patients, config.seed, config.data.site_gap))
     return reader_of(config.data, raw.check_root(config.data.root))
 
 
