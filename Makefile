@@ -1,4 +1,4 @@
-# make demo: the whole chain on simulated patients.  make page: try its champion in a browser.  make test: the tests.  make portable: those of numbers, as on an older processor.  make check: format, lint, types, contracts.  make docs: the pages as a site that can be searched.
+# make demo: the whole chain on simulated patients.  make federate: three simulated hospitals, apart and together.  make page: try its champion in a browser.  make test: the tests.  make portable: those of numbers, as on an older processor.  make check: format, lint, types, contracts.  make docs: the pages as a site that can be searched.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
@@ -6,10 +6,13 @@ NUMERICAL := tests/equivalence/test_processes.py tests/regression/test_kept_file
   $(patsubst %,tests/unit/test_%.py,augment engine evaluation inference losses models prediction serving windows)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo page test portable check format docs lock slow bench clean
+.PHONY: demo federate page test portable check format docs lock slow bench clean
 
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" python pipeline.py
+
+federate: .venv/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" python pipeline.py federate --config configs/federate.yaml
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=

@@ -15,9 +15,12 @@ def describe(config: Config) -> str:
     the reader does.
     """
     cases = all_cases(open_reader(config))
-    return f"{config.data.root}: {config.data.format}, {len(cases)} cases with masks, {_form(cases[0], config)}, " + (
-        _patients(cases)
-    )
+    form, counted = _form(cases[0], config), _count(len(cases), "case")
+    return f"{config.data.root}: {config.data.format}, {counted} with masks, {form}, {_patients(cases)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _form(case: Case, config: Config) -> str:
@@ -38,7 +41,7 @@ def _size(image: Decoded) -> str:
 
 def _patients(cases: list[Case]) -> str:
     patients, sites = {case.patient for case in cases}, {case.site for case in cases}
-    told = f"{len(patients)} patients"
+    told = _count(len(patients), "patient")
     if len(sites) > 1:
         told += f" of {len(sites)} sites ({', '.join(sorted(sites))})"
     if len(patients) == len(cases):

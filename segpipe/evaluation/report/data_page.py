@@ -11,7 +11,7 @@ from segpipe.data.checking.facts import Facts
 from segpipe.data.checking.findings import Finding
 from segpipe.data.checking.reading import Check
 from segpipe.data.manifest import SPLITS
-from segpipe.data.readers import READERS
+from segpipe.data.readers import READERS, channel_names
 from segpipe.evaluation.report.page import environment, uri
 from segpipe.plots.cases import outlined
 
@@ -86,8 +86,8 @@ def _tiles(check: Check, config: Config) -> list[tuple[str, str]]:
 
 def _tables(facts: Sequence[Facts], config: Config) -> list[dict[str, Any]]:
     """Tables with a title, the names of their columns, and rows of text."""
-    sizes = Counter("x".join(str(n) for n in one.shape if n > 1) for one in facts)
-    spacings = Counter("x".join(f"{n:.3g}" for n in one.spacing) if one.spacing else "none" for one in facts)
+    sizes = Counter("x".join(str(n) for n in reversed(one.shape) if n > 1) for one in facts)
+    spacings = Counter("x".join(f"{n:.3g}" for n in reversed(one.spacing)) if one.spacing else "none" for one in facts)
     values = Counter(", ".join(f"{n:g}" for n in one.values) for one in facts)
     return [
         _counted("Sizes in pixels", sizes),
@@ -101,7 +101,7 @@ def _tables(facts: Sequence[Facts], config: Config) -> list[dict[str, Any]]:
         {
             "title": "Intensities",
             "columns": ("channel", "lowest", "mean", "highest"),
-            "rows": [_range_row(facts, channel) for channel in range(len(facts[0].ranges) if facts else 0)],
+            "rows": [_range_row(facts, *channel) for channel in enumerate(channel_names(config.data)) if facts],
         },
     ]
 
@@ -122,6 +122,6 @@ def _class_row(facts: Sequence[Facts], label: int, name: str) -> tuple[str, ...]
     return (name, *(f"{having[split]} of {every[split]}" for split in SPLITS), f"{voxels / max(1, whole):.2%}")
 
 
-def _range_row(facts: Sequence[Facts], channel: int) -> tuple[str, ...]:
+def _range_row(facts: Sequence[Facts], channel: int, name: str) -> tuple[str, ...]:
     lows, means, highs = zip(*(one.ranges[channel] for one in facts), strict=True)
-    return str(channel + 1), f"{min(lows):g}", f"{sum(means) / len(means):.4g}", f"{max(highs):g}"
+    return name, f"{min(lows):g}", f"{sum(means) / len(means):.4g}", f"{max(highs):g}"
