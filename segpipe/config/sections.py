@@ -311,6 +311,9 @@ class TrainConfig(Section):
     resume: str = Field("auto", min_length=1, description="auto: continue an interrupted run; never; or a run ID")
 
 
+AVERAGED = ("fedavg", "fedprox", "fedbn")
+
+
 class FederateConfig(Section):
     """Sites that train together; their images stay with them."""
 
@@ -332,7 +335,7 @@ class FederateConfig(Section):
     @property
     def averages(self) -> bool:
         """Whether sites train apart and their weights are averaged."""
-        return self.strategy not in ("central", "local")
+        return self.strategy in AVERAGED
 
     @model_validator(mode="after")
     def _check(self) -> "FederateConfig":

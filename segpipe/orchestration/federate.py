@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from segpipe.config.sections import Config
+from segpipe.config.sections import AVERAGED, Config
 from segpipe.data.manifest import FILE, Manifest
 from segpipe.errors import InputError, SegpipeError, StepError
 from segpipe.orchestration import chain, compare, driver, plan, site_models
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities import Run
 
-FEDERATED = ("fedavg", "fedprox", "fedbn")
 ALL = "all sites"
 COLUMNS = ("model", "site", "dice", "dice_ci_low", "dice_ci_high", "group", "cases", "patients")
 BY_SITE, CURVES = "sites.png", "curves.png"
@@ -40,7 +39,7 @@ def members(config: Config, sites: tuple[str, ...]) -> list[Member]:
 def federations(config: Config) -> list[Member]:
     """A training with each federated strategy."""
     given, found = config.federate.model_dump(exclude={"strategy", "mu"}), []
-    for strategy in FEDERATED:
+    for strategy in AVERAGED:
         knobs = {**given, "mu": config.federate.mu} if strategy == "fedprox" else given
         found.append(_member(strategy, strategy, site_models.variant(config, strategy=strategy, **knobs)))
     return found
@@ -159,7 +158,7 @@ def _best(trained: compare.Outcomes) -> Member:
     dice = {
         member: outcome.run.data.metrics["best_val_dice"]
         for member, outcome in trained.items()
-        if member.name in FEDERATED and not isinstance(outcome, SegpipeError)
+        if member.name in AVERAGED and not isinstance(outcome, SegpipeError)
     }
     if not dice:
         failed = "; ".join(f"{m.name}: {error}" for m, error in trained.items() if isinstance(error, SegpipeError))
@@ -184,7 +183,7 @@ def _save(board: "pd.DataFrame", trained: "dict[str, chain.Result]", folder: "Pa
         run_id = outcome.run.info.run_id
         if not name.startswith("local:"):
             curves[name] = runs.history(run_id, "val_dice")
-        if name in FEDERATED:
+        if name in AVERAGED:
             path = artifacts.local(f"runs:/{run_id}/{artifact_tree.ROUNDS}")
             rounds += [{"model": name, **row} for row in json.loads(path.read_text(encoding="utf-8"))]
     training.overlaid(curves, "validation Dice", folder / CURVES, unit="epoch or round")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow import MlflowClient
 
 from segpipe.config import settings
-from segpipe.config.sections import Config
+from segpipe.config.sections import AVERAGED, Config
 from segpipe.data.manifest import FILE, Manifest
 from segpipe.orchestration import champion_cases
 from segpipe.orchestration.keys import Keys
@@ -32,9 +32,9 @@ def evaluations(keys: Keys, evaluate: str) -> dict[str, str]:
     that site alone, empty where there is none. No sites where the training was no federation.
     """
     train = MlflowClient().get_run(runs.tag_of(evaluate, f"{run_tags.INPUT}train"))
-    recorded = settings.recorded(artifacts.local(f"runs:/{train.info.run_id}/{runs.CONFIG}"), {})
-    if not recorded.federate.averages:
+    if train.data.params.get("cfg.federate.strategy") not in AVERAGED:
         return {}
+    recorded = settings.recorded(artifacts.local(f"runs:/{train.info.run_id}/{runs.CONFIG}"), {})
     preprocess = runs.tag_of(train.info.run_id, f"{run_tags.INPUT}preprocess")
     manifest = Manifest.read(artifacts.local(f"runs:/{preprocess}/dataset/{FILE}"))
     upstream = {"preprocess": runs.tag_of(preprocess, run_tags.KEY)}

@@ -19,7 +19,7 @@ from segpipe.inference.predictor import Segmentation
 from segpipe.inference.spec import Labelling
 
 GIVEN = {"threshold": 0.5}
-SPEC = SimpleNamespace(precision="fp32")
+SPEC = SimpleNamespace(precision="fp32", sites=())
 
 
 class Certain:

@@ -52,7 +52,7 @@ TABLE = {
 }
 # What computes for the served model and the pages alone; all else of these folders is in a step's key.
 COMPUTING = ("data", "metrics", "models", "inference", "training", "evaluation")
-TOLD = {"evaluation/report/data_page.py", "data/readers/description.py"}
+TOLD = {"evaluation/report/data_page.py", "evaluation/report/federation_page.py", "data/readers/description.py"}
 FOR_SERVING = {"data/encodings.py", "inference/input_assembly.py", "inference/quantities.py"}
 
 
