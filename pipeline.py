@@ -25,18 +25,15 @@ if TYPE_CHECKING:
 
 HELP = """Take a folder of images and masks to a promoted model: preprocess, train, evaluate, register.
 
-With `compare` it trains every combination that the knobs compare.* name, ranks them, and goes on with the best.
+`compare` trains every combination that the knobs compare.* name, `federate` at each site of the data set alone, on all
+cases together, and with each federated strategy. Both rank them, and go on with the best.
 
-With `federate` it trains at each site of the data set alone, on all cases together, and with each federated strategy,
-compares them on every site's test cases, and goes on with the best federation.
+`reproduce MODEL` (models:/NAME@champion, models:/NAME/VERSION, or the run ID of an evaluation) runs a model's recorded
+steps once more, in an experiment of their own, and tells what differs; of the knobs it takes data.root and
+tracking.experiment.
 
-With `reproduce MODEL` (models:/NAME@champion, models:/NAME/VERSION, or the run ID of an evaluation) it runs a model's
-recorded steps once more, in an experiment of their own, and tells what came out differently; of the knobs it takes
-data.root, where the raw data has moved, and tracking.experiment. The registry stays as it is.
-
-Each step is a process of its own, started through MLflow Projects and nested under one parent run. A step whose config,
-code, requirements, inputs and raw data are those of a finished run is not run again; --plan tells what would run, and
-why.
+Each step is a process of its own, nested under one parent run. A step whose config, code, requirements, inputs and raw
+data are those of a finished run is not run again; --plan tells what would run, and why.
 """
 FLAGS: tuple[click.Parameter, ...] = (
     click.Argument(["what"], type=click.Choice(["pipeline", "compare", "federate", "reproduce"]), default="pipeline"),
@@ -49,7 +46,7 @@ FLAGS: tuple[click.Parameter, ...] = (
         default=None,
         type=click.Choice(["all", *STEPS]),
         metavar="[STEP]",
-        help="run all steps, or STEP and those after it, although they have finished before",
+        help="run all steps, or STEP and those after it, anew",
     ),
     click.Option(
         ["--from", "start"],
@@ -60,20 +57,20 @@ FLAGS: tuple[click.Parameter, ...] = (
     click.Option(["--until"], default=None, type=click.Choice([*STEPS]), help="the last step"),
     click.Option(["--run-name"], default="", help="name of the parent run"),
     click.Option(["--experiment", "tracking__experiment"], default=None, help="same as --tracking.experiment"),
-    click.Option(["--in-process"], is_flag=True, help="run the steps in this process, one after the other"),
+    click.Option(["--in-process"], is_flag=True, help="run the steps in this process"),
     click.Option(
         ["--env-manager"],
         type=click.Choice(["local", "uv", "virtualenv", "conda"]),
         default="local",
         show_default=True,
-        help="environment that MLflow Projects runs each step in",
+        help="environment that each step runs in",
     ),
     click.Option(
         ["--backend"],
         default="local",
         show_default=True,
         metavar="NAME",
-        help="where MLflow Projects runs each step: local, kubernetes, databricks, or an installed plugin",
+        help="where each step runs: local, kubernetes, databricks, or a plugin",
     ),
     click.Option(["--backend-config"], default="", metavar="FILE", help="JSON file for the backend"),
     click.Option(
@@ -81,7 +78,7 @@ FLAGS: tuple[click.Parameter, ...] = (
         type=click.Choice(["promote", "evaluate", "stop"]),
         default="promote",
         show_default=True,
-        help="compare, federate: what becomes of the best model afterwards; promote is evaluate and register",
+        help="compare, federate: how far the best model goes",
     ),
     click.Option(
         ["--tolerance"],
